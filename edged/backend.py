@@ -1,0 +1,208 @@
+"""The seam between edged and the runtimes: the nouns and nothing else.
+
+An adapter in `backends/edged_backends/` conforms to these protocols and imports, of edged, only this
+module and `edged.errors`. It translates every exception of its runtime at the call: nothing foreign
+crosses the seam. Capabilities are data on `Device`, asked before use, never discovered by exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import msgspec
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Kind = Literal["cpu", "igpu", "gpu", "npu", "cuda", "webgpu", "simulated"]
+Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device can do, as data.
+
+    An NPU has `static_shapes`: every input is padded to one of a few fixed shapes before it is run.
+    """
+
+    dtypes: tuple[str, ...] = ("f32",)
+    static_shapes: bool = False
+    max_batch: int = 0
+    """Largest batch of one run; 0 means that the runtime sets no limit."""
+    max_sequences: int = 0
+    """Most sequences decoded together; 0 means no limit, 1 that there is no continuous batching."""
+    streams: int = 1
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of silicon as one runtime sees it."""
+
+    id: str
+    """`cpu`, `cpu:0-1` (a core set), `igpu`, `gpu:1`, `npu`, `cuda:0`, `webgpu:0`."""
+    kind: Kind
+    name: str
+    backend: str
+    memory_bytes: int = 0
+    cores: tuple[int, ...] = ()
+    """CPU cores that work may run on; empty for accelerators and for the whole CPU."""
+    capabilities: Capabilities = Capabilities()
+    unusable: str = ""
+    """Why the device cannot be used and what to do about it; empty when it can."""
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True):
+    """One set of weights of a model, present and verified on this machine."""
+
+    model: str
+    name: str
+    """`fp32`, `int8`, `q4_1`, ..."""
+    task: Literal["embed", "rerank", "generate", "tensor"]
+    format: Literal["onnx", "gguf", "openvino", "none"]
+    path: Path
+    """The file with the weights."""
+    digest: str = ""
+    """sha256 of the weights, 64 hexadecimal digits."""
+    tokenizer: Path | None = None
+    """`tokenizer.json`, for encoders; generators carry their own."""
+    context_tokens: int = 512
+    details: dict[str, Any] = {}
+    """Task facts from the manifest: pooling, query_prefix, dimension, ..."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. The defaults are greedy decoding."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.0
+    """0 is greedy: the most probable token, always."""
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=10)] = 1.0
+    presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+
+
+class TokenEvent(msgspec.Struct, frozen=True):
+    """What one step did for one sequence: new token ids, and, at the end, why it ended."""
+
+    sequence: int
+    tokens: tuple[int, ...] = ()
+    finish: Finish | None = None
+    error: str = ""
+
+
+class TensorSession(Protocol):
+    """A loaded model that maps arrays to arrays. Close it to give its memory back."""
+
+    inputs: tuple[str, ...]
+    """Names of the inputs that `run` takes."""
+    outputs: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, Array], /) -> dict[str, Array]:
+        """Run one batch: the first axis of every array is the batch.
+
+        The arrays of the result belong to the caller. Raises `BackendError` when the runtime refuses
+        or fails, `DeviceLost` when the device is gone.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; idempotent."""
+        ...
+
+
+class Vocabulary(Protocol):
+    """The tokenizer that belongs to a generator's weights."""
+
+    chat_template: str
+    """Jinja source as the model file carries it; empty when it carries none."""
+    beginning: str
+    """Text of the beginning-of-sequence token, for the chat template; may be empty."""
+    end: str
+    """Text of the end-of-sequence token, for the chat template; may be empty."""
+
+    def encode(self, text: str, /, *, special: bool) -> list[int]:
+        """Tokenise; `special` says whether control tokens written in the text are recognised.
+
+        Adds no beginning or end token of its own.
+        """
+        ...
+
+    def decode(self, tokens: Sequence[int], /) -> str:
+        """Turn ids to text, control tokens left out; an incomplete UTF-8 tail becomes U+FFFD."""
+        ...
+
+
+class TokenSession(Protocol):
+    """A continuous-batching engine: sequences join and leave at token boundaries."""
+
+    vocabulary: Vocabulary
+    context_tokens: int
+    """Prompt and new tokens of one sequence together."""
+    max_sequences: int
+
+    @property
+    def free_sequences(self) -> int:
+        """How many more sequences `admit` takes now."""
+        ...
+
+    def admit(
+        self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int, /
+    ) -> None:
+        """Start a sequence under a number of the caller's choosing, which no live sequence has.
+
+        To resume an answer, give prompt and the tokens already produced as `prompt`: under greedy
+        decoding exactly the remaining tokens follow. Stops at an end-of-generation token (which is
+        not reported in `tokens`) or after `max_tokens`. Raises `BackendError` when it cannot.
+        """
+        ...
+
+    def step(self) -> list[TokenEvent]:
+        """Advance every live sequence by at most one token each (prefill may need several steps)."""
+        ...
+
+    def cancel(self, sequence: int, /) -> None:
+        """Forget a sequence at once; no event follows. Unknown numbers are ignored."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; idempotent."""
+        ...
+
+
+class Backend(Protocol):
+    """A runtime: onnxruntime, openvino, llama.cpp, ... Construction is cheap and starts nothing."""
+
+    name: str
+    formats: tuple[str, ...]
+    """Weight formats that it opens."""
+
+    def devices(self) -> list[Device]:
+        """List what this machine offers; an unusable device is listed with the reason."""
+        ...
+
+    def open(
+        self, variant: Variant, device: Device, options: Mapping[str, Any], /
+    ) -> TensorSession | TokenSession:
+        """Load `variant` on `device`: a `TokenSession` for task `generate`, else a `TensorSession`.
+
+        `options` are the adapter's own, from the stage's table in the config (`threads`,
+        `context_tokens`, `max_sequences`, `cache_dir`, ...); an unknown one is a `ConfigError`.
+        Raises `BackendError` when the runtime cannot load the weights.
+        """
+        ...
+
+
+def parse_cores(text: str) -> tuple[int, ...]:
+    """Parse a core list as the kernel writes it.
+
+    >>> parse_cores("0-2,5")
+    (0, 1, 2, 5)
+    """
+    cores: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        cores.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(cores))
+

@@ -1,0 +1,118 @@
+"""What the API sees of the dispatcher: submissions in, events out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from edged.errors import EdgedError
+from edged.messages import Status
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as the API hands it over: opaque payload, route and deadline."""
+
+    route: tuple[str, ...]
+    """Stage names in order."""
+    operation: str
+    payload: bytes
+    """Encoded `ChatTask`, `EmbedTask`, `RerankTask` or tensors; must fit one slot."""
+    deadline_s: float
+    pipeline: str = ""
+    """Label for metrics: the pipeline's or the model's name."""
+    trace: str = ""
+    """The client's request id, for logs."""
+
+
+class StageTiming(msgspec.Struct, frozen=True, kw_only=True):
+    """What one stage did for a request."""
+
+    stage: str
+    wait_s: float
+    compute_s: float
+    batch: int
+    device: str
+    variant: str
+    attempts: int
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """Streamed text; `tokens` is how many new tokens it stands for."""
+
+    text: str
+    tokens: int
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """The terminal event of a request that was answered."""
+
+    payload: bytes
+    timings: tuple[StageTiming, ...]
+    resumed: int = 0
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """The terminal event of a request that failed."""
+
+    error: EdgedError
+
+
+Event = Delta | Completed | Rejected
+
+
+class Ticket(Protocol):
+    """An accepted request: iterate for its events; exactly one terminal event comes last."""
+
+    request: int
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield `Delta`s, then one `Completed` or `Rejected`."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop working on it; idempotent, and harmless after the terminal event."""
+        ...
+
+
+class FrontDoor(Protocol):
+    """The dispatcher as the API uses it."""
+
+    def submit(self, submission: Submission, /) -> Ticket:
+        """Accept a request or raise at once: `Overloaded` (with `retry_after_s`), `Draining`,
+        `StageUnavailable`, `TooLarge`.
+        """
+        ...
+
+    def status(self) -> Status:
+        """Say how things stand now."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether every stage has a worker that is loaded."""
+        ...
+
+
+class Operator(Protocol):
+    """The daemon as the admin socket uses it; every method may raise `EdgedError`."""
+
+    async def restart_stage(self, stage: str, /) -> None:
+        """Replace the workers of a stage; requests in flight are carried on by the new ones."""
+        ...
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again; return what changed, a sentence each. All or nothing."""
+        ...
+
+    async def drain(self) -> None:
+        """Begin an orderly stop: refuse new work, finish the accepted, exit 0."""
+        ...
+
+    def configuration(self) -> dict[str, object]:
+        """The configuration in force, as plain data."""
+        ...
+
+    def recent_logs(self, count: int, /) -> list[dict[str, object]]:
+        """The newest log records, oldest first."""
+        ...

@@ -1,0 +1,355 @@
+"""Every message on every wire, and one codec.
+
+msgpack between processes, JSON to clients, the same structs. Never pickle.
+Control messages are tagged unions, one per receiver; payload structs travel in slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from edged.backend import Sampling
+from edged.errors import BadRequest, ProtocolError
+
+T = TypeVar("T")
+
+# ---------------------------------------------------------------- descriptors
+
+
+class SlotRef(msgspec.Struct, frozen=True, array_like=True):
+    """A descriptor: where a payload lies and which writing of the slot it is.
+
+    `generation` changes each time the slot is leased; `checksum` is CRC-32 of the `length` bytes.
+    """
+
+    arena: int
+    slot: int
+    generation: int
+    length: int = 0
+    checksum: int = 0
+
+
+# ---------------------------------------------------------- daemon to worker
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True, tag="work"):
+    """One item for a worker: read `source` in place, write the result into `target`."""
+
+    request: int
+    attempt: int
+    operation: str
+    source: SlotRef
+    target: SlotRef
+    remaining_ms: int
+    """Time left until the deadline when the message was sent; never a wall-clock time."""
+    resume_tokens: tuple[int, ...] = ()
+    """Tokens already sent to the client: the answer continues behind them."""
+    resume_characters: int = 0
+    """How much of the text of those tokens the client already has."""
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True, tag="batch"):
+    """A micro-batch: the items that a batch stage runs as one."""
+
+    items: tuple[Work, ...]
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
+    """Stop working on an item; a generator stops within one token."""
+
+    request: int
+    attempt: int
+
+
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
+    """Asks the working loop, not a side thread, for a sign of life."""
+
+    nonce: int
+
+
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
+    """Finish what was taken, then exit 0."""
+
+
+ToWorker = Batch | Cancel | Ping | Stop
+
+# ---------------------------------------------------------- worker to daemon
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    """The model is loaded; `room` items may be sent."""
+
+    room: int
+    pid: int
+    load_s: float
+    details: dict[str, Any]
+    """What `status` shows: context_tokens, fingerprint, ..."""
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
+    """An item's result is in its target slot."""
+
+    request: int
+    attempt: int
+    target: SlotRef
+    compute_s: float
+    batch: int
+    """Size of the micro-batch that it ran in."""
+    room: int
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+    """An item failed alone; its worker lives on."""
+
+    request: int
+    attempt: int
+    code: str
+    message: str
+    param: str | None
+    room: int
+
+
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
+    """New tokens of a streaming answer: ids for the ledger, text for the client."""
+
+    request: int
+    attempt: int
+    first: int
+    """Index in the answer of the first of `tokens`: contiguous or refused."""
+    tokens: tuple[int, ...]
+    text: str
+
+
+class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
+    """A cancelled item was dropped; the worker has room again."""
+
+    request: int
+    attempt: int
+    room: int
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
+    """The working loop is alive."""
+
+    nonce: int
+
+
+class Fault(msgspec.Struct, frozen=True, array_like=True, tag="fault"):
+    """The worker cannot go on (a lost device, a model that does not load) and will exit."""
+
+    code: str
+    message: str
+
+
+FromWorker = Ready | Done | Failed | Tokens | Gone | Pong | Fault
+
+# ----------------------------------------------------------- payloads in slots
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Passage(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a document: the unit of retrieval and of citation."""
+
+    id: int
+    text: str
+    source: str
+    """Path or URL of the document as it was ingested."""
+    title: str = ""
+    heading: str = ""
+    first_line: int = 0
+    """1-based; 0 where the source has no lines. For a PDF, see `page`."""
+    last_line: int = 0
+    page: int = 0
+    scores: dict[str, float] = {}
+    """By who gave them: dense, bm25, fused, rerank."""
+
+
+class ChatTask(msgspec.Struct, frozen=True, kw_only=True):
+    """What a generation needs; the retriever and the reranker fill in and thin out `passages`."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    max_tokens: int = 0
+    """0 means the stage's default, bounded by what the context leaves."""
+    stop: tuple[str, ...] = ()
+    grounded: bool = False
+    """Answer from `passages`, with citations."""
+    passages: tuple[Passage, ...] = ()
+    candidates: int = 0
+    """Passages that the retriever fetches; 0 means the stage's default."""
+    keep: int = 0
+    """Passages that the reranker keeps; 0 means the stage's default."""
+
+
+class EmbedTask(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts to embed, as queries or as passages (some models prefix queries)."""
+
+    texts: tuple[str, ...]
+    kind: Literal["query", "passage"] = "passage"
+
+
+class EmbedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """float32 vectors of unit length, row-major, [count, dimension], little endian."""
+
+    count: int
+    dimension: int
+    vectors: bytes
+    tokens: int
+    """Prompt tokens, for `usage`."""
+
+
+class RerankTask(msgspec.Struct, frozen=True, kw_only=True):
+    """Documents to score against a query."""
+
+    query: str
+    documents: tuple[str, ...]
+
+
+class RerankAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One relevance score (a logit) per document, in the order of the request."""
+
+    scores: tuple[float, ...]
+    tokens: int
+
+
+class Citation(msgspec.Struct, frozen=True, kw_only=True):
+    """A passage that the answer rests on."""
+
+    number: int
+    """As in the prompt and in `[1]` of the answer."""
+    passage: Passage
+    quote: str
+    """The span of the passage that supports the answer."""
+    support: float
+    """Share of the answer's content words that the passage contains, 0..1."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """How a generation ended; its text has been streamed, and is repeated here whole."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    model: str
+    citations: tuple[Citation, ...] = ()
+    resumed: int = 0
+    """How often the answer was continued by another worker."""
+
+# ---------------------------------------------------------------------- status
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of a stage."""
+
+    incarnation: str
+    pid: int
+    state: Literal["starting", "ready", "stopping"]
+    in_flight: int
+    memory_bytes: int
+    uptime_s: float
+    load_s: float
+
+
+class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage as `edgectl status` shows it."""
+
+    name: str
+    kind: str
+    state: Literal["ready", "starting", "degraded", "failed", "off"]
+    """`degraded`: it works, but a worker is missing; `failed`: it gave up restarting."""
+    reason: str
+    model: str
+    variant: str
+    backend: str
+    device: str
+    workers: tuple[WorkerStatus, ...]
+    queued: int
+    in_flight: int
+    slots: int
+    slots_used: int
+    done: int
+    failed: int
+    restarts: int
+    rate_per_s: float
+    """Items finished per second over the last minute."""
+    mean_wait_s: float
+    mean_compute_s: float
+    mean_batch: float
+    details: dict[str, Any]
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon as `edgectl status` shows it."""
+
+    version: str
+    pid: int
+    state: Literal["starting", "ready", "degraded", "draining"]
+    uptime_s: float
+    config_path: str
+    accepted: int
+    completed: int
+    rejected: dict[str, int]
+    """By error code."""
+    outstanding: int
+    entry_slots: int
+    entry_slots_used: int
+    memory_bytes: int
+    """Resident, daemon and workers together."""
+    load_average: float
+    temperature_c: float | None
+    """The hottest plausible sensor; None where the machine has none."""
+    temperature_note: str
+    stages: tuple[StageStatus, ...]
+    pipelines: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+    """Sentences that an operator should read: no calibration, stale index, ..."""
+
+
+# ------------------------------------------------------------------- the codec
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Pack a message or a payload.
+
+    >>> decoder(SlotRef)(encode(SlotRef(1, 2, 3)))
+    SlotRef(arena=1, slot=2, generation=3, length=0, checksum=0)
+    """
+    return _encoder.encode(message)
+
+
+def decoder(kind: type[T] | Any) -> Callable[[bytes | memoryview], T]:
+    """Return a decoder for a struct or a union; anything malformed is a `ProtocolError`."""
+    inner = msgspec.msgpack.Decoder(kind)
+
+    def decode(data: bytes | memoryview) -> T:
+        try:
+            return inner.decode(data)  # type: ignore[no-any-return]
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"malformed message: {error}") from error
+
+    return decode
+
+
+def from_json(data: bytes, kind: type[T]) -> T:
+    """Decode what a client sent, or raise `BadRequest` that names the field."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except RecursionError as error:
+        raise BadRequest("the body is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise BadRequest("the body is not valid UTF-8") from error
+    except msgspec.MsgspecError as error:
+        message, _, path = str(error).partition(" - at `$")
+        raise BadRequest(message, param=path.rstrip("`").lstrip(".") or None) from error

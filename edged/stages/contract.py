@@ -1,0 +1,99 @@
+"""What a stage is to the loop that drives it (`edged/workers/loop.py`).
+
+A stage knows no ZeroMQ, no slots and no processes: it takes items and gives payloads.
+There are two shapes: a batch stage answers whole batches; a token stage streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from edged.errors import EdgedError
+
+Payload = bytes | Sequence[bytes | memoryview]
+"""A result: one buffer, or several that are written to the slot one behind the other."""
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One piece of work; `payload` is a read-only view of the upstream slot, valid during the call."""
+
+    request: int
+    operation: str
+    """`chat`, `embed`, `rerank` or `tensor`: which payload struct of `edged.messages` it carries."""
+    payload: memoryview
+    remaining_ms: int = 0
+    resume_tokens: tuple[int, ...] = ()
+    resume_characters: int = 0
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """New tokens of one item; `first` is the index in the answer of the first of them."""
+
+    request: int
+    first: int
+    tokens: tuple[int, ...]
+    text: str
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The last event of an item that ended well."""
+
+    request: int
+    payload: Payload
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """The last event of an item that failed alone."""
+
+    request: int
+    error: EdgedError
+
+
+class BatchStage(Protocol):
+    """Answers a micro-batch: one result per item, in order; an `EdgedError` fails that item alone."""
+
+    details: Mapping[str, Any]
+    """Facts for `edgectl status`, msgpack-friendly: model, fingerprint, limits."""
+
+    def run(self, items: Sequence[Item], /) -> Sequence[Payload | EdgedError]:
+        """Run one micro-batch. A raised `DeviceLost` ends the worker; other errors fail the batch."""
+        ...
+
+    def close(self) -> None:
+        """Give memory back; idempotent."""
+        ...
+
+
+class TokenStage(Protocol):
+    """Answers items side by side, token by token."""
+
+    details: Mapping[str, Any]
+
+    @property
+    def room(self) -> int:
+        """How many more items `admit` takes now."""
+        ...
+
+    @property
+    def active(self) -> int:
+        """How many items are being answered."""
+        ...
+
+    def admit(self, item: Item, /) -> None:
+        """Start an item, or raise the `EdgedError` that is its answer. Copies what it needs."""
+        ...
+
+    def step(self) -> list[Progress | Finished | Broken]:
+        """Advance by one token boundary."""
+        ...
+
+    def cancel(self, request: int, /) -> None:
+        """Drop an item at once; no event follows."""
+        ...
+
+    def close(self) -> None:
+        """Give memory back; idempotent."""
+        ...

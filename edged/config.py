@@ -107,7 +107,7 @@ class Config(Table, frozen=True):
 BUILT_IN: dict[str, Any] = {
     "stages": {
         "retriever": {"kind": "retriever", "model": "bge-small-en-v1.5"},
-        "reranker": {"kind": "reranker", "model": "ms-marco-minilm-l12"},
+        "reranker": {"kind": "reranker", "model": "ms-marco-minilm-l12-v2"},
         "generator": {"kind": "generator", "model": "smollm2-135m-instruct"},
     },
     "pipelines": {"rag": {"stages": ["retriever", "reranker", "generator"]}},

@@ -80,9 +80,13 @@ ToWorker = Batch | Cancel | Ping | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
-    """The model is loaded; `room` items may be sent."""
+    """The model is loaded; `credit` items may be sent.
 
-    room: int
+    `credit` counts what more the worker takes: the dispatcher adds what messages bring and
+    subtracts what it sends, so an announcement can never race with work already on its way.
+    """
+
+    credit: int
     pid: int
     load_s: float
     details: dict[str, Any]
@@ -98,7 +102,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     compute_s: float
     batch: int
     """Size of the micro-batch that it ran in."""
-    room: int
+    credit: int = 1
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
@@ -108,8 +112,8 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     attempt: int
     code: str
     message: str
-    param: str | None
-    room: int
+    param: str | None = None
+    credit: int = 1
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
@@ -128,7 +132,7 @@ class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
 
     request: int
     attempt: int
-    room: int
+    credit: int = 1
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):

@@ -1,1 +1,1 @@
-"""api"""
+"""HTTP over Unix sockets: the client API and the admin API."""

@@ -80,8 +80,9 @@ class FrontDoor(Protocol):
     """The dispatcher as the API uses it."""
 
     def submit(self, submission: Submission, /) -> Ticket:
-        """Accept a request or raise at once: `Overloaded` (with `retry_after_s`), `Draining`,
-        `StageUnavailable`, `TooLarge`.
+        """Accept a request or refuse it at once.
+
+        Raises `Overloaded` (with `retry_after_s`), `Draining`, `StageUnavailable` or `TooLarge`.
         """
         ...
 

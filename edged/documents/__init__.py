@@ -1,1 +1,1 @@
-"""documents"""
+"""Local documents: read, cut, stored, indexed, searched."""

@@ -1,1 +1,1 @@
-"""stages"""
+"""The work itself: retriever, reranker, generator and plain tensors."""

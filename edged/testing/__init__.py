@@ -1,1 +1,1 @@
-"""testing"""
+"""Public helpers for tests of adapters and stages."""

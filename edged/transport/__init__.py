@@ -1,1 +1,1 @@
-"""transport"""
+"""How payloads and descriptors travel between processes: see docs/protocol.md."""

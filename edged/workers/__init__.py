@@ -1,1 +1,1 @@
-"""workers"""
+"""Stage processes: how they are started, fed and outlived."""

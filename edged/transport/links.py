@@ -1,0 +1,96 @@
+"""Descriptors over ZeroMQ: the only module that imports zmq.
+
+ZeroMQ is the doorbell, never the record of anything: it drops what a killed peer had been handed, and
+its high-water mark bounds nothing. What was sent to whom is in the ledger (`edged/dispatch/ledger.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import zmq
+
+from edged.errors import ConfigError
+from edged.messages import FromWorker, ToWorker, decoder, encode
+
+MINIMUM_LIBZMQ = (4, 3, 5)
+"""Older ones carry known holes in code that runs before any authentication."""
+
+_to_worker: Callable[[bytes], ToWorker] = decoder(ToWorker)
+_from_worker: Callable[[bytes], FromWorker] = decoder(FromWorker)
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    if zmq.zmq_version_info() < MINIMUM_LIBZMQ:
+        raise ConfigError(f"libzmq {zmq.zmq_version()} is too old; pyzmq brings a newer one: upgrade pyzmq")
+    context = zmq.Context(io_threads=1)
+    context.setsockopt(zmq.LINGER, 0)
+    return context
+
+
+class Router:
+    """The daemon's end: one ROUTER for all workers, each known by its incarnation."""
+
+    def __init__(self, path: Path) -> None:
+        self._context = _context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 24)
+        self._path = path
+        self._socket.bind(f"ipc://{path}")
+        self.fileno = int(self._socket.getsockopt(zmq.FD))
+
+    def send(self, incarnation: str, message: ToWorker) -> bool:
+        """Ring the bell; False when that worker is not connected (its pidfd will tell why)."""
+        try:
+            self._socket.send_multipart((incarnation.encode(), encode(message)), zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            if error.errno in {zmq.EHOSTUNREACH, zmq.EAGAIN}:
+                return False
+            raise
+        return True
+
+    def pending(self) -> bool:
+        """Whether messages wait; asked after each send too, since the descriptor is edge-triggered."""
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+    def receive(self) -> Iterator[tuple[str, FromWorker]]:
+        """Yield what has arrived, without waiting. Raises `ProtocolError` on a malformed message."""
+        while True:
+            try:
+                identity, body = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            yield identity.decode(), _from_worker(body)
+
+    def close(self) -> None:
+        """Close at once and remove the socket file."""
+        self._socket.close(linger=0)
+        self._context.term()
+        self._path.unlink(missing_ok=True)
+
+
+class Dealer:
+    """A worker's end."""
+
+    def __init__(self, path: Path, incarnation: str) -> None:
+        self._context = _context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, incarnation.encode())
+        self._socket.connect(f"ipc://{path}")
+
+    def send(self, message: FromWorker) -> None:
+        """Send to the dispatcher."""
+        self._socket.send(encode(message))
+
+    def receive(self, timeout_ms: int | None = None) -> ToWorker | None:
+        """Take one message; wait for it up to `timeout_ms` (None: for ever, 0: not at all)."""
+        if self._socket.poll(timeout_ms, zmq.POLLIN) == 0:
+            return None
+        return _to_worker(self._socket.recv())
+
+    def close(self, linger_ms: int = 1000) -> None:
+        """Flush what was sent, then close."""
+        self._socket.close(linger=linger_ms)
+        self._context.term()

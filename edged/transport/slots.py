@@ -1,0 +1,122 @@
+"""Arenas: fixed-size slots in a sealed memfd.
+
+An arena is anonymous memory with no name to guess, squat or leak, whose size the kernel itself
+holds fixed. It keeps bytes and nothing else: who may write or read a slot is decided by the
+dispatcher's ledger alone and travels in descriptors (`SlotRef`), so there is no flag, counter or
+lock in shared memory that a crash could tear or a weakly ordered CPU could reorder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Sequence
+from zlib import crc32
+
+import msgspec
+
+from edged.errors import ConfigError, CorruptSlot, ProtocolError, TooLarge
+from edged.messages import SlotRef
+
+PAGE_BYTES = mmap.PAGESIZE
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Geometry(msgspec.Struct, frozen=True):
+    """Number and size of the slots of an arena; each slot starts on a page."""
+
+    slots: int
+    slot_bytes: int
+
+    @property
+    def stride(self) -> int:
+        """Distance between slots in bytes.
+
+        >>> Geometry(4, 5000).stride % PAGE_BYTES
+        0
+        """
+        return -(-self.slot_bytes // PAGE_BYTES) * PAGE_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the memfd."""
+        return self.slots * self.stride
+
+
+def create(name: str, geometry: Geometry) -> int:
+    """Make the memory of an arena and return its writable descriptor.
+
+    Memory is committed now, so that a full machine is a sentence at start and not a SIGBUS later.
+    Raises `ConfigError` when there is not enough.
+    """
+    descriptor = os.memfd_create(f"edged:{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(descriptor, 0, geometry.total_bytes)
+    except OSError as error:
+        os.close(descriptor)
+        size = geometry.total_bytes >> 20
+        raise ConfigError(
+            f"no memory for the {size} MiB arena of {name!r}: {error.strerror}; "
+            "lower queue.slots or queue.slot_bytes",
+            param="queue.slots",
+        ) from error
+    os.fchmod(descriptor, 0o400)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    return descriptor
+
+
+def read_only(descriptor: int) -> int:
+    """Open the same memory again for reading: what a consumer inherits cannot be mapped writable."""
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+class Arena:
+    """A mapping of an arena: the producer's is writable, everybody else's is not."""
+
+    def __init__(self, descriptor: int, geometry: Geometry, *, writable: bool) -> None:
+        self.geometry = geometry
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._map = mmap.mmap(descriptor, geometry.total_bytes, flags=mmap.MAP_SHARED, prot=protection)
+        self._view = memoryview(self._map)
+
+    def slot(self, index: int) -> memoryview:
+        """The whole of a slot; read-only where the mapping is."""
+        if not 0 <= index < self.geometry.slots:
+            raise ProtocolError(f"slot {index} is outside the arena of {self.geometry.slots}")
+        start = index * self.geometry.stride
+        return self._view[start : start + self.geometry.slot_bytes]
+
+    def write(self, ref: SlotRef, payload: bytes | Sequence[bytes | memoryview]) -> SlotRef:
+        """Write a payload once and return its descriptor; `TooLarge` when it does not fit."""
+        parts = (payload,) if isinstance(payload, bytes) else payload
+        views = [memoryview(part).cast("B") for part in parts]
+        length = sum(len(view) for view in views)
+        if length > self.geometry.slot_bytes:
+            raise TooLarge(
+                f"a payload of {length} bytes exceeds the slot of {self.geometry.slot_bytes} bytes",
+                param="queue.slot_bytes",
+            )
+        slot, position, checksum = self.slot(ref.slot), 0, 0
+        for view in views:
+            slot[position : position + len(view)] = view
+            checksum = crc32(view, checksum)
+            position += len(view)
+        return SlotRef(ref.arena, ref.slot, ref.generation, length, checksum)
+
+    def read(self, ref: SlotRef) -> memoryview:
+        """A read-only view of a payload in place; `CorruptSlot` when its bytes are not those described."""
+        if not 0 <= ref.length <= self.geometry.slot_bytes:
+            raise ProtocolError(f"length {ref.length} exceeds the slot of {self.geometry.slot_bytes}")
+        view = self.slot(ref.slot)[: ref.length].toreadonly()
+        if crc32(view) != ref.checksum:
+            raise CorruptSlot(f"slot {ref.slot} of arena {ref.arena} does not match its checksum")
+        return view
+
+    def close(self) -> None:
+        """Unmap; views that are still held keep the memory until they go."""
+        self._view.release()
+        try:
+            self._map.close()
+        except BufferError:  # a payload is still being read: the process's exit unmaps it
+            return

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import msgspec
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+# A forward reference: clients that only need the messages start without paying for numpy.
+Array: TypeAlias = "npt.NDArray[Any]"
 Kind = Literal["cpu", "igpu", "gpu", "npu", "cuda", "webgpu", "simulated"]
 Finish = Literal["stop", "length", "cancelled", "error"]
 
@@ -147,9 +150,7 @@ class TokenSession(Protocol):
         """How many more sequences `admit` takes now."""
         ...
 
-    def admit(
-        self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int, /
-    ) -> None:
+    def admit(self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int, /) -> None:
         """Start a sequence under a number of the caller's choosing, which no live sequence has.
 
         To resume an answer, give prompt and the tokens already produced as `prompt`: under greedy
@@ -205,4 +206,3 @@ def parse_cores(text: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         cores.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(cores))
-

@@ -5,10 +5,16 @@ Precedence: built-in < file < environment < flags. A file is sparse: an empty on
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+
+from edged.config_layers import check, from_environment, from_file, from_flags, merge, require
+from edged.config_places import locate, resolve
+from edged.config_rules import cross_check
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -23,9 +29,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Daemon(Table, frozen=True):
     """Where the daemon keeps things and how it stops."""
 
-    state_dir: Path = Path()
+    state_dir: Path = msgspec.field(default_factory=Path)
     """Models and documents; empty means `/var/lib/edged` under systemd, else the XDG state folder."""
-    runtime_dir: Path = Path()
+    runtime_dir: Path = msgspec.field(default_factory=Path)
     """Sockets and the lock, mode 0700; empty means `/run/edged` under systemd, else XDG."""
     drain_s: Seconds = 20.0
     """How long accepted requests may take to finish after SIGTERM."""
@@ -37,9 +43,9 @@ class Daemon(Table, frozen=True):
 class Api(Table, frozen=True):
     """The client socket and the admin socket."""
 
-    socket: Path = Path()
+    socket: Path = msgspec.field(default_factory=Path)
     """Empty means `edged.sock` in the runtime folder."""
-    admin_socket: Path = Path()
+    admin_socket: Path = msgspec.field(default_factory=Path)
     """Empty means `admin.sock` in the runtime folder; mode 0600."""
     socket_mode: Annotated[str, msgspec.Meta(pattern=r"^0?[0-7]{3}$")] = "0660"
     max_body_bytes: Positive = 2 << 20
@@ -58,7 +64,7 @@ class Queue(Table, frozen=True):
 class Library(Table, frozen=True):
     """How documents are cut and searched."""
 
-    dir: Path = Path()
+    dir: Path = msgspec.field(default_factory=Path)
     """Empty means `library` in the state folder."""
     chunk_tokens: Annotated[int, msgspec.Meta(ge=32, le=2048)] = 200
     overlap_tokens: Annotated[int, msgspec.Meta(ge=0, le=512)] = 40
@@ -113,3 +119,41 @@ BUILT_IN: dict[str, Any] = {
     "pipelines": {"rag": {"stages": ["retriever", "reranker", "generator"]}},
 }
 """The built-in layer: what an empty file means."""
+
+
+def load(
+    path: Path | None = None, environment: Mapping[str, str] | None = None, overrides: Sequence[str] = ()
+) -> Config:
+    """Read every layer once and return the configuration in force, all paths absolute.
+
+    `path` is the file that `--config` names; None looks in the documented places. `overrides` are
+    `queue.slots=8` as `--set` takes them. Raises `ConfigError` that names the field, its value and the limit.
+    """
+    environment = os.environ if environment is None else environment
+    file = locate(path, environment)
+    layers = [BUILT_IN]
+    for source, layer in (
+        (str(file), from_file(file) if file else {}),
+        ("environment", from_environment(environment, Config)),
+        ("--set", from_flags(overrides, Config)),
+    ):
+        check(Config, layer, source)
+        layers.append(layer)
+    merged = merge(*layers)
+    require(Config, merged)
+    config = msgspec.convert(merged, Config, dec_hook=lambda _, value: Path(value))
+    config = resolve(config, environment, file)
+    cross_check(config)
+    return config
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of `edged.toml`, for editors and linters."""
+    described = msgspec.json.schema(Config, schema_hook=_path_schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "edged.toml", **described}
+
+
+def _path_schema(kind: type) -> dict[str, Any]:
+    if issubclass(kind, Path):
+        return {"type": "string"}
+    raise NotImplementedError

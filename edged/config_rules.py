@@ -1,0 +1,104 @@
+"""Rules that span several options of the configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from edged.backend import parse_cores
+from edged.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edged.config import Config, Pipeline, Stage
+
+PAGE_BYTES = 4096
+MAX_ARENA_BYTES = 16 << 30
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DEVICE = re.compile(r"[a-z][a-z0-9_]*(:[0-9][0-9,-]*)?")
+
+
+def cross_check(config: Config) -> None:
+    """Raise `ConfigError` for the first rule that the configuration as a whole breaks."""
+    for name, problem in _problems(config):
+        raise ConfigError(f"{name} {problem}", param=name)
+
+
+def _problems(config: Config) -> Iterator[tuple[str, str]]:
+    yield from _queue_problems(config)
+    yield from _library_problems(config)
+    if config.api.socket == config.api.admin_socket:
+        yield "api.admin_socket", f"= '{config.api.admin_socket}' is also api.socket; they have to differ"
+    for name, stage in config.stages.items():
+        yield from _stage_problems(f"stages.{name}", stage)
+    for name, pipeline in config.pipelines.items():
+        yield from _pipeline_problems(config, name, pipeline)
+
+
+def _queue_problems(config: Config) -> Iterator[tuple[str, str]]:
+    queue = config.queue
+    if queue.slot_bytes % PAGE_BYTES:
+        yield "queue.slot_bytes", f"= {queue.slot_bytes} is not a multiple of {PAGE_BYTES}, the page size"
+    if queue.slots * queue.slot_bytes > MAX_ARENA_BYTES:
+        product = f"{queue.slots} slots of {queue.slot_bytes} bytes"
+        yield "queue.slots", f"asks for {product}: a stage may have at most {MAX_ARENA_BYTES} bytes"
+
+
+def _library_problems(config: Config) -> Iterator[tuple[str, str]]:
+    library = config.library
+    if library.overlap_tokens >= library.chunk_tokens:
+        yield (
+            "library.overlap_tokens",
+            f"= {library.overlap_tokens} has to be less than library.chunk_tokens = {library.chunk_tokens}",
+        )
+
+
+def _stage_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
+    if not stage.model and stage.backend != "simulated":
+        yield (
+            f"{name}.model",
+            "is empty; name a model (see `edgectl models list`) or set backend = 'simulated'",
+        )
+    for option, value in (("model", stage.model), ("variant", stage.variant), ("backend", stage.backend)):
+        if value and not _NAME.fullmatch(value):
+            yield f"{name}.{option}", f"= {value!r} may hold only a-z, 0-9, '.', '_' and '-', at most 64"
+    if problem := _device_problem(stage.device):
+        yield f"{name}.device", f"= {stage.device!r} {problem}"
+
+
+def _device_problem(device: str) -> str:
+    if not _DEVICE.fullmatch(device):
+        return "is not a device; write cpu, cpu:0-1, igpu, npu or cuda:0 (see `edgectl devices`)"
+    kind, _, cores = device.partition(":")
+    try:
+        return "" if kind != "cpu" or not cores or parse_cores(cores) else "names no core"
+    except ValueError:
+        return "is not a core set; write it as in cpu:0-2,5"
+
+
+def _pipeline_problems(config: Config, name: str, pipeline: Pipeline) -> Iterator[tuple[str, str]]:
+    where = f"pipelines.{name}.stages"
+    for stage in pipeline.stages:
+        if stage not in config.stages:
+            yield where, f"names {stage!r}, which is not a stage; stages: {', '.join(config.stages)}"
+            return
+    if len(set(pipeline.stages)) < len(pipeline.stages):
+        yield where, f"= {list(pipeline.stages)} names a stage twice"
+    if name in {stage.model for stage in config.stages.values()}:
+        yield f"pipelines.{name}", "has the name of a model, so clients could not tell them apart; rename it"
+    if problem := _order_problem([config.stages[stage].kind for stage in pipeline.stages]):
+        yield where, f"= {list(pipeline.stages)}: {problem}"
+
+
+def _order_problem(kinds: list[str]) -> str:
+    if not kinds:
+        return "a pipeline needs at least one stage"
+    if "generator" in kinds[:-1]:
+        return "a generator streams its answer to the client, so it has to be the last stage"
+    if "retriever" in kinds[1:]:
+        return "a retriever searches for the question, so it has to be the first stage"
+    if "reranker" in kinds and kinds[0] == "reranker" and len(kinds) > 1:
+        return "a reranker thins out what a retriever found, so a retriever has to come before it"
+    if "tensor" in kinds and set(kinds) != {"tensor"}:
+        return "a tensor stage speaks arrays and cannot be mixed with stages that speak text"
+    return ""

@@ -7,7 +7,7 @@ There are two shapes: a batch stage answers whole batches; a token stage streams
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 
@@ -97,3 +97,8 @@ class TokenStage(Protocol):
     def close(self) -> None:
         """Give memory back; idempotent."""
         ...
+
+
+def as_streaming(stage: BatchStage | TokenStage) -> TokenStage | None:
+    """The stage as a token stage, or None when it answers whole batches."""
+    return cast("TokenStage", stage) if hasattr(stage, "admit") else None

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import zmq
 
-from edged.errors import ConfigError
-from edged.messages import FromWorker, ToWorker, decoder, encode
+from edged.errors import ConfigError, ProtocolError
+from edged.messages import Fault, FromWorker, ToWorker, decoder, encode
 
 MINIMUM_LIBZMQ = (4, 3, 5)
 """Older ones carry known holes in code that runs before any authentication."""
@@ -56,13 +56,17 @@ class Router:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def receive(self) -> Iterator[tuple[str, FromWorker]]:
-        """Yield what has arrived, without waiting. Raises `ProtocolError` on a malformed message."""
+        """Yield what has arrived, without waiting; a malformed message counts as its sender's `Fault`."""
         while True:
             try:
                 identity, body = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
-            yield identity.decode(), _from_worker(body)
+            try:
+                message = _from_worker(body)
+            except ProtocolError as error:
+                message = Fault(error.code, error.message)
+            yield identity.decode(), message
 
     def close(self) -> None:
         """Close at once and remove the socket file."""

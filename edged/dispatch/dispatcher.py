@@ -1,0 +1,315 @@
+"""The dispatcher's effects: it turns commands into messages, processes and answers.
+
+Everything runs on the daemon's event loop thread; what should happen is decided in `decide.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import assert_never
+
+from edged.dispatch.channel import Channel
+from edged.dispatch.deaths import start
+from edged.dispatch.decide import admit, decide, enqueue
+from edged.dispatch.endings import abandon_all
+from edged.dispatch.events import (
+    Command,
+    Deliver,
+    Died,
+    Event,
+    Kill,
+    Left,
+    Refuse,
+    ReplaceAsked,
+    Send,
+    Spawn,
+    Spoke,
+    Stream,
+    Ticked,
+)
+from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
+from edged.dispatch.requests import Completed, Delta, Rejected, Submission
+from edged.errors import EdgedError, NotFound, TooLarge
+from edged.messages import SlotRef
+from edged.transport.links import Router
+from edged.transport.slots import Arena, Geometry, create, read_only
+from edged.workers.process import Process, kill_all
+from edged.workers.spec import ArenaSpec, StageSpec, WorkerSpec
+
+logger = logging.getLogger("edged.dispatcher")
+
+BUSY_TICK_S = 0.1
+IDLE_TICK_S = 1.0
+PROBE = b"edged self-test"
+
+
+class Dispatcher:
+    """Owns the ledger, every slot, every worker. Construct, `start`, `submit`, `stop`."""
+
+    def __init__(self, runtime_dir: Path, geometry: Geometry, log_level: str, log_format: str) -> None:
+        self._geometry = geometry
+        self._log = (log_level, log_format)
+        self._endpoint = runtime_dir / "workers.sock"
+        self.ledger = Ledger(Slots(ENTRY, geometry.slots))
+        self.specs: dict[str, StageSpec] = {}
+        self._processes: dict[str, Process] = {}
+        self._channels: dict[int, Channel] = {}
+        self._arenas: dict[int, Arena] = {}
+        self._descriptors: dict[int, tuple[int, int]] = {}
+        self._pending_spawns: set[asyncio.TimerHandle] = set()
+        self._stopping = False
+        self._drained = asyncio.Event()
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Make the entry arena, bind the worker socket, begin to tick. Call on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._make_arena(ENTRY, "entry", writable=True)
+        self._endpoint.unlink(missing_ok=True)  # left by a SIGKILL; the caller holds the instance lock
+        self._router = Router(self._endpoint)
+        self._loop.add_reader(self._router.fileno, self._listen)
+        self._ticker = self._loop.create_task(self._tick(), name="dispatcher tick")
+
+    def add_stage(self, spec: StageSpec, workers: int, timeout_s: float, load_timeout_s: float) -> None:
+        """Open a queue behind a stage and start its workers."""
+        arena = 1 + len(self.ledger.stages)
+        self._make_arena(arena, spec.name, writable=False)
+        self.ledger.stages[spec.name] = Stage(
+            spec.name,
+            Slots(arena, self._geometry.slots),
+            spec.max_batch,
+            streaming=spec.kind == "generator",
+            desired=workers,
+            timeout_s=timeout_s,
+            load_timeout_s=load_timeout_s,
+            device=spec.device,
+            variant=spec.variant.name,
+        )
+        self.specs[spec.name] = spec
+
+    def add_broken_stage(self, name: str, *, streaming: bool, reason: str) -> None:
+        """Keep a stage that cannot be placed in view: requests for it are refused with the reason."""
+        arena = 1 + len(self.ledger.stages)
+        self._make_arena(arena, name, writable=False)
+        stage = Stage(name, Slots(arena, self._geometry.slots), 1, streaming=streaming, desired=0)
+        stage.failed, stage.retry_at = reason, float("inf")
+        self.ledger.stages[name] = stage
+
+    def start_workers(self) -> None:
+        """Start what every stage wants; after the last `add_stage`, so that all arenas are inherited."""
+        for stage in self.ledger.stages.values():
+            self._apply(start(self.ledger, stage))
+
+    def change_stage(self, spec: StageSpec, workers: int, timeout_s: float, load_timeout_s: float) -> None:
+        """Replace the workers of a stage by ones that do it the new way."""
+        stage = self.ledger.stages[spec.name]
+        stage.desired, stage.max_batch = workers, spec.max_batch
+        stage.timeout_s, stage.load_timeout_s = timeout_s, load_timeout_s
+        stage.device, stage.variant = spec.device, spec.variant.name
+        self.specs[spec.name] = spec
+        self.restart_stage(spec.name)
+
+    def restart_stage(self, name: str) -> None:
+        """Load new workers beside the old and switch; nothing is dropped. `NotFound` for a stranger."""
+        if name not in self.ledger.stages:
+            known = ", ".join(self.ledger.stages)
+            raise NotFound(f"there is no stage {name!r}; there are: {known}", param="stage")
+        self._on(ReplaceAsked(name))
+
+    def begin_drain(self) -> None:
+        """Refuse new work from now on."""
+        self.ledger.draining = True
+
+    async def drained(self) -> None:
+        """Return when no accepted request is left."""
+        self._check_drained()
+        await self._drained.wait()
+
+    def _check_drained(self) -> None:
+        if self.ledger.draining and not self.ledger.requests:
+            self._drained.set()
+
+    def abandon_all(self, error: EdgedError) -> None:
+        """End every request that is left: the drain ran out of time."""
+        self._apply(abandon_all(self.ledger, error))
+
+    async def stop(self) -> None:
+        """Kill and reap every worker, close everything: nothing stays behind."""
+        self._stopping = True
+        self._ticker.cancel()
+        for timer in self._pending_spawns:
+            timer.cancel()
+        for process in self._processes.values():
+            self._loop.remove_reader(process.pidfd)
+        kill_all(list(self._processes.values()))
+        self._processes.clear()
+        self._loop.remove_reader(self._router.fileno)
+        self._router.close()
+        for arena in self._arenas.values():
+            arena.close()
+        for pair in self._descriptors.values():
+            for descriptor in pair:
+                os.close(descriptor)
+
+    # ------------------------------------------------------------- requests
+
+    def submit(self, submission: Submission) -> Channel:
+        """Accept a request or raise at once; see `FrontDoor.submit`."""
+        if len(submission.payload) > self._geometry.slot_bytes:
+            raise TooLarge(
+                f"the request takes {len(submission.payload)} bytes; a slot holds {self._geometry.slot_bytes}"
+                " (queue.slot_bytes)"
+            )
+        now = self._loop.time()
+        deadline = now + submission.deadline_s
+        request = admit(self.ledger, submission.route, submission.operation, deadline, now)
+        request.pipeline = submission.pipeline
+        channel = Channel(request.id, self._client_left)
+        self._channels[request.id] = channel
+        source = self._arenas[ENTRY].write(request.source, submission.payload)
+        self._apply(enqueue(self.ledger, request, source, now))
+        return channel
+
+    def _client_left(self, request: int) -> None:
+        self._channels.pop(request, None)
+        self._on(Left(request))
+
+    def now(self) -> float:
+        """The clock of every deadline: monotonic seconds."""
+        return self._loop.time()
+
+    def processes(self) -> Mapping[str, Process]:
+        """Live worker processes by incarnation."""
+        return self._processes
+
+    def self_test(self) -> bool:
+        """Turn an entry slot over: lease, write, check, give back. A full entry that moves is fine too."""
+        ref = self.ledger.entry.lease()
+        if ref is None:
+            return bool(self.ledger.requests)
+        written = self._arenas[ENTRY].write(ref, PROBE)
+        intact = bytes(self._arenas[ENTRY].read(written)) == PROBE
+        self.ledger.release(ref)
+        return intact
+
+    # --------------------------------------------------------------- events
+
+    def _on(self, event: Event) -> None:
+        self._apply(decide(self.ledger, event, self._loop.time()))
+
+    def _listen(self) -> None:
+        for worker, message in self._router.receive():
+            self._on(Spoke(worker, message))
+
+    async def _tick(self) -> None:
+        while True:
+            busy = self.ledger.requests or any(w.state != "ready" for w in self.ledger.workers.values())
+            await asyncio.sleep(BUSY_TICK_S if busy else IDLE_TICK_S)
+            self._on(Ticked())
+
+    def _gone(self, incarnation: str) -> None:
+        process = self._processes.pop(incarnation)
+        self._loop.remove_reader(process.pidfd)
+        self._listen()  # what it said before it died still counts
+        reason = process.reap()
+        worker = self.ledger.workers.get(incarnation)
+        level = logging.INFO if worker is not None and worker.state == "stopping" else logging.WARNING
+        logger.log(level, "worker gone", extra={"worker": incarnation, "why": reason})
+        self._on(Died(incarnation, reason, process.was_killed))
+
+    # ------------------------------------------------------------- commands
+
+    def _apply(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            self._carry_out(command)
+        self._check_drained()
+        if not self._stopping and self._router.pending():
+            self._loop.call_soon(self._listen)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Send(worker, message):
+                self._router.send(worker, message)
+            case Stream(request, text, tokens):
+                if channel := self._channels.get(request):
+                    channel.put(Delta(text, tokens))
+            case Deliver():
+                self._deliver(command)
+            case Refuse(request, error):
+                self._finish(request, Rejected(error))
+            case Kill(worker, reason):
+                logger.warning("killing worker", extra={"worker": worker, "why": reason})
+                self._processes[worker].kill()
+            case Spawn(stage, delay_s):
+                self._schedule_spawn(stage, delay_s)
+            case _:
+                assert_never(command)
+
+    def _deliver(self, command: Deliver) -> None:
+        try:
+            payload = bytes(self._read(command.result))
+        except EdgedError as error:
+            self._finish(command.request, Rejected(error))
+        else:
+            self._finish(command.request, Completed(payload, command.timings, command.resumed))
+
+    def _read(self, ref: SlotRef) -> memoryview:
+        return self._arenas[ref.arena].read(ref)
+
+    def _finish(self, request: int, event: Completed | Rejected) -> None:
+        if channel := self._channels.pop(request, None):
+            channel.put(event)
+
+    # -------------------------------------------------------------- workers
+
+    def _make_arena(self, arena: int, name: str, *, writable: bool) -> None:
+        descriptor = create(name, self._geometry)
+        self._descriptors[arena] = (descriptor, read_only(descriptor))
+        self._arenas[arena] = Arena(descriptor, self._geometry, writable=writable)
+
+    def _schedule_spawn(self, stage: str, delay_s: float) -> None:
+        if delay_s <= 0:
+            self._spawn(stage)
+            return
+
+        def due() -> None:
+            self._pending_spawns.discard(timer)
+            self._spawn(stage)
+
+        timer = self._loop.call_later(delay_s, due)
+        self._pending_spawns.add(timer)
+
+    def _spawn(self, name: str) -> None:
+        if self._stopping:
+            return
+        now = self._loop.time()
+        self.ledger.last_worker += 1
+        incarnation = f"{name}-{self.ledger.last_worker}"
+        process = Process(self._worker_spec(incarnation, name))
+        self.ledger.workers[incarnation] = Worker(incarnation, name, heard_at=now, started_at=now)
+        stage = self.ledger.stages[name]
+        stage.workers.add(incarnation)
+        stage.starting -= 1
+        self._processes[incarnation] = process
+        self._loop.add_reader(process.pidfd, self._gone, incarnation)
+        logger.info("worker started", extra={"worker": incarnation, "pid": process.pid})
+
+    def _worker_spec(self, incarnation: str, name: str) -> WorkerSpec:
+        own = self.ledger.stages[name].slots.arena
+        return WorkerSpec(
+            incarnation=incarnation,
+            endpoint=self._endpoint,
+            parent=os.getpid(),
+            stage=self.specs[name],
+            arenas=tuple(
+                ArenaSpec(arena, pair[0] if arena == own else pair[1], self._geometry, arena == own)
+                for arena, pair in self._descriptors.items()
+            ),
+            log_level=self._log[0],
+            log_format=self._log[1],
+        )

@@ -1,0 +1,94 @@
+"""What can happen to the dispatcher (past participles) and what it can do about it (imperatives)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edged.dispatch.requests import StageTiming
+from edged.errors import EdgedError
+from edged.messages import FromWorker, SlotRef, ToWorker
+
+
+class Spoke(msgspec.Struct, frozen=True):
+    """A worker sent a message."""
+
+    worker: str
+    message: FromWorker
+
+
+class Died(msgspec.Struct, frozen=True):
+    """The kernel says that a worker is gone: only now may its slots be lent again."""
+
+    worker: str
+    reason: str
+    killed: bool
+    """By a SIGKILL that the dispatcher did not send."""
+
+
+class Left(msgspec.Struct, frozen=True):
+    """The client no longer waits for a request."""
+
+    request: int
+
+
+class Ticked(msgspec.Struct, frozen=True):
+    """Time passed."""
+
+
+class ReplaceAsked(msgspec.Struct, frozen=True):
+    """An operator or a reload wants new workers for a stage."""
+
+    stage: str
+
+
+Event = Spoke | Died | Left | Ticked | ReplaceAsked
+
+# ---------------------------------------------------------------------- commands
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Ring a worker's bell."""
+
+    worker: str
+    message: ToWorker
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """SIGKILL a worker; its slots stay leased until `Died`."""
+
+    worker: str
+    reason: str
+
+
+class Spawn(msgspec.Struct, frozen=True):
+    """Start a worker under a fresh incarnation, after a pause."""
+
+    stage: str
+    delay_s: float
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """Pass text on to the client."""
+
+    request: int
+    text: str
+    tokens: int
+
+
+class Deliver(msgspec.Struct, frozen=True):
+    """Terminal: read the result out of its slot, now, and hand it to the client."""
+
+    request: int
+    result: SlotRef
+    timings: tuple[StageTiming, ...]
+    resumed: int
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Terminal: tell the client why there is no answer."""
+
+    request: int
+    error: EdgedError
+
+
+Command = Send | Kill | Spawn | Stream | Deliver | Refuse

@@ -1,0 +1,117 @@
+"""How things stand, out of the ledger and the sensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+from edged import __version__
+from edged.dispatch.dispatcher import Dispatcher
+from edged.dispatch.ledger import Ledger, Stage, Worker
+from edged.governor.sensors import load_average, resident_bytes, temperature
+from edged.messages import StageStatus, Status, WorkerStatus
+
+
+def status(
+    dispatcher: Dispatcher,
+    *,
+    config_path: str,
+    started_at: float,
+    pipelines: Mapping[str, tuple[str, ...]],
+    kinds: Mapping[str, str],
+    notes: tuple[str, ...],
+) -> Status:
+    """Take a picture of the daemon now."""
+    ledger, now = dispatcher.ledger, dispatcher.now()
+    stages = tuple(_stage(dispatcher, stage, kinds.get(stage.name, ""), now) for stage in ledger.stages.values())
+    heat = temperature()
+    memory = sum(worker.memory_bytes for stage in stages for worker in stage.workers)
+    troubles = tuple(f"stage {stage.name}: {stage.trouble}" for stage in ledger.stages.values() if stage.trouble)
+    return Status(
+        version=__version__,
+        pid=os.getpid(),
+        state=_state(ledger, stages),
+        uptime_s=now - started_at,
+        config_path=config_path,
+        accepted=ledger.accepted,
+        completed=ledger.completed,
+        rejected=dict(ledger.rejected),
+        outstanding=ledger.outstanding,
+        entry_slots=ledger.entry.count,
+        entry_slots_used=ledger.entry.used,
+        memory_bytes=memory + resident_bytes(os.getpid()),
+        load_average=load_average(),
+        temperature_c=heat.celsius,
+        temperature_note=heat.note,
+        stages=stages,
+        pipelines=dict(pipelines),
+        notes=notes + troubles,
+    )
+
+
+def _state(
+    ledger: Ledger, stages: tuple[StageStatus, ...]
+) -> Literal["starting", "ready", "degraded", "draining"]:
+    if ledger.draining:
+        return "draining"
+    states = {stage.state for stage in stages}
+    if states & {"failed", "degraded"}:
+        return "degraded"
+    return "starting" if "starting" in states else "ready"
+
+
+def stage_state(
+    ledger: Ledger, stage: Stage
+) -> Literal["ready", "starting", "degraded", "failed", "off"]:
+    """Whether a stage works: the worst thing that is true of it."""
+    if stage.failed:
+        return "failed"
+    if stage.desired == 0:
+        return "off"
+    ready = sum(ledger.workers[name].state == "ready" for name in stage.workers)
+    if ready >= stage.desired:
+        return "ready"
+    return "degraded" if ready or stage.restarts else "starting"
+
+
+def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> StageStatus:
+    ledger, spec = dispatcher.ledger, dispatcher.specs.get(stage.name)
+    workers = [ledger.workers[name] for name in sorted(stage.workers)]
+    newest = next((worker.details for worker in reversed(workers) if worker.details), {})
+    return StageStatus(
+        name=stage.name,
+        kind=kind,
+        state=stage_state(ledger, stage),
+        reason=stage.failed or stage.trouble,
+        model=spec.variant.model if spec else "",
+        variant=stage.variant,
+        backend=spec.backend if spec else "",
+        device=stage.device,
+        workers=tuple(_worker(dispatcher, worker, now) for worker in workers),
+        queued=len(stage.queue),
+        in_flight=sum(len(worker.held) for worker in workers),
+        slots=stage.slots.count,
+        slots_used=stage.slots.used,
+        done=stage.done,
+        failed=stage.errors,
+        restarts=stage.restarts,
+        rate_per_s=stage.rate_per_s(now),
+        mean_wait_s=stage.wait_s,
+        mean_compute_s=stage.compute_s,
+        mean_batch=stage.batch,
+        details=newest,
+    )
+
+
+def _worker(dispatcher: Dispatcher, worker: Worker, now: float) -> WorkerStatus:
+    pid = dispatcher.processes()[worker.incarnation].pid
+    return WorkerStatus(
+        incarnation=worker.incarnation,
+        pid=pid,
+        state="stopping" if worker.state == "dying" else worker.state,
+        in_flight=len(worker.held),
+        memory_bytes=resident_bytes(pid),
+        uptime_s=now - worker.started_at,
+        load_s=worker.load_s,
+    )

@@ -1,0 +1,1 @@
+"""What the machine feels: sensors, and later the policy that acts on them."""

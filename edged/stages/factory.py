@@ -1,0 +1,77 @@
+"""From a placed stage to the object that does its work."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from edged import plugins
+from edged.backend import Backend, Device, TensorSession, TokenSession, parse_cores
+from edged.errors import ConfigError
+from edged.stages.contract import BatchStage, TokenStage
+from edged.workers.spec import StageSpec
+
+
+def build(spec: StageSpec) -> BatchStage | TokenStage:
+    """Open the model on its device and wrap it in the stage; raises what the backend or stage raises."""
+    match spec.kind:
+        case "retriever":
+            from edged.stages.retriever import Retriever
+
+            own, theirs = _split(spec, Retriever.OPTIONS)
+            return Retriever(cast("TensorSession", _open(spec, theirs)), spec.variant, spec.library, own)
+        case "reranker":
+            from edged.stages.reranker import Reranker
+
+            own, theirs = _split(spec, Reranker.OPTIONS)
+            return Reranker(cast("TensorSession", _open(spec, theirs)), spec.variant, own)
+        case "generator":
+            from edged.stages.generator import Generator
+
+            own, theirs = _split(spec, Generator.OPTIONS)
+            theirs.setdefault("max_sequences", spec.max_batch)
+            return Generator(cast("TokenSession", _open(spec, theirs)), spec.variant, own)
+        case "tensor":
+            from edged.stages.tensor import TensorStage
+
+            own, theirs = _split(spec, TensorStage.OPTIONS)
+            session = None if own.get("passthrough") else cast("TensorSession", _open(spec, theirs))
+            return TensorStage(session, spec.variant, own)
+        case unknown:
+            raise ConfigError(f"stage {spec.name!r} has the unknown kind {unknown!r}", param="kind")
+
+
+def _split(spec: StageSpec, own: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the stage, and the rest, which the backend will judge."""
+    mine = {key: value for key, value in spec.options.items() if key in own}
+    return mine, {key: value for key, value in spec.options.items() if key not in own}
+
+
+def _open(spec: StageSpec, options: dict[str, Any]) -> TensorSession | TokenSession:
+    backend = plugins.load(spec.backend)
+    return backend.open(spec.variant, find_device(backend, spec.device), options)
+
+
+def find_device(backend: Backend, wanted: str) -> Device:
+    """The device of that id; `cpu:0-1` is the CPU restricted to a core set. `ConfigError` otherwise."""
+    devices = {device.id: device for device in backend.devices()}
+    kind, _, cores = wanted.partition(":")
+    device = devices.get(wanted)
+    if device is None and kind == "cpu" and cores and "cpu" in devices:
+        cpu = devices["cpu"]
+        device = Device(
+            id=wanted,
+            kind=cpu.kind,
+            name=cpu.name,
+            backend=cpu.backend,
+            memory_bytes=cpu.memory_bytes,
+            cores=parse_cores(cores),
+            capabilities=cpu.capabilities,
+        )
+    if device is None:
+        raise ConfigError(
+            f"backend {backend.name!r} sees no device {wanted!r}; it sees: {', '.join(devices) or 'none'}",
+            param="device",
+        )
+    if device.unusable:
+        raise ConfigError(f"device {wanted!r} cannot be used: {device.unusable}", param="device")
+    return device

@@ -1,0 +1,155 @@
+"""The stage loops: take work, do it, say so.
+
+A bad item fails alone. A lost device, or anything unforeseen, ends the process: only the dispatcher
+knows where else the work could go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from edged.errors import DeviceLost, EdgedError
+from edged.messages import Batch, Cancel, Done, Failed, Gone, Ping, Pong, SlotRef, Stop, Tokens, Work
+from edged.stages.contract import BatchStage, Broken, Finished, Item, Payload, Progress, TokenStage
+from edged.transport.links import Dealer
+from edged.transport.slots import Arena
+
+Arenas = Mapping[int, Arena]
+
+
+def serve_batches(stage: BatchStage, link: Dealer, arenas: Arenas) -> None:
+    """Answer micro-batches until told to stop."""
+    while True:
+        match link.receive():
+            case Batch(items):
+                _run_batch(stage, link, arenas, items)
+            case Ping(nonce):
+                link.send(Pong(nonce))
+            case Stop():
+                return
+            case Cancel() | None:  # its batch is done already, and with it the item
+                continue
+
+
+def _run_batch(stage: BatchStage, link: Dealer, arenas: Arenas, works: tuple[Work, ...]) -> None:
+    items: list[tuple[Work, Item]] = []
+    for work in works:
+        try:
+            items.append((work, _item(work, arenas)))
+        except EdgedError as error:
+            _fail(link, work, error)
+    if not items:
+        return
+    started = time.perf_counter()
+    results = _results(stage, [item for _, item in items])
+    compute_s = time.perf_counter() - started
+    for (work, _), result in zip(items, results, strict=True):
+        _answer(link, arenas, work, result, compute_s, len(items))
+
+
+def _results(stage: BatchStage, items: list[Item]) -> list[Payload | EdgedError]:
+    try:
+        return list(stage.run(items))
+    except DeviceLost:
+        raise
+    except EdgedError as error:
+        return [error] * len(items)
+
+
+def _item(work: Work, arenas: Arenas) -> Item:
+    payload = arenas[work.source.arena].read(work.source)
+    return Item(
+        work.request,
+        work.operation,
+        payload,
+        work.remaining_ms,
+        work.resume_tokens,
+        work.resume_characters,
+    )
+
+
+def _answer(
+    link: Dealer, arenas: Arenas, work: Work, result: Payload | EdgedError, compute_s: float, batch: int
+) -> None:
+    if isinstance(result, EdgedError):
+        _fail(link, work, result)
+        return
+    try:
+        target = _write(arenas, work.target, result)
+    except EdgedError as error:
+        _fail(link, work, error)
+        return
+    link.send(Done(work.request, work.attempt, target, compute_s, batch))
+
+
+def _write(arenas: Arenas, target: SlotRef, payload: Payload) -> SlotRef:
+    return arenas[target.arena].write(target, payload)
+
+
+def _fail(link: Dealer, work: Work, error: EdgedError) -> None:
+    link.send(Failed(work.request, work.attempt, error.code, error.message, error.param))
+
+
+class TokenLoop:
+    """Runs a token stage: items join, stream and leave at token boundaries."""
+
+    def __init__(self, stage: TokenStage, link: Dealer, arenas: Arenas) -> None:
+        self._stage = stage
+        self._link = link
+        self._arenas = arenas
+        self._held: dict[int, tuple[Work, float]] = {}
+        self._stopping = False
+
+    def run(self) -> None:
+        """Work until told to stop and everything taken is finished."""
+        while self._held or not self._stopping:
+            while (message := self._link.receive(0 if self._held else None)) is not None:
+                self._take(message)
+                if self._stopping and not self._held:
+                    return
+            for event in self._stage.step() if self._held else ():
+                self._report(event)
+
+    def _take(self, message: Batch | Cancel | Ping | Stop) -> None:
+        match message:
+            case Batch(items):
+                for work in items:
+                    self._admit(work)
+            case Cancel(request, attempt):
+                self._cancel(request, attempt)
+            case Ping(nonce):
+                self._link.send(Pong(nonce))
+            case Stop():
+                self._stopping = True
+
+    def _admit(self, work: Work) -> None:
+        try:
+            self._stage.admit(_item(work, self._arenas))
+        except DeviceLost:
+            raise
+        except EdgedError as error:
+            _fail(self._link, work, error)
+        else:
+            self._held[work.request] = (work, time.perf_counter())
+
+    def _cancel(self, request: int, attempt: int) -> None:
+        held = self._held.get(request)
+        if held is None or held[0].attempt != attempt:
+            return
+        del self._held[request]
+        self._stage.cancel(request)
+        self._link.send(Gone(request, attempt))
+
+    def _report(self, event: Progress | Finished | Broken) -> None:
+        work, started = self._held[event.request]
+        match event:
+            case Progress(request, first, tokens, text):
+                self._link.send(Tokens(request, work.attempt, first, tokens, text))
+            case Finished(request, payload):
+                del self._held[request]
+                elapsed_s = time.perf_counter() - started
+                _answer(self._link, self._arenas, work, payload, elapsed_s, len(self._held) + 1)
+            case Broken(request, error):
+                del self._held[request]
+                _fail(self._link, work, error)

@@ -1,0 +1,71 @@
+"""Worker processes as the daemon holds them: spawned without a fork of our threads, watched by pidfd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from edged.workers.spec import WorkerSpec
+
+
+class Process:
+    """A running worker. `pidfd` becomes readable when the kernel has torn it down."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.incarnation = spec.incarnation
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", "edged.workers", spec.incarnation],
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr.fileno(),
+            pass_fds=[arena.descriptor for arena in spec.arenas],
+            start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which drains
+        )
+        self.pid = self._popen.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        self.killed_by_us = False
+        self._tell(msgspec.json.encode(spec))
+
+    def _tell(self, spec: bytes) -> None:
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(spec)
+            self._popen.stdin.close()
+        except BrokenPipeError:  # it died at once: the pidfd tells
+            return
+
+    def kill(self) -> None:
+        """SIGKILL, by pidfd: never a stranger who got the number afterwards."""
+        self.killed_by_us = True
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return
+
+    def reap(self) -> str:
+        """Collect the exit status of a process that is gone, and put it in words."""
+        status = self._popen.wait()
+        os.close(self.pidfd)
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
+        return f"exit status {status}"
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether somebody else SIGKILLed it."""
+        return self._popen.returncode == -signal.SIGKILL and not self.killed_by_us
+
+
+def kill_all(processes: Sequence[Process]) -> None:
+    """SIGKILL and reap: the last step of every stop."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.reap()

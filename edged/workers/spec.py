@@ -1,0 +1,46 @@
+"""What a worker process is told at birth: one JSON document on its standard input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edged.backend import Variant
+from edged.transport.slots import Geometry
+
+
+class ArenaSpec(msgspec.Struct, frozen=True):
+    """An arena that the worker inherits as an open descriptor."""
+
+    arena: int
+    descriptor: int
+    geometry: Geometry
+    writable: bool
+
+
+class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage, placed: everything that decides which work a worker does and on what."""
+
+    name: str
+    kind: str
+    backend: str
+    device: str
+    max_batch: int
+    variant: Variant
+    options: dict[str, Any]
+    library: Path
+    cache_dir: Path
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker of a stage."""
+
+    incarnation: str
+    endpoint: Path
+    parent: int
+    stage: StageSpec
+    arenas: tuple[ArenaSpec, ...]
+    log_level: str
+    log_format: str

@@ -8,32 +8,18 @@ from pathlib import Path
 import pytest
 
 from edged.backend import Variant
+from edged.catalogue import Catalogue
+from edged.models import ModelStore
 
 MODELS = Path(__file__).parents[1] / ".edged" / "models"
 
 
 @pytest.fixture(scope="session")
 def variant() -> Callable[[str, str], Variant]:
-    """Give a model's variant with real weights: `variant("bge-small-en-v1.5", "int8")`."""
+    """Give a variant with real weights, pulled when needed: `variant("bge-small-en-v1.5", "int8")`."""
+    store = ModelStore(MODELS, Catalogue.discover())
 
     def find(model: str, name: str) -> Variant:
-        folder = MODELS / model / name
-        generator = (folder / "model.gguf").exists()
-        details: dict[str, object] = {}
-        if model.startswith("bge"):
-            prefix = "Represent this sentence for searching relevant passages: "
-            details = {"pooling": "cls", "query_prefix": prefix, "dimension": 384}
-        elif model.startswith("all-minilm"):
-            details = {"pooling": "mean", "dimension": 384}
-        return Variant(
-            model=model,
-            name=name,
-            task="generate" if generator else "rerank" if "marco" in model else "embed",
-            format="gguf" if generator else "onnx",
-            path=folder / ("model.gguf" if generator else "model.onnx"),
-            tokenizer=None if generator else folder / "tokenizer.json",
-            context_tokens=8192 if generator else 256 if "minilm-l6" in model else 512,
-            details=details,
-        )
+        return store.resolve(model, name) if store.present(model, name) else store.pull(model, name)
 
     return find

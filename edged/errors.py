@@ -58,6 +58,21 @@ class NotFound(EdgedError):
     status = 404
 
 
+class MethodNotAllowed(EdgedError):
+    """The path exists, but not with this HTTP method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class BodyTimeout(EdgedError):
+    """The client sent its request too slowly."""
+
+    code = "body_timeout"
+    status = 408
+    retryable = True
+
+
 class TooLarge(EdgedError):
     """A request body or a payload exceeds its limit."""
 

@@ -1,0 +1,96 @@
+"""Endpoints of the admin socket: everything that changes the daemon. Each call leaves an audit line."""
+
+from __future__ import annotations
+
+import logging
+from urllib.parse import parse_qs
+
+import msgspec
+
+from edged.api.endpoint import Reply, Request
+from edged.api.gateway import Gateway
+from edged.dispatch.requests import Operator
+from edged.errors import BadRequest, EdgedError, NotFound
+
+audit = logging.getLogger("edged.audit")
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+_MOST_RECORDS = 10_000
+_RECORDS = 100
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What an admin call did, a sentence each."""
+
+    status: str
+    changes: list[str] = []
+
+
+class Administration:
+    """Handlers that share the operator's side of the daemon."""
+
+    def __init__(self, operator: Operator, gateway: Gateway) -> None:
+        self._operator = operator
+        self._gateway = gateway
+
+    async def restart(self, request: Request) -> Reply:
+        """POST /admin/v1/stages/{name}/restart."""
+        name = request.path_params["name"]
+        stages = self._gateway.config.stages
+        if name not in stages:
+            raise NotFound(f"no stage {name!r}; there is: {', '.join(stages)}", param="name")
+        with Audit(request, f"restart {name}"):
+            await self._operator.restart_stage(name)
+        return _reply(Changes("restarted", [f"{name}: workers replaced"]))
+
+    async def reload(self, request: Request) -> Reply:
+        """POST /admin/v1/reload."""
+        with Audit(request, "reload"):
+            changes = await self._operator.reload()
+        return _reply(Changes("reloaded", changes))
+
+    async def drain(self, request: Request) -> Reply:
+        """POST /admin/v1/drain."""
+        with Audit(request, "drain"):
+            await self._operator.drain()
+        return _reply(Changes("draining"))
+
+    async def configuration(self, request: Request) -> Reply:
+        """GET /admin/v1/config."""
+        with Audit(request, "read config"):
+            return Reply(_encoder.encode(self._operator.configuration()))
+
+    async def logs(self, request: Request) -> Reply:
+        """GET /admin/v1/logs?count=N."""
+        count = _count(request.query)
+        with Audit(request, f"read {count} log records"):
+            return Reply(_encoder.encode({"records": self._operator.recent_logs(count)}))
+
+
+class Audit:
+    """Writes who did what, and how it ended."""
+
+    def __init__(self, request: Request, verb: str) -> None:
+        self._request = request
+        self._verb = verb
+
+    def __enter__(self) -> None:
+        """Nothing is written before the outcome is known."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        peer = self._request.peer
+        ended = "ok" if error is None else error.code if isinstance(error, EdgedError) else "internal"
+        line = "%s by uid %d pid %d: %s"
+        details = {"request_id": self._request.id, "uid": peer.uid, "pid": peer.pid}
+        audit.info(line, self._verb, peer.uid, peer.pid, ended, extra=details)
+
+
+def _reply(body: msgspec.Struct) -> Reply:
+    return Reply(_encoder.encode(body))
+
+
+def _count(query: bytes) -> int:
+    given = parse_qs(query.decode("ascii", "replace")).get("count", [str(_RECORDS)])[0]
+    if not given.isdecimal() or not 1 <= int(given[:9]) <= _MOST_RECORDS:
+        raise BadRequest(f"count must be a number in 1..{_MOST_RECORDS}", param="count")
+    return int(given)

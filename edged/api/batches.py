@@ -1,0 +1,93 @@
+"""Long lists of texts: cut into submissions that fit a slot, run in a small window, answered in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from edged.api.endpoint import Request
+from edged.api.gateway import Attendance, Gateway, outcome
+from edged.api.names import Operation, Route
+from edged.dispatch.requests import Completed, Ticket
+from edged.errors import DeadlineExceeded, EdgedError, Overloaded
+from edged.messages import encode
+
+MOST_TEXTS = 64
+WINDOW = 2
+_FRAMING_BYTES = 8
+"""What msgpack and the task around it may add to a text, at most."""
+
+
+def cut(texts: Sequence[str], most_bytes: int) -> list[tuple[str, ...]]:
+    """Cut into runs of at most `MOST_TEXTS` texts and about `most_bytes`; a longer text goes alone.
+
+    >>> cut(["a" * 10, "b" * 10, "c"], 30)
+    [('aaaaaaaaaa',), ('bbbbbbbbbb', 'c')]
+    """
+    runs: list[list[str]] = []
+    size = most_bytes
+    for text in texts:
+        needed = len(text.encode()) + _FRAMING_BYTES
+        if not runs or len(runs[-1]) == MOST_TEXTS or size + needed > most_bytes:
+            runs.append([])
+            size = 0
+        runs[-1].append(text)
+        size += needed
+    return [tuple(run) for run in runs]
+
+
+class Batches:
+    """The submissions of one request: all succeed, or the first failure cancels the rest."""
+
+    def __init__(self, gateway: Gateway, request: Request, route: Route, deadline_s: float) -> None:
+        self._gateway = gateway
+        self._request = request
+        self._route = route
+        self._until_s = asyncio.get_running_loop().time() + deadline_s
+
+    async def run(self, operation: Operation, tasks: Sequence[msgspec.Struct]) -> list[Completed]:
+        """Answer every task, in order."""
+        first = await self._one(operation, tasks[0], patient=False)
+        if len(tasks) == 1:
+            return [first]
+        window = asyncio.Semaphore(WINDOW)
+
+        async def guarded(task: msgspec.Struct) -> Completed:
+            async with window:
+                return await self._one(operation, task, patient=True)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                rest = [group.create_task(guarded(task)) for task in tasks[1:]]
+        except* EdgedError as errors:
+            raise _first(errors) from errors
+        return [first, *(task.result() for task in rest)]
+
+    async def _one(self, operation: Operation, task: msgspec.Struct, *, patient: bool) -> Completed:
+        ticket = await self._submit(operation, encode(task), patient=patient)
+        with Attendance(self._request, ticket.cancel):
+            return await outcome(ticket)
+
+    async def _submit(self, operation: Operation, payload: bytes, *, patient: bool) -> Ticket:
+        """Submit; once the first part was accepted, a full queue is waited for instead of reported."""
+        while (remaining_s := self._until_s - asyncio.get_running_loop().time()) > 0:
+            try:
+                return self._gateway.submit(self._request, self._route, operation, payload, remaining_s)
+            except Overloaded as error:
+                if not patient:
+                    raise
+                await asyncio.sleep(min(error.retry_after_s or 0.05, remaining_s))
+        raise DeadlineExceeded("the deadline passed before every part of the request was answered")
+
+
+def merged(parts: Sequence[Completed]) -> Completed:
+    """Add up the timings of all parts; there is no payload of the whole."""
+    timings = tuple(timing for part in parts for timing in part.timings)
+    return Completed(b"", timings, sum(part.resumed for part in parts))
+
+
+def _first(errors: BaseExceptionGroup[EdgedError]) -> EdgedError:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

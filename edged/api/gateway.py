@@ -1,0 +1,121 @@
+"""What every endpoint shares: the dispatcher, the names in force, the limits and the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from edged.api.endpoint import Header, Request
+from edged.api.metrics import Metrics
+from edged.api.names import Names, Operation, Route, names_of
+from edged.config import Config
+from edged.dispatch.requests import Completed, Delta, FrontDoor, Rejected, StageTiming, Submission, Ticket
+
+PLAN_TTL_S = 2.0
+
+
+class Gateway:
+    """The API's view of the daemon; `adopt` replaces the configuration after a reload."""
+
+    def __init__(self, front: FrontDoor, config: Config, metrics: Metrics) -> None:
+        self.front = front
+        self.metrics = metrics
+        self.created = int(time.time())
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Use this configuration from the next request on."""
+        self.config = config
+        self.names: Names = names_of(config)
+        self._plan: dict[str, str] = {}
+        self._plan_until_s = 0.0
+
+    async def body(self, request: Request) -> bytes:
+        """Read a body within `api.max_body_bytes`."""
+        return await request.body(self.config.api.max_body_bytes)
+
+    @property
+    def slot_text_bytes(self) -> int:
+        """How much text goes into one submission, so that its payload fits a slot."""
+        return self.config.queue.slot_bytes * 3 // 4
+
+    def deadline_s(self, deadline_ms: int | None) -> float:
+        """Seconds that a request may take."""
+        return deadline_ms / 1000 if deadline_ms else self.config.api.request_timeout_s
+
+    def submit(
+        self, request: Request, route: Route, operation: Operation, payload: bytes, deadline_s: float
+    ) -> Ticket:
+        """Hand a request to the dispatcher, which accepts it or raises at once."""
+        submission = Submission(
+            route=route.stages,
+            operation=operation,
+            payload=payload,
+            deadline_s=deadline_s,
+            pipeline=route.name,
+            trace=request.id,
+        )
+        return self.front.submit(submission)
+
+    def plan(self, route: Route) -> bytes:
+        """Say where each stage of the route runs now, for a stream whose timings are not known yet."""
+        now = time.monotonic()
+        if now >= self._plan_until_s:
+            stages = self.front.status().stages
+            self._plan = {stage.name: _place(stage.name, stage.device, stage.variant) for stage in stages}
+            self._plan_until_s = now + PLAN_TTL_S
+        return ";".join(self._plan.get(name, name) for name in route.stages).encode("ascii", "replace")
+
+
+def answer_headers(completed: Completed) -> list[Header]:
+    """Headers that say how an answer came about."""
+    return [(b"x-edged-plan", plan_of(completed.timings)), (b"x-edged-resumed", b"%d" % completed.resumed)]
+
+
+def plan_of(timings: tuple[StageTiming, ...]) -> bytes:
+    """Write a plan as `stage:device:variant;...`."""
+    places = (_place(timing.stage, timing.device, timing.variant) for timing in timings)
+    return ";".join(dict.fromkeys(places)).encode("ascii", "replace")
+
+
+def _place(stage: str, device: str, variant: str) -> str:
+    return f"{stage}:{device}:{variant}"
+
+
+class Attendance:
+    """Calls `leave` when the client goes away, or when the handler ends early."""
+
+    def __init__(self, request: Request, leave: Callable[[], None]) -> None:
+        self._request = request
+        self._leave = leave
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.create_task(self._watch())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        if kind is not None:
+            self._leave()
+
+    async def _watch(self) -> None:
+        await self._request.disconnected()
+        self._leave()
+
+
+async def outcome(ticket: Ticket, on_delta: Callable[[], None] | None = None) -> Completed:
+    """Wait for the terminal event: return the answer, or raise what the dispatcher refused with."""
+    async for event in ticket:
+        if isinstance(event, Completed):
+            return event
+        if isinstance(event, Rejected):
+            raise event.error
+        if on_delta is not None and isinstance(event, Delta):
+            on_delta()
+            on_delta = None
+    raise RuntimeError("a ticket ended without a terminal event")

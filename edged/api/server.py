@@ -1,0 +1,177 @@
+"""The two HTTP applications, and the servers that run them on sockets that we bound ourselves."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Iterator
+from socket import socket
+from typing import cast
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, ExceptionHandler
+
+from edged.api.admin import Administration
+from edged.api.chat import Chat
+from edged.api.connection import KEEP_ALIVE_S, Connection, Limits
+from edged.api.embeddings import Embeddings
+from edged.api.endpoint import Endpoint, Handler, Reply, Request, error_reply
+from edged.api.gateway import Gateway
+from edged.api.metrics import Metrics
+from edged.api.openapi import document
+from edged.api.operations import Operations
+from edged.api.rerank import Rerank
+from edged.config import Config
+from edged.dispatch.requests import FrontDoor, Operator
+from edged.errors import EdgedError, MethodNotAllowed, NotFound
+
+RESERVED_DESCRIPTORS = 64
+"""Kept free for workers, arenas, logs and the refusal of a connection too many."""
+
+
+def build_gateway(front: FrontDoor, config: Config) -> Gateway:
+    """Make what both applications share; keep it, and call `adopt` on it after a reload."""
+    return Gateway(front, config, Metrics(front.status))
+
+
+def build_client_app(gateway: Gateway) -> Starlette:
+    """Make the application of the client socket."""
+    return _application([*_inference_routes(gateway), *_reading_routes(gateway)])
+
+
+def build_admin_app(gateway: Gateway, operator: Operator) -> Starlette:
+    """Make the application of the admin socket: reads, and everything that changes the daemon."""
+    return _application([*_admin_routes(gateway, operator), *_reading_routes(gateway)])
+
+
+class Server:
+    """Serves one application on listening sockets until told to stop.
+
+    Installs no signal handlers and writes no access log. `drain_s` bounds how long open answers may
+    take to finish after `stop`.
+    """
+
+    def __init__(self, app: ASGIApp, listeners: list[socket], limits: Limits, drain_s: float) -> None:
+        self._listeners = listeners
+        protocol = cast("type[asyncio.Protocol]", type("Connection", (Connection,), {"limits": limits}))
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http=protocol,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                date_header=False,
+                backlog=4096,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=max(1, round(drain_s)),
+            )
+        )
+
+    async def start(self) -> None:
+        """Accept connections from now on."""
+        config = self._server.config
+        config.load()
+        self._server.lifespan = config.lifespan_class(config)
+        await self._server.startup(sockets=self._listeners)
+
+    async def stop(self) -> None:
+        """Accept nothing more, let open answers finish, then close everything."""
+        await self._server.shutdown(sockets=self._listeners)
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._server.server_state.connections)
+
+
+async def serve(servers: list[Server], stop: asyncio.Event) -> None:
+    """Run servers until `stop` is set, then stop them together."""
+    for server in servers:
+        await server.start()
+    await stop.wait()
+    async with asyncio.TaskGroup() as group:
+        for server in servers:
+            group.create_task(server.stop())
+
+
+def limits_of(config: Config) -> Limits:
+    """Take the connection limit from the config, lowered to what the descriptor limit leaves."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = (
+        max(1, soft - RESERVED_DESCRIPTORS) if soft != resource.RLIM_INFINITY else config.api.max_connections
+    )
+    return Limits(connections=min(config.api.max_connections, room))
+
+
+def _application(routes: list[Route]) -> Starlette:
+    handlers = {404: _not_found, 405: _wrong_method}
+    app = Starlette(routes=routes, exception_handlers=cast("dict[int, ExceptionHandler]", handlers))
+    app.router.redirect_slashes = False
+    return app
+
+
+def _inference_routes(gateway: Gateway) -> Iterator[Route]:
+    def post(path: str, handler: Handler) -> Route:
+        return _route(gateway, path, handler, "POST")
+
+    rerank = Rerank(gateway)
+    yield post("/v1/chat/completions", Chat(gateway))
+    yield post("/v1/embeddings", Embeddings(gateway))
+    for path in ("/v1/rerank", "/rerank", "/v1/reranking"):
+        yield post(path, rerank)
+    yield post("/edged/v1/tensors/{pipeline}", Operations(gateway).tensors)
+
+
+def _reading_routes(gateway: Gateway) -> Iterator[Route]:
+    reads = Operations(gateway)
+    openapi = Reply(document())
+
+    async def describe(_request: Request) -> Reply:
+        return openapi
+
+    yield _route(gateway, "/healthz", reads.healthz, "GET")
+    yield _route(gateway, "/readyz", reads.readyz, "GET")
+    yield _route(gateway, "/metrics", reads.metrics, "GET")
+    yield _route(gateway, "/edged/v1/status", reads.status, "GET")
+    yield _route(gateway, "/v1/models", reads.models, "GET")
+    yield _route(gateway, "/v1/models/{name}", reads.model, "GET")
+    yield _route(gateway, "/openapi.json", describe, "GET")
+
+
+def _admin_routes(gateway: Gateway, operator: Operator) -> Iterator[Route]:
+    acts = Administration(operator, gateway)
+    yield _route(gateway, "/admin/v1/stages/{name}/restart", acts.restart, "POST")
+    yield _route(gateway, "/admin/v1/reload", acts.reload, "POST")
+    yield _route(gateway, "/admin/v1/drain", acts.drain, "POST")
+    yield _route(gateway, "/admin/v1/config", acts.configuration, "GET")
+    yield _route(gateway, "/admin/v1/logs", acts.logs, "GET")
+
+
+def _route(gateway: Gateway, path: str, handler: Handler, method: str) -> Route:
+    return Route(path, Endpoint(handler, gateway.metrics.refused), methods=[method], name=path)
+
+
+async def _not_found(request: StarletteRequest, _error: HTTPException) -> Response:
+    shown = request.url.path[:80]
+    return _refusal(NotFound(f"no such path: {shown}; GET /openapi.json lists what there is"), {})
+
+
+async def _wrong_method(request: StarletteRequest, error: HTTPException) -> Response:
+    allowed = dict(error.headers or {})
+    message = f"{request.method[:16]} is not allowed here; allowed: {allowed.get('Allow', '')}"
+    return _refusal(MethodNotAllowed(message), allowed)
+
+
+def _refusal(error: EdgedError, headers: dict[str, str]) -> Response:
+    reply = error_reply(error)
+    return Response(reply.body, reply.status, {**headers, "connection": "close"}, "application/json")

@@ -1,0 +1,142 @@
+"""A chat answer as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import msgspec
+from msgspec import UNSET
+
+from edged.api.answers import Ending, ending_of
+from edged.api.endpoint import Request
+from edged.api.errors import encode_error
+from edged.api.metrics import Stopwatch
+from edged.api.openai import ChatChunk, ChunkChoice, Delta, EdgedInfo, Usage
+from edged.dispatch import requests
+from edged.errors import EdgedError
+
+KEEP_ALIVE_S = 15.0
+_EVENT_STREAM = b"text/event-stream; charset=utf-8"
+_DONE = b"data: [DONE]\n\n"
+_COMMENT = b": keep-alive\n\n"
+_encoder = msgspec.json.Encoder()
+
+
+class ChatStream:
+    """Sends a ticket's events to one client, in order, and ends the ticket when the client leaves.
+
+    Nothing is sent before the first event, so a request that fails at once still gets its status; after
+    `KEEP_ALIVE_S` of silence the head and comments go out to keep the connection alive.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        ticket: requests.Ticket,
+        model: str,
+        watch: Stopwatch,
+        *,
+        plan: bytes,
+        usage: bool,
+    ) -> None:
+        self._request = request
+        self._ticket = ticket
+        self._watch = watch
+        self._plan = plan
+        self._usage = usage
+        self._quiet = True
+        self._opened = False
+        self._opening = asyncio.Lock()
+        self._chunk = ChatChunk(
+            id=f"chatcmpl-{request.id}",
+            created=watch.created,
+            model=model,
+            choices=(),
+            usage=None if usage else UNSET,
+        )
+
+    async def run(self) -> None:
+        """Send everything; raises the refusal when nothing has been sent yet."""
+        attendant = asyncio.create_task(self._attend())
+        try:
+            async for event in self._ticket:
+                await self._send(event)
+        except EdgedError as error:
+            await self._fail(error)
+        finally:
+            attendant.cancel()
+            self._ticket.cancel()
+
+    async def _send(self, event: requests.Event) -> None:
+        if isinstance(event, requests.Delta):
+            self._watch.first_token()
+            if event.text:
+                await self._write_delta(Delta(content=event.text))
+        elif isinstance(event, requests.Completed):
+            await self._finish(event, ending_of(event, self._request.id))
+        else:
+            raise event.error
+
+    async def _finish(self, completed: requests.Completed, ending: Ending) -> None:
+        self._watch.completed(completed, ending.usage.prompt_tokens, ending.usage.completion_tokens)
+        last = Delta(citations=ending.citations)
+        await self._write_delta(last, finish=ending.answer.finish, edged=ending.edged)
+        if self._usage:
+            await self._write_chunk((), usage=ending.usage)
+        await self._request.write(_DONE, more=False)
+
+    async def _fail(self, error: EdgedError) -> None:
+        if not self._request.started:
+            raise error
+        self._watch.failed(error.code)
+        await self._request.write(b"data: " + encode_error(error) + b"\n\n", more=False)
+
+    async def _write_delta(
+        self, delta: Delta, *, finish: str | None = None, edged: EdgedInfo | msgspec.UnsetType = UNSET
+    ) -> None:
+        await self._open()
+        await self._write_chunk((ChunkChoice(delta=delta, finish_reason=finish),), edged=edged)
+
+    async def _open(self) -> None:
+        """Send the head and the chunk that names the role, once."""
+        if self._opened:
+            return
+        async with self._opening:
+            if not self._request.started:
+                headers = [(b"cache-control", b"no-cache"), (b"x-edged-plan", self._plan)]
+                await self._request.start(200, _EVENT_STREAM, headers)
+                await self._write_chunk((ChunkChoice(delta=Delta(role="assistant", content="")),))
+        self._opened = True
+
+    async def _write_chunk(
+        self,
+        choices: tuple[ChunkChoice, ...],
+        *,
+        usage: Usage | msgspec.UnsetType | None = UNSET,
+        edged: EdgedInfo | msgspec.UnsetType = UNSET,
+    ) -> None:
+        self._quiet = False
+        shape = self._chunk
+        chunk = ChatChunk(
+            id=shape.id,
+            created=shape.created,
+            model=shape.model,
+            choices=choices,
+            usage=shape.usage if usage is UNSET else usage,
+            edged=edged,
+        )
+        await self._request.write(b"data: " + _encoder.encode(chunk) + b"\n\n", more=True)
+
+    async def _attend(self) -> None:
+        """Watch for the client's leaving, and break long silences."""
+        while True:
+            self._quiet = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    await self._request.disconnected()
+                self._ticket.cancel()
+                return
+            if self._quiet:
+                await self._open()
+                await self._request.write(_COMMENT, more=True)

@@ -248,6 +248,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     citations: tuple[Citation, ...] = ()
     resumed: int = 0
     """How often the answer was continued by another worker."""
+    passages_dropped: int = 0
+    """How many of the passages found, the worst ones, did not fit the context."""
 
 # ---------------------------------------------------------------------- status
 

@@ -1,0 +1,195 @@
+"""The generator: conversations in, answers out token by token, several side by side.
+
+An answer can be taken up again by another worker: the item then carries the tokens that the client's
+answer already has, they are put behind the prompt, and everything (limit, usage, text, stop strings) is
+counted as if there had been no interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from edged.backend import Finish, TokenEvent, TokenSession, Variant
+from edged.errors import BackendError, BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError
+from edged.messages import Answer, ChatTask, decoder, encode
+from edged.stages.citations import cite
+from edged.stages.contract import Broken, Finished, Item, Progress
+from edged.stages.detokenizer import TextStream
+from edged.stages.prompt import DEFAULT_MAX_TOKENS, Prompt, PromptBuilder
+
+NOTHING_FOUND = "No documents matched: ingest some with `edgectl ingest PATH`."
+"""The answer to a grounded question without passages; its `model` is empty, because no model spoke.
+
+The retriever finds a nearest passage for any question unless the library is empty, so this is what an
+operator sees before the first ingest. To let the model answer from memory would be an invention.
+"""
+
+_decode_task: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
+Event = Progress | Finished | Broken
+
+
+class _Live(msgspec.Struct):
+    """One answer in the making."""
+
+    request: int
+    prompt: Prompt
+    stream: TextStream
+    count: int
+    """Tokens of the answer so far, with those before a resumption."""
+    grounded: bool
+    resumed: bool
+
+
+class Generator:
+    """A token stage over any continuous-batching session.
+
+    Of `options` it reads `max_tokens`: the length of an answer for which the client named none.
+    """
+
+    OPTIONS = frozenset({"max_tokens"})
+
+    def __init__(self, session: TokenSession, variant: Variant, options: Mapping[str, Any]) -> None:
+        self._session = session
+        self._model = variant.model
+        limit = _default_max_tokens(options)
+        self._prompts = PromptBuilder(session.vocabulary, session.context_tokens, limit)
+        self._live: dict[int, _Live] = {}
+        self._settled: dict[int, list[Event]] = {}
+        """Events, by request, of answers that were complete when they were admitted."""
+        self._next_sequence = 0
+        self.details: Mapping[str, Any] = {
+            "model": variant.model,
+            "context_tokens": session.context_tokens,
+            "max_sequences": session.max_sequences,
+            "max_tokens": limit,
+            "chat_template": bool(session.vocabulary.chat_template),
+        }
+
+    @property
+    def room(self) -> int:
+        """How many more items `admit` takes now."""
+        return self._session.free_sequences
+
+    @property
+    def active(self) -> int:
+        """How many items are being answered."""
+        return len(self._live) + len(self._settled)
+
+    def admit(self, item: Item, /) -> None:
+        """Start an item, or raise the `EdgedError` that is its answer."""
+        if item.operation != "chat":
+            raise BadRequest(f"a generator answers chat, not {item.operation}", param="operation")
+        task = _decode_task(item.payload)
+        if task.grounded and not task.passages:
+            self._settled[item.request] = _nothing_found(item)
+            return
+        live = self._begin(item, task)
+        if live.stream.stopped or live.count >= live.prompt.max_tokens:
+            self._settled[item.request] = self._finish(live, "stop" if live.stream.stopped else "length")
+            return
+        self._start(live, item, task)
+
+    def _begin(self, item: Item, task: ChatTask) -> _Live:
+        decode = self._session.vocabulary.decode
+        return _Live(
+            request=item.request,
+            prompt=self._prompts.build(task),
+            stream=TextStream(decode, task.stop, item.resume_tokens, item.resume_characters),
+            count=len(item.resume_tokens),
+            grounded=task.grounded,
+            resumed=bool(item.resume_tokens),
+        )
+
+    def _start(self, live: _Live, item: Item, task: ChatTask) -> None:
+        sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
+        tokens = (*live.prompt.tokens, *item.resume_tokens)
+        self._session.admit(sequence, tokens, task.sampling, live.prompt.max_tokens - live.count)
+        self._live[sequence] = live
+
+    def step(self) -> list[Event]:
+        """Advance by one token boundary.
+
+        A raised `BackendError` is about the session as a whole: its worker cannot go on.
+        """
+        events = [event for settled in self._settled.values() for event in settled]
+        self._settled.clear()
+        if self._live:
+            for event in self._session.step():
+                events += self._take(event)
+        return events
+
+    def _take(self, event: TokenEvent) -> list[Event]:
+        live = self._live.get(event.sequence)
+        if live is None:
+            return []
+        try:
+            events, ended = self._advance(live, event)
+        except DeviceLost:
+            raise
+        except EdgedError as error:
+            events, ended = [Broken(live.request, error)], True
+        if ended:
+            del self._live[event.sequence]
+            if event.finish is None:
+                self._session.cancel(event.sequence)
+        return events
+
+    def _advance(self, live: _Live, event: TokenEvent) -> tuple[list[Event], bool]:
+        if event.finish == "error":
+            raise BackendError(event.error or "the runtime gave up on this sequence and did not say why")
+        if event.finish == "cancelled":
+            raise Cancelled("the runtime cancelled this sequence")
+        events: list[Event] = []
+        if event.tokens:
+            text = live.stream.push(event.tokens)
+            events.append(Progress(live.request, live.count, event.tokens, text))
+            live.count += len(event.tokens)
+        finish: Finish | None = "stop" if live.stream.stopped else event.finish
+        return (events + self._finish(live, finish), True) if finish else (events, False)
+
+    def _finish(self, live: _Live, finish: Finish) -> list[Event]:
+        rest = live.stream.finish()
+        answer = Answer(
+            text=live.stream.text,
+            finish="length" if finish == "length" else "stop",
+            prompt_tokens=len(live.prompt.tokens),
+            completion_tokens=live.count,
+            model=self._model,
+            citations=cite(live.stream.text, live.prompt.passages) if live.grounded else (),
+            resumed=int(live.resumed),
+            passages_dropped=live.prompt.passages_dropped,
+        )
+        tail: list[Event] = [Progress(live.request, live.count, (), rest)] if rest else []
+        return [*tail, Finished(live.request, encode(answer))]
+
+    def cancel(self, request: int, /) -> None:
+        """Drop an item at once; no event follows."""
+        self._settled.pop(request, None)
+        for sequence in [n for n, live in self._live.items() if live.request == request]:
+            del self._live[sequence]
+            self._session.cancel(sequence)
+
+    def close(self) -> None:
+        """Give memory back; idempotent."""
+        self._live.clear()
+        self._settled.clear()
+        self._session.close()
+
+
+def _default_max_tokens(options: Mapping[str, Any]) -> int:
+    limit = options.get("max_tokens", DEFAULT_MAX_TOKENS)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise ConfigError(
+            f"max_tokens must be a whole number of at least 1, not {limit!r}", param="max_tokens"
+        )
+    return limit
+
+
+def _nothing_found(item: Item) -> list[Event]:
+    answer = Answer(text=NOTHING_FOUND, finish="stop", prompt_tokens=0, completion_tokens=0, model="")
+    rest = NOTHING_FOUND[item.resume_characters :]
+    progress: list[Event] = [Progress(item.request, 0, (), rest)] if rest else []
+    return [*progress, Finished(item.request, encode(answer))]

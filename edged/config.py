@@ -102,10 +102,10 @@ class Pipeline(Table, frozen=True):
 class Config(Table, frozen=True):
     """The whole configuration."""
 
-    daemon: Daemon = Daemon()
-    api: Api = Api()
-    queue: Queue = Queue()
-    library: Library = Library()
+    daemon: Daemon = msgspec.field(default_factory=Daemon)
+    api: Api = msgspec.field(default_factory=Api)
+    queue: Queue = msgspec.field(default_factory=Queue)
+    library: Library = msgspec.field(default_factory=Library)
     stages: dict[Name, Stage] = {}
     pipelines: dict[Name, Pipeline] = {}
 

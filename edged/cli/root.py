@@ -1,0 +1,123 @@
+"""The root of `edgectl`: finds commands when they are asked for, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edged.cli.session import Session
+from edged.errors import ConfigError, EdgedError, Unreachable
+
+COMMANDS = {
+    "status": "edged.cli.status:status",
+    "ask": "edged.cli.ask:ask",
+    "chat": "edged.cli.chat:chat",
+    "embed": "edged.cli.embed:embed",
+    "rerank": "edged.cli.rerank:rerank",
+    "ingest": "edged.cli.ingest:ingest",
+    "documents": "edged.cli.documents:documents",
+    "models": "edged.cli.models:models",
+    "devices": "edged.cli.devices:devices",
+    "stage": "edged.cli.stage:stage",
+    "reload": "edged.cli.daemon:reload",
+    "drain": "edged.cli.daemon:drain",
+    "config": "edged.cli.config:config",
+    "logs": "edged.cli.logs:logs",
+    "version": "edged.cli.version:version",
+    "completion": "edged.cli.completion:completion",
+}
+"""Every command and where it lives; a module is imported when its command runs."""
+
+FAILED, UNREACHABLE, BAD_CONFIG, INTERRUPTED, BROKEN_PIPE = 1, 69, 78, 130, 141
+"""69 and 78 as in sysexits.h, the others as a shell reports signals."""
+
+
+class Root(click.Group):
+    """A group that imports a command when it is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the commands in the order in which a newcomer needs them."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run, print at most one line about an error, and leave with the code that belongs to it."""
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(*args, **extra)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            code = _leave_pipe()
+        except click.Abort:
+            code = INTERRUPTED
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except EdgedError as error:
+            click.echo(f"error [{error.code}]: {error.message}{_when(error)}", err=True)
+            code = _code_of(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave_pipe() -> int:
+    """Keep the interpreter from complaining about the closed pipe once more when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+def _when(error: EdgedError) -> str:
+    return f" (try again in {error.retry_after_s:g} s)" if error.retry_after_s else ""
+
+
+def _code_of(error: EdgedError) -> int:
+    if isinstance(error, Unreachable):
+        return UNREACHABLE
+    return BAD_CONFIG if isinstance(error, ConfigError) else FAILED
+
+
+_EPILOG = """\b
+Example:
+  edgectl ask "How do I reset the gateway?"
+
+\b
+Exit codes: 0 done, 1 the request failed, 2 usage, 69 no daemon answers,
+78 the configuration is bad, 130 interrupted."""
+
+
+@click.group(cls=Root, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="Configuration [$EDGED_CONFIG]."
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override one option; repeatable."
+)
+@click.option("--socket", type=click.Path(path_type=Path), help="The daemon's client socket [$EDGED_SOCKET].")
+@click.option(
+    "--admin-socket", type=click.Path(path_type=Path), help="The daemon's admin socket [$EDGED_ADMIN_SOCKET]."
+)
+@click.pass_context
+def edgectl(
+    context: click.Context,
+    file: Path | None,
+    overrides: tuple[str, ...],
+    socket: Path | None,
+    admin_socket: Path | None,
+) -> None:
+    """Ask, feed and run edged."""
+    context.obj = Session(
+        file=file, overrides=overrides, socket=socket, admin_socket=admin_socket, environment=dict(os.environ)
+    )

@@ -1,0 +1,90 @@
+"""`edgectl status`: how the daemon and its stages are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from edged.cli.output import print_json, print_table, readable_bytes, readable_seconds, styled
+from edged.cli.session import Session, example, json_option, with_session
+
+if TYPE_CHECKING:
+    from edged.messages import StageStatus, Status
+
+HEADINGS = (
+    "STAGE",
+    "STATE",
+    "DEVICE",
+    "VARIANT",
+    "PID",
+    "QUEUED",
+    "IN FLIGHT",
+    "SLOTS",
+    "RATE",
+    "COMPUTE",
+    "MEMORY",
+)
+_COLOURS = {"ready": "green", "degraded": "yellow", "starting": "yellow", "failed": "red"}
+
+
+@click.command(
+    epilog=example("edgectl status --json | jq '.stages[].rate_per_s'"),
+    short_help="Show the daemon and its stages.",
+)
+@json_option
+@with_session
+def status(session: Session, as_json: bool) -> None:
+    """Show the daemon and its stages."""
+    current = session.client.status()
+    if as_json:
+        print_json(current)
+        return
+    click.echo(_headline(current))
+    click.echo(_counts(current))
+    click.echo()
+    print_table(HEADINGS, [_row(stage) for stage in current.stages])
+    _print_remarks(current)
+
+
+def _headline(current: Status) -> str:
+    state = styled(current.state, fg=_COLOURS.get(current.state), bold=True)
+    config = current.config_path or "built-in configuration"
+    uptime = readable_seconds(current.uptime_s)
+    return f"edged {current.version}  {state}  pid {current.pid}  up {uptime}  {config}"
+
+
+def _counts(current: Status) -> str:
+    heat = "" if current.temperature_c is None else f"  {current.temperature_c:.0f} °C"
+    refused = sum(current.rejected.values())
+    return (
+        f"accepted {current.accepted}  completed {current.completed}  rejected {refused}  "
+        f"outstanding {current.outstanding}  entry {current.entry_slots_used}/{current.entry_slots} slots  "
+        f"memory {readable_bytes(current.memory_bytes)}  load {current.load_average:.2f}{heat}"
+    )
+
+
+def _row(stage: StageStatus) -> tuple[str, ...]:
+    return (
+        stage.name,
+        stage.state,
+        f"{stage.backend} {stage.device}".strip(),
+        f"{stage.model} {stage.variant}".strip(),
+        ",".join(str(worker.pid) for worker in stage.workers) or "-",
+        str(stage.queued),
+        str(stage.in_flight),
+        f"{stage.slots_used}/{stage.slots}",
+        f"{stage.rate_per_s:.1f}/s",
+        readable_seconds(stage.mean_compute_s),
+        readable_bytes(sum(worker.memory_bytes for worker in stage.workers)),
+    )
+
+
+def _print_remarks(current: Status) -> None:
+    remarks = [f"{stage.name}: {stage.reason}" for stage in current.stages if stage.reason]
+    remarks += [f"refused {code}: {count}" for code, count in sorted(current.rejected.items()) if count]
+    remarks += [note for note in (current.temperature_note, *current.notes) if note]
+    if remarks:
+        click.echo()
+    for remark in remarks:
+        click.echo(f"note: {remark}")

@@ -1,0 +1,250 @@
+"""The daemon's sockets as Python calls: standard library only, so that `edgectl` starts fast."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from urllib.parse import quote
+
+import msgspec
+
+from edged.errors import ConnectionLost, EdgedError, Overloaded, Unreachable
+from edged.messages import Status
+from edged.replies import Delta, Final, Models, Ranked, Ranking, Reply, Vectors, as_error, final
+
+T = TypeVar("T")
+Plain = dict[str, Any]
+
+CONNECT_S = 5.0
+"""How long connecting is tried again while the daemon's backlog is full."""
+MAX_ERROR_BYTES = 1 << 20
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket. A full backlog is waited out; nobody there is `Unreachable`."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("edged", timeout=timeout_s)
+        self.path = path
+
+    def connect(self) -> None:
+        """Connect within `CONNECT_S` seconds."""
+        deadline = time.monotonic() + CONNECT_S
+        while not self._connected():
+            if time.monotonic() > deadline:
+                raise Overloaded(
+                    f"the daemon on {self.path} accepts no connection; try again", retry_after_s=1.0
+                )
+            time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - jitter, not a secret
+
+    def _connected(self) -> bool:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(self.timeout)
+        try:
+            connection.connect(str(self.path))
+        except OSError as error:
+            connection.close()
+            if isinstance(error, BlockingIOError):
+                return False
+            raise _unreachable(self.path, error) from error
+        self.sock = connection
+        return True
+
+
+def _unreachable(path: Path, error: OSError) -> Unreachable:
+    if isinstance(error, PermissionError):
+        return Unreachable(f"you may not use {path}; ask to be added to the group edged-clients")
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return Unreachable(
+            f"no daemon answers on {path}; start one with `systemctl start edged` or `edged`, "
+            "or name its socket with --socket"
+        )
+    return Unreachable(f"cannot connect to {path}: {error.strerror or error}")
+
+
+class _Caller:
+    """One request per connection: closing it is how a request is cancelled."""
+
+    def __init__(self, socket: Path, timeout_s: float = 300.0) -> None:
+        self.socket = socket
+        self.timeout_s = timeout_s
+
+    def _open(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> http.client.HTTPResponse:
+        connection = UnixConnection(self.socket, self.timeout_s)
+        data = None if body is None else msgspec.json.encode(body)
+        headers = {"Connection": "close"} | ({"Content-Type": "application/json"} if data else {})
+        try:
+            connection.request(method, path, data, headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise _lost(error, self.timeout_s) from error
+        if response.status >= http.client.BAD_REQUEST:
+            with response:
+                raise _refusal(response, self._drained(response, MAX_ERROR_BYTES))
+        return response
+
+    def _drained(self, response: http.client.HTTPResponse, limit: int | None = None) -> bytes:
+        try:
+            return response.read(limit)
+        except (OSError, http.client.HTTPException) as error:
+            raise _lost(error, self.timeout_s) from error
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        with self._open(method, path, body) as response:
+            return self._drained(response)
+
+    def _ask(self, kind: type[T] | Any, method: str, path: str, body: Mapping[str, Any] | None = None) -> T:
+        return cast("T", _decoded(self._call(method, path, body), kind))
+
+
+def _lost(error: Exception, timeout_s: float) -> ConnectionLost:
+    if isinstance(error, TimeoutError):
+        return ConnectionLost(f"the daemon said nothing for {timeout_s:g} s; see `edgectl status`")
+    return ConnectionLost("the daemon went away in the middle of an answer; see `edgectl logs`")
+
+
+def _decoded(data: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ConnectionLost(f"the answer is not what a daemon of this version sends: {error}") from error
+
+
+def _refusal(response: http.client.HTTPResponse, data: bytes) -> EdgedError:
+    """Rebuild the daemon's error from its body; `Retry-After` says when to try again."""
+    try:
+        fault = msgspec.json.decode(data, type=Reply).error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        fault = None
+    if fault is None:
+        return EdgedError(f"the daemon answered {response.status} {response.reason} without saying why")
+    error = as_error(fault)
+    after = response.headers.get("Retry-After", "")
+    error.retry_after_s = float(after) if after.replace(".", "", 1).isdigit() else None
+    return error
+
+
+class Client(_Caller):
+    """The client socket. Every call may raise `Unreachable`, `ConnectionLost` or the daemon's own error."""
+
+    def status(self) -> Status:
+        """Say how the daemon and its stages are."""
+        return self._ask(Status, "GET", "/edged/v1/status")
+
+    def healthy(self) -> bool:
+        """Whether the daemon answers at all."""
+        return self._answers("/healthz")
+
+    def ready(self) -> bool:
+        """Whether every stage has a loaded worker."""
+        return self._answers("/readyz")
+
+    def _answers(self, path: str) -> bool:
+        try:
+            self._call("GET", path)
+        except EdgedError:
+            return False
+        return True
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        model: str = "rag",
+        stream: bool = True,
+        **fields: Any,
+    ) -> Generator[Delta | Final, None, None]:
+        """Yield `Delta`s (none without `stream`), then one `Final`; close the iterator to cancel.
+
+        `fields` go into the request as they are: `max_tokens`, `temperature`, `candidates`, ...
+        """
+        body = {"model": model, "messages": list(messages), "stream": stream, **fields}
+        if stream:
+            return self._streamed(body | {"stream_options": {"include_usage": True}})
+        return self._whole(body)
+
+    def _whole(self, body: Plain) -> Generator[Delta | Final, None, None]:
+        yield final([self._ask(Reply, "POST", "/v1/chat/completions", body)])
+
+    def _streamed(self, body: Plain) -> Generator[Delta | Final, None, None]:
+        replies: list[Reply] = []
+        with self._open("POST", "/v1/chat/completions", body) as response:
+            for data in self._events(response):
+                reply: Reply = _decoded(data, Reply)
+                if reply.error is not None:
+                    raise as_error(reply.error)
+                replies.append(reply)
+                if reply.choices and (text := reply.choices[0].delta.content):
+                    yield Delta(text)
+        yield final(replies)
+
+    def _events(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        """Yield the data of each server-sent event up to `[DONE]`, without which the stream was cut."""
+        while line := self._line(response):
+            field, _, data = line.rstrip(b"\r\n").partition(b":")
+            if data.strip() == b"[DONE]":
+                return
+            if field == b"data":
+                yield data.strip()
+        raise ConnectionLost("the daemon went away in the middle of an answer; see `edgectl logs`")
+
+    def _line(self, response: http.client.HTTPResponse) -> bytes:
+        try:
+            return response.readline()
+        except (OSError, http.client.HTTPException) as error:
+            raise _lost(error, self.timeout_s) from error
+
+    def embed(self, texts: Sequence[str], *, model: str, **fields: Any) -> list[list[float]]:
+        """Return one vector of unit length per text, in order."""
+        body = {"model": model, "input": list(texts), **fields}
+        answer: Vectors = self._ask(Vectors, "POST", "/v1/embeddings", body)
+        return [entry.embedding for entry in sorted(answer.data, key=lambda entry: entry.index)]
+
+    def rerank(self, query: str, documents: Sequence[str], *, model: str, **fields: Any) -> list[Ranked]:
+        """Return the documents' places and scores, best first."""
+        body = {"model": model, "query": query, "documents": list(documents), **fields}
+        answer: Ranking = self._ask(Ranking, "POST", "/v1/rerank", body)
+        return answer.results
+
+    def models(self) -> list[Plain]:
+        """List what requests may name as `model`."""
+        answer: Models = self._ask(Models, "GET", "/v1/models")
+        return answer.data
+
+    def metrics(self) -> str:
+        """Return the metrics as Prometheus reads them."""
+        return self._call("GET", "/metrics").decode()
+
+
+class AdminClient(_Caller):
+    """The admin socket: everything that changes the daemon."""
+
+    def restart_stage(self, name: str) -> None:
+        """Replace a stage's workers; requests in flight are carried on."""
+        self._call("POST", f"/admin/v1/stages/{quote(name, safe='')}/restart")
+
+    def reload(self) -> list[str]:
+        """Make the daemon read its configuration again; return what changed."""
+        answer: dict[str, list[str]] = self._ask(dict[str, Any], "POST", "/admin/v1/reload")
+        return answer.get("changes", [])
+
+    def drain(self) -> None:
+        """Begin an orderly stop."""
+        self._call("POST", "/admin/v1/drain")
+
+    def configuration(self) -> Plain:
+        """Return the configuration in force."""
+        return self._ask(dict[str, Any], "GET", "/admin/v1/config")
+
+    def logs(self, count: int) -> list[Plain]:
+        """Return the newest log records, oldest first."""
+        answer: dict[str, list[Plain]] = self._ask(dict[str, Any], "GET", f"/admin/v1/logs?count={count}")
+        return answer.get("records", [])

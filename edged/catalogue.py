@@ -69,7 +69,7 @@ class HttpsSource(Entry, frozen=True, tag_field="kind", tag="https"):
 class FileSource(Entry, frozen=True, tag_field="kind", tag="file"):
     """A file that is already on this machine."""
 
-    path: Path
+    path: str
 
 
 Source = IndexSource | HubSource | HttpsSource | FileSource

@@ -25,15 +25,15 @@ LAST_LINES = 3
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the process that derives is told, as JSON in its only argument."""
 
-    base: Path
-    target: Path
+    base: str
+    target: str
     parameters: dict[str, Any]
 
 
 def derive(method: str, base: Path, target: Path, parameters: dict[str, Any]) -> None:
     """Make `target` from `base`; `ModelError` says what failed, or which extra is missing."""
     module, extra = METHODS[method]
-    job = msgspec.json.encode(Job(base, target, parameters)).decode()
+    job = msgspec.json.encode(Job(str(base), str(target), parameters)).decode()
     command = [sys.executable, "-P", "-m", module, job]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if "ModuleNotFoundError" in done.stderr:

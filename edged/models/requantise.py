@@ -15,9 +15,9 @@ def requantise(job: Job) -> None:
     parameters.ftype = file_type(job.parameters["type"])
     parameters.allow_requantize = True
     parameters.pure = bool(job.parameters.get("pure", False))
-    status = llama_cpp.llama_model_quantize(bytes(job.base), bytes(job.target), parameters)
+    status = llama_cpp.llama_model_quantize(job.base.encode(), job.target.encode(), parameters)
     if status:
-        raise SystemExit(f"llama.cpp refused {job.base.name}: status {status}")
+        raise SystemExit(f"llama.cpp refused {job.base}: status {status}")
 
 
 def file_type(name: str) -> int:

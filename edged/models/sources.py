@@ -48,7 +48,7 @@ class Fetcher:
             case HttpsSource(url=address):
                 download(require_encrypted(address), {}, sink, step, self._timeout_s)
             case FileSource(path=path):
-                copy_file(path, sink, step)
+                copy_file(Path(path), sink, step)
 
 
 def copy_file(path: Path, sink: VerifiedFile, step: Step) -> None:

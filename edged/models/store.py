@@ -54,7 +54,7 @@ class ModelStore:
     def __init__(
         self, path: Path, catalogue: Catalogue, environment: Mapping[str, str] | None = None
     ) -> None:
-        self.path = path
+        self.path = path.absolute()
         self.catalogue = catalogue
         self._environment = os.environ if environment is None else environment
 
@@ -150,7 +150,7 @@ class ModelStore:
         if file is None or rung.tokenizer or not isinstance(rung.source, DerivedSource):
             return file
         beside = self._folder(manifest, manifest.variant(rung.source.variant)) / TOKENIZER
-        return msgspec.structs.replace(file, source=FileSource(path=beside))
+        return msgspec.structs.replace(file, source=FileSource(path=str(beside)))
 
     def _install(self, manifest: Model, rung: Rung, files: Mapping[str, Path]) -> None:
         """Move staged files into place; the weights last, since they make a variant present."""

@@ -1,0 +1,59 @@
+# Every target sets up what it needs; nothing prompts; a second run takes seconds.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STATE := $(CURDIR)/.edged
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup setup-test demo test check lint types bench clean help
+
+help:
+	@echo "make demo        set up, ingest the sample documents, answer three questions"
+	@echo "make demo KEEP=1 the same, and leave the daemon running"
+	@echo "make test        set up everything (compiles llama-cpp-python once) and run all tests"
+	@echo "make check       lint, types, import contracts, tests"
+	@echo "make bench       measure the rows of the benchmark table in full"
+	@echo "make clean       remove what these targets made"
+
+setup: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) examples/preflight.py python
+	@echo "==> creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "==> installing edged and its runtimes (prebuilt wheels)"
+	@$(PIP) install --progress-bar on --prefer-binary --editable . || { $(PYTHON) examples/preflight.py network; exit 1; }
+	@touch $@
+
+setup-test: $(VENV)/.installed-test
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
+	@$(PYTHON) examples/preflight.py compiler
+	@echo "==> installing test tools, and compiling llama-cpp-python for this CPU (several minutes, once)"
+	@$(PIP) install --progress-bar on --prefer-binary --editable '.[dev,derive,llama]' || { $(PYTHON) examples/preflight.py network; exit 1; }
+	@touch $@
+
+demo: setup
+	@EDGED_DEMO_STATE=$(STATE)/demo KEEP=$(KEEP) $(BIN)/python examples/demo.py
+
+test: setup-test
+	@$(BIN)/python -m pytest
+
+lint: setup-test
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports
+
+types: setup-test
+	@$(BIN)/mypy
+	@$(BIN)/basedpyright --level error
+
+check: lint types test
+
+bench: setup-test
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(STATE) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

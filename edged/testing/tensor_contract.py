@@ -3,7 +3,7 @@
 A subclass gives the fixtures `backend`, `variant` and `feeds`, and may override `device` and `options`.
 A new adapter is done when its subclass is green.
 """
-# ruff: noqa: S101, D102 - assertions are what a contract consists of; the names of its tests say what they hold
+# ruff: noqa: D102 - assertions are what a contract consists of; the names of its tests say what they hold
 
 from __future__ import annotations
 

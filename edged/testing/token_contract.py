@@ -4,7 +4,7 @@ A subclass gives the class-scoped (or wider) fixtures `backend` and `variant`, a
 `options` and the two prompts. The model is loaded once for the class. A new adapter is done when its
 subclass is green.
 """
-# ruff: noqa: S101, D102 - assertions are what a contract consists of; the names of its tests say what they hold
+# ruff: noqa: D102 - assertions are what a contract consists of; the names of its tests say what they hold
 
 from __future__ import annotations
 

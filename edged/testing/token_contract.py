@@ -1,7 +1,8 @@
 """The contract of a `TokenSession`, as a pytest base class that every adapter inherits.
 
 A subclass gives the class-scoped (or wider) fixtures `backend` and `variant`, and may override `device`,
-`options` and the two prompts. The model is loaded once for the class. A new adapter is done when its
+`options` and the two prompts. Write them as class methods: pytest wants that of class-scoped fixtures.
+The model is loaded once for the class. A new adapter is done when its
 subclass is green.
 """
 # ruff: noqa: D102 - assertions are what a contract consists of; the names of its tests say what they hold
@@ -77,18 +78,21 @@ class TokenContract:
     """Length of the answers compared; raise it when the engine is fast."""
 
     @pytest.fixture(scope="class")
-    def device(self, backend: Backend) -> Device:
+    @classmethod
+    def device(cls, backend: Backend) -> Device:
         """The device under test: the first usable one unless the subclass chooses."""
         return next(device for device in backend.devices() if not device.unusable)
 
     @pytest.fixture(scope="class")
-    def options(self) -> dict[str, Any]:
+    @classmethod
+    def options(cls) -> dict[str, Any]:
         """Options of the adapter; at least three sequences must fit."""
         return {"max_sequences": 4}
 
     @pytest.fixture(scope="class")
+    @classmethod
     def session(
-        self, backend: Backend, variant: Variant, device: Device, options: Mapping[str, Any]
+        cls, backend: Backend, variant: Variant, device: Device, options: Mapping[str, Any]
     ) -> Iterator[TokenSession]:
         """One session for all tests of the class."""
         session: Any = backend.open(variant, device, options)
@@ -103,7 +107,8 @@ class TokenContract:
             assert session.free_sequences == session.max_sequences, "the test left sequences alive"
 
     @pytest.fixture(scope="class")
-    def prompts(self, session: TokenSession) -> list[list[int]]:
+    @classmethod
+    def prompts(cls, session: TokenSession) -> list[list[int]]:
         """Prompts of different length whose greedy answers are longer than `new_tokens`."""
         texts = (
             "Once upon a time, in a village by the sea, there lived",
@@ -113,7 +118,8 @@ class TokenContract:
         return [session.vocabulary.encode(text, special=False) for text in texts]
 
     @pytest.fixture(scope="class")
-    def stopping_prompt(self, session: TokenSession) -> list[int]:
+    @classmethod
+    def stopping_prompt(cls, session: TokenSession) -> list[int]:
         """A prompt whose greedy answer ends by itself within 64 tokens."""
         vocabulary = session.vocabulary
         text = (
@@ -129,9 +135,10 @@ class TokenContract:
         return vocabulary.encode(text, special=True)
 
     @pytest.fixture(scope="class")
-    def alone(self, session: TokenSession, prompts: list[list[int]]) -> list[list[int]]:
+    @classmethod
+    def alone(cls, session: TokenSession, prompts: list[list[int]]) -> list[list[int]]:
         """The greedy answer to each prompt when nothing else runs."""
-        return [generate(session, prompt, self.new_tokens).tokens for prompt in prompts]
+        return [generate(session, prompt, cls.new_tokens).tokens for prompt in prompts]
 
     def test_greedy_decoding_repeats(
         self, session: TokenSession, prompts: list[list[int]], alone: list[list[int]]

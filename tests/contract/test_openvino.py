@@ -64,19 +64,23 @@ class TestRealEncoder(TestAffine):
 
 class TestGenerator(TokenContract):
     @pytest.fixture(scope="class")
-    def backend(self) -> Backend:
+    @classmethod
+    def backend(cls) -> Backend:
         return OpenvinoBackend()
 
     @pytest.fixture(scope="class")
-    def variant(self, variant: Callable[[str, str], Variant]) -> Variant:
+    @classmethod
+    def variant(cls, variant: Callable[[str, str], Variant]) -> Variant:
         return variant("smollm2-135m-instruct", "q4_1")
 
     @pytest.fixture(scope="class")
-    def cache_dir(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+    @classmethod
+    def cache_dir(cls, tmp_path_factory: pytest.TempPathFactory) -> str:
         return str(tmp_path_factory.mktemp("converted"))
 
     @pytest.fixture(scope="class")
-    def options(self, cache_dir: str) -> dict[str, Any]:
+    @classmethod
+    def options(cls, cache_dir: str) -> dict[str, Any]:
         return {"max_sequences": 4, "threads": 1, "cache_dir": cache_dir, "context_tokens": 1024}
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from edged.backend import Capabilities, Device, Variant
+from edged.backend import Capabilities, Device, TokenSession, Variant
 from edged.errors import BackendError, ConfigError
 from edged_backends.llama_cpp_runtime import (
     Accelerator,
@@ -60,7 +60,7 @@ class LlamaCppBackend:
         found = [_gpu(accelerator) for accelerator in accelerators()]
         return [_cpu(), *found, *_without_support({device.kind for device in found}, _NODES)]
 
-    def open(self, variant: Variant, device: Device, options: Mapping[str, Any], /) -> LlamaTokenSession:
+    def open(self, variant: Variant, device: Device, options: Mapping[str, Any], /) -> TokenSession:
         """Load a GGUF generator; see `Options`. `BackendError` says which file and why not."""
         settings = _options(options)
         _check(variant, device)

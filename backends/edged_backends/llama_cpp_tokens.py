@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from edged.backend import Sampling, TokenEvent
+from edged.backend import Sampling, TokenEvent, Vocabulary
 from edged.errors import BackendError, ContextOverflow
 from edged_backends.llama_cpp_runtime import free_model, runtime
 from edged_backends.llama_cpp_sampler import Sampler
@@ -76,7 +76,8 @@ class LlamaTokenSession:
     """
 
     def __init__(self, model: Any, context: Any, shape: Shape) -> None:
-        self.vocabulary = LlamaVocabulary(model)
+        self._vocabulary = LlamaVocabulary(model)
+        self.vocabulary: Vocabulary = self._vocabulary
         self.context_tokens, self.max_sequences, self._batch_tokens = shape
         self._model = model
         self._context = context
@@ -98,7 +99,7 @@ class LlamaTokenSession:
         """
         self._check(sequence, prompt, max_tokens)
         slot = min(self._free_slots)
-        sampler = Sampler(sampling, self.vocabulary.size, prompt, self.context_tokens)
+        sampler = Sampler(sampling, self._vocabulary.size, prompt, self.context_tokens)
         self._free_slots.remove(slot)
         self._live[sequence] = _Sequence(sequence, slot, list(prompt), len(prompt) + max_tokens, sampler)
 
@@ -142,7 +143,7 @@ class LlamaTokenSession:
                 f"{len(prompt)} prompt tokens and {max_tokens} new ones exceed the context "
                 f"of {self.context_tokens} tokens"
             )
-        self.vocabulary.check(prompt)
+        self._vocabulary.check(prompt)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -174,7 +175,7 @@ class LlamaTokenSession:
 
     def _extend(self, sequence: _Sequence, row: int) -> TokenEvent:
         token = sequence.sampler.sample(self._context, row, len(sequence.tokens))
-        if self.vocabulary.ends(token):
+        if self._vocabulary.ends(token):
             self._release(sequence)
             return TokenEvent(sequence.number, finish="stop")
         sequence.tokens.append(token)

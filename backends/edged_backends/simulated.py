@@ -1,0 +1,113 @@
+"""A runtime without models: declared costs, deterministic answers, faults on request.
+
+For tests and what-if plans, and for devices that a machine lacks; never a model's stand-in where answers
+are shown or judged. It opens variants of format `none`, for any task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from edged.backend import Capabilities, Device, TensorSession, TokenSession, Variant
+from edged.errors import BackendError, ConfigError
+from edged_backends.simulated_costs import Costs
+from edged_backends.simulated_faults import FaultFile, Saboteur
+from edged_backends.simulated_tensors import EmbedderSession, EmptySession, RerankerSession
+from edged_backends.simulated_tokens import Limits, SimulatedTokenSession
+
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+_Opener = Callable[[Variant, Costs, Saboteur, Sequence[int]], TensorSession]
+_TENSOR_SESSIONS: dict[str, _Opener] = {
+    "embed": EmbedderSession,
+    "rerank": RerankerSession,
+    "tensor": EmptySession,
+}
+
+
+class Options(Costs, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `options` of a stage may say to this adapter, besides the costs."""
+
+    faults: str = ""
+    """Path of a fault file, read again whenever it changes: see `simulated_faults.Faults`."""
+    threads: int = 0
+    """Accepted and of no effect: declared costs hold for any number."""
+    context_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """0 means the variant's."""
+    max_sequences: Positive = 8
+    """Bounded by the device's capabilities."""
+    batch_tokens: Positive = 256
+    """Prompt tokens that one step of a generator reads."""
+    end_one_in: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Mean length of an answer that ends by itself; 0 means that all run to their `max_tokens`."""
+    lengths: tuple[Positive, ...] = ()
+    """Token lengths that a device with static shapes was compiled for; others are refused. Empty: any."""
+
+
+class SimulatedBackend:
+    """Devices as declared; any id `sim:<name>` may be opened."""
+
+    name = "simulated"
+    formats = ("none",)
+
+    def devices(self) -> list[Device]:
+        """List a CPU, an NPU (static shapes, one sequence at a time) and a GPU."""
+        one_at_a_time = Capabilities(dtypes=("f16", "int8"), static_shapes=True, max_sequences=1)
+        return [
+            _device("sim:cpu", "simulated CPU", Capabilities(dtypes=("f32", "int8"))),
+            _device("sim:npu", "simulated NPU", one_at_a_time),
+            _device("sim:gpu", "simulated GPU", Capabilities(dtypes=("f32", "f16"), streams=2)),
+        ]
+
+    def open(
+        self, variant: Variant, device: Device, options: Mapping[str, Any], /
+    ) -> TensorSession | TokenSession:
+        """Open a session for the variant's task; see `Options`. Its path must exist: /dev/null will do."""
+        settings = _options(options)
+        _check(variant, device)
+        saboteur = Saboteur(FaultFile(Path(settings.faults) if settings.faults else None))
+        saboteur.loading()
+        settings.spend(settings.load_ms, saboteur.slow_factor())
+        if variant.task == "generate":
+            return SimulatedTokenSession(_limits(settings, variant, device), settings, saboteur)
+        lengths = settings.lengths if device.capabilities.static_shapes else ()
+        return _TENSOR_SESSIONS[variant.task](variant, settings, saboteur, lengths)
+
+
+def _device(identity: str, name: str, capabilities: Capabilities) -> Device:
+    return Device(
+        id=identity, kind="simulated", name=name, backend=SimulatedBackend.name, capabilities=capabilities
+    )
+
+
+def _options(options: Mapping[str, Any]) -> Options:
+    try:
+        return msgspec.convert(dict(options), Options)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"options of backend simulated: {error}", param="options") from error
+
+
+def _check(variant: Variant, device: Device) -> None:
+    if device.unusable:
+        raise BackendError(f"device {device.id} cannot be used: {device.unusable}")
+    if not device.id.startswith("sim:"):
+        raise BackendError(f"{device.id} is no simulated device; ids begin with `sim:`")
+    if variant.format not in SimulatedBackend.formats:
+        raise BackendError(
+            f"the simulated runtime opens no {variant.format}; it takes variants of format none"
+        )
+    if not variant.path.exists():
+        raise BackendError(f"no file {variant.path}")
+
+
+def _limits(settings: Options, variant: Variant, device: Device) -> Limits:
+    most = device.capabilities.max_sequences or settings.max_sequences
+    return Limits(
+        context_tokens=settings.context_tokens or variant.context_tokens,
+        max_sequences=min(settings.max_sequences, most),
+        batch_tokens=settings.batch_tokens,
+        end_one_in=settings.end_one_in,
+    )

@@ -36,7 +36,7 @@ $(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
 	@touch $@
 
 demo: setup
-	@EDGED_DEMO_STATE=$(STATE)/demo KEEP=$(KEEP) $(BIN)/python examples/demo.py
+	@EDGED_DEMO_STATE=$(STATE) KEEP=$(KEEP) $(BIN)/python examples/demo.py
 
 test: setup-test
 	@$(BIN)/python -m pytest

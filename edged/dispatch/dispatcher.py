@@ -33,7 +33,7 @@ from edged.dispatch.events import (
 )
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
-from edged.errors import EdgedError, NotFound, TooLarge
+from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
 from edged.messages import SlotRef
 from edged.transport.links import Router
 from edged.transport.slots import Arena, Geometry, create, read_only
@@ -92,18 +92,18 @@ class Dispatcher:
         )
         self.specs[spec.name] = spec
 
-    def add_broken_stage(self, name: str, *, streaming: bool, reason: str) -> None:
-        """Keep a stage that cannot be placed in view: requests for it are refused with the reason."""
+    def add_idle_stage(self, name: str, *, streaming: bool, wanted: int, reason: str) -> None:
+        """Keep a stage that cannot run in view: requests for it are refused with the reason."""
         arena = 1 + len(self.ledger.stages)
         self._make_arena(arena, name, writable=False)
-        stage = Stage(name, Slots(arena, self._geometry.slots), 1, streaming=streaming, desired=0)
+        stage = Stage(name, Slots(arena, self._geometry.slots), 1, streaming=streaming, desired=wanted)
         stage.failed, stage.retry_at = reason, float("inf")
         self.ledger.stages[name] = stage
 
     def start_workers(self) -> None:
         """Start what every stage wants; after the last `add_stage`, so that all arenas are inherited."""
-        for stage in self.ledger.stages.values():
-            self._apply(start(self.ledger, stage))
+        for name in self.specs:
+            self._apply(start(self.ledger, self.ledger.stages[name]))
 
     def change_stage(self, spec: StageSpec, workers: int, timeout_s: float, load_timeout_s: float) -> None:
         """Replace the workers of a stage by ones that do it the new way."""
@@ -119,6 +119,8 @@ class Dispatcher:
         if name not in self.ledger.stages:
             known = ", ".join(self.ledger.stages)
             raise NotFound(f"there is no stage {name!r}; there are: {known}", param="stage")
+        if name not in self.specs:
+            raise StageUnavailable(f"stage {name!r} cannot start: {self.ledger.stages[name].failed}")
         self._on(ReplaceAsked(name))
 
     def begin_drain(self) -> None:

@@ -24,10 +24,14 @@ def status(
 ) -> Status:
     """Take a picture of the daemon now."""
     ledger, now = dispatcher.ledger, dispatcher.now()
-    stages = tuple(_stage(dispatcher, stage, kinds.get(stage.name, ""), now) for stage in ledger.stages.values())
+    stages = tuple(
+        _stage(dispatcher, stage, kinds.get(stage.name, ""), now) for stage in ledger.stages.values()
+    )
     heat = temperature()
     memory = sum(worker.memory_bytes for stage in stages for worker in stage.workers)
-    troubles = tuple(f"stage {stage.name}: {stage.trouble}" for stage in ledger.stages.values() if stage.trouble)
+    troubles = tuple(
+        f"stage {stage.name}: {stage.trouble}" for stage in ledger.stages.values() if stage.trouble
+    )
     return Status(
         version=__version__,
         pid=os.getpid(),
@@ -61,14 +65,12 @@ def _state(
     return "starting" if "starting" in states else "ready"
 
 
-def stage_state(
-    ledger: Ledger, stage: Stage
-) -> Literal["ready", "starting", "degraded", "failed", "off"]:
+def stage_state(ledger: Ledger, stage: Stage) -> Literal["ready", "starting", "degraded", "failed", "off"]:
     """Whether a stage works: the worst thing that is true of it."""
-    if stage.failed:
-        return "failed"
     if stage.desired == 0:
         return "off"
+    if stage.failed:
+        return "failed"
     ready = sum(ledger.workers[name].state == "ready" for name in stage.workers)
     if ready >= stage.desired:
         return "ready"

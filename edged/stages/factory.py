@@ -10,6 +10,14 @@ from edged.errors import ConfigError
 from edged.stages.contract import BatchStage, TokenStage
 from edged.workers.spec import StageSpec
 
+STAGE_OPTIONS: dict[str, frozenset[str]] = {
+    "retriever": frozenset({"candidates"}),
+    "reranker": frozenset({"keep"}),
+    "generator": frozenset({"max_tokens"}),
+    "tensor": frozenset({"passthrough"}),
+}
+"""What of `[stages.NAME.options]` is for the stage itself; everything else is for its backend."""
+
 
 def build(spec: StageSpec) -> BatchStage | TokenStage:
     """Open the model on its device and wrap it in the stage; raises what the backend or stage raises."""
@@ -17,31 +25,32 @@ def build(spec: StageSpec) -> BatchStage | TokenStage:
         case "retriever":
             from edged.stages.retriever import Retriever
 
-            own, theirs = _split(spec, Retriever.OPTIONS)
+            own, theirs = _split(spec)
             return Retriever(cast("TensorSession", _open(spec, theirs)), spec.variant, spec.library, own)
         case "reranker":
             from edged.stages.reranker import Reranker
 
-            own, theirs = _split(spec, Reranker.OPTIONS)
+            own, theirs = _split(spec)
             return Reranker(cast("TensorSession", _open(spec, theirs)), spec.variant, own)
         case "generator":
             from edged.stages.generator import Generator
 
-            own, theirs = _split(spec, Generator.OPTIONS)
+            own, theirs = _split(spec)
             theirs.setdefault("max_sequences", spec.max_batch)
             return Generator(cast("TokenSession", _open(spec, theirs)), spec.variant, own)
         case "tensor":
             from edged.stages.tensor import TensorStage
 
-            own, theirs = _split(spec, TensorStage.OPTIONS)
+            own, theirs = _split(spec)
             session = None if own.get("passthrough") else cast("TensorSession", _open(spec, theirs))
             return TensorStage(session, spec.variant, own)
         case unknown:
             raise ConfigError(f"stage {spec.name!r} has the unknown kind {unknown!r}", param="kind")
 
 
-def _split(spec: StageSpec, own: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(spec: StageSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the stage, and the rest, which the backend will judge."""
+    own = STAGE_OPTIONS[spec.kind]
     mine = {key: value for key, value in spec.options.items() if key in own}
     return mine, {key: value for key, value in spec.options.items() if key not in own}
 

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import cast
 
-import msgspec
-
 from edged import log
 from edged.backend import parse_cores
 from edged.errors import ConfigError, EdgedError
@@ -22,7 +20,7 @@ from edged.stages.factory import build
 from edged.transport.links import Dealer
 from edged.transport.slots import Arena
 from edged.workers.loop import TokenLoop, serve_batches
-from edged.workers.spec import WorkerSpec
+from edged.workers.spec import WorkerSpec, from_json
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -35,7 +33,7 @@ logger = logging.getLogger("edged.worker")
 
 def main() -> int:
     """Load the stage, announce it, serve until told to stop; the exit status says how it went."""
-    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
+    spec = from_json(sys.stdin.buffer.read())
     _settle(spec)
     log.configure(spec.log_level, spec.log_format)
     link = Dealer(spec.endpoint, spec.incarnation)

@@ -8,9 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import msgspec
-
-from edged.workers.spec import WorkerSpec
+from edged.workers.spec import WorkerSpec, to_json
 
 
 class Process:
@@ -28,7 +26,7 @@ class Process:
         self.pid = self._popen.pid
         self.pidfd = os.pidfd_open(self.pid)
         self.killed_by_us = False
-        self._tell(msgspec.json.encode(spec))
+        self._tell(to_json(spec))
 
     def _tell(self, spec: bytes) -> None:
         assert self._popen.stdin is not None

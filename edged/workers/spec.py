@@ -44,3 +44,13 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     arenas: tuple[ArenaSpec, ...]
     log_level: str
     log_format: str
+
+
+def to_json(spec: WorkerSpec) -> bytes:
+    """Encode for the worker's standard input."""
+    return msgspec.json.encode(spec, enc_hook=str)
+
+
+def from_json(data: bytes) -> WorkerSpec:
+    """Decode what `to_json` made."""
+    return msgspec.json.decode(data, type=WorkerSpec, dec_hook=lambda kind, value: kind(value))

@@ -1,0 +1,280 @@
+"""The daemon: take the lock, place the stages, listen, serve, drain, leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import msgspec
+
+from edged import log, notify
+from edged.api.gateway import Gateway
+from edged.api.listen import ADMIN_MODE, ADMIN_NAME, CLIENT_NAME, bind_unix, passed_sockets, unlink_own
+from edged.api.server import Server, build_admin_app, build_client_app, build_gateway, limits_of
+from edged.catalogue import Catalogue
+from edged.config import Config, Stage
+from edged.dispatch.channel import Channel
+from edged.dispatch.dispatcher import Dispatcher
+from edged.dispatch.requests import Submission
+from edged.dispatch.status import stage_state, status
+from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
+from edged.messages import Status
+from edged.models.store import ModelStore
+from edged.placement.defaults import place
+from edged.transport.slots import Geometry
+from edged.workers.spec import StageSpec
+
+logger = logging.getLogger("edged.daemon")
+
+NO_CALIBRATION = "placement by default order: nothing has been measured on this machine"
+FIXED_TABLES = ("daemon", "api", "queue")
+"""Tables whose changes need a restart: sockets, arenas and folders exist already."""
+
+
+class Daemon:
+    """One daemon. Construct, then `await run()`; it is the `FrontDoor` and the `Operator` of the API."""
+
+    def __init__(self, config: Config, config_path: str, load: Callable[[], Config]) -> None:
+        self.config = config
+        self._path = config_path
+        self._load = load
+        self._stop = asyncio.Event()
+        self._store = ModelStore(config.daemon.state_dir / "models", Catalogue.discover())
+        self._dispatcher = Dispatcher(
+            config.daemon.runtime_dir,
+            Geometry(config.queue.slots, config.queue.slot_bytes),
+            config.daemon.log_level,
+            config.daemon.log_format,
+        )
+        self._gateway: Gateway = build_gateway(self, config)
+        self._reloading = asyncio.Lock()
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self, environment: Mapping[str, str]) -> None:
+        """Serve until told to stop, then drain. `AlreadyRunning` when another daemon has the lock."""
+        lock = take_lock(self.config.daemon.runtime_dir)
+        try:
+            await self._run_locked(environment)
+        finally:
+            os.close(lock)
+
+    async def _run_locked(self, environment: Mapping[str, str]) -> None:
+        loop = asyncio.get_running_loop()
+        self._started_at = loop.time()
+        listeners = self._listeners(environment)
+        self._dispatcher.start()
+        try:
+            for name, stage in self.config.stages.items():
+                self._add_stage(name, stage)
+            self._dispatcher.start_workers()
+            await self._serve(listeners)
+        finally:
+            await self._dispatcher.stop()
+            for path, listener in listeners.items():
+                unlink_own(listener, path)
+                listener.close()
+            logger.info("stopped")
+
+    async def _serve(self, listeners: dict[Path, socket]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
+        client, admin = listeners.values()
+        limits = limits_of(self.config)
+        drain_s = self.config.daemon.drain_s
+        servers = [
+            Server(build_client_app(self._gateway), [client], limits, drain_s),
+            Server(build_admin_app(self._gateway, self), [admin], limits, drain_s),
+        ]
+        for server in servers:
+            await server.start()
+        logger.info("listening", extra={"socket": str(self.config.api.socket)})
+        supervision = loop.create_task(self._report_to_service_manager(), name="service manager")
+        await self._stop.wait()
+        await self._drain()
+        supervision.cancel()
+        async with asyncio.TaskGroup() as group:
+            for server in servers:
+                group.create_task(server.stop())
+
+    def _listeners(self, environment: Mapping[str, str]) -> dict[Path, socket]:
+        passed = passed_sockets(environment)
+        api = self.config.api
+        wanted = (
+            (api.socket, CLIENT_NAME, int(api.socket_mode, 8)),
+            (api.admin_socket, ADMIN_NAME, ADMIN_MODE),
+        )
+        return {path: passed.get(name) or bind_unix(path, mode) for path, name, mode in wanted}
+
+    async def _drain(self) -> None:
+        """Let accepted requests finish; what is left after `drain_s` ends with an explicit error."""
+        notify.notify("STOPPING=1", "STATUS=draining")
+        self._dispatcher.begin_drain()
+        logger.info("draining", extra={"outstanding": self._dispatcher.ledger.outstanding})
+        self._stop.clear()
+        drained = asyncio.ensure_future(self._dispatcher.drained())
+        again = asyncio.ensure_future(self._stop.wait())  # a second SIGTERM means now
+        await asyncio.wait(
+            (drained, again), timeout=self.config.daemon.drain_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        self._dispatcher.abandon_all(Draining("the daemon stopped before the answer was finished"))
+        drained.cancel()
+        again.cancel()
+
+    async def _report_to_service_manager(self) -> None:
+        """READY when every stage is settled; then WATCHDOG as long as the dispatch loop passes its test."""
+        while not self._settled():
+            notify.notify("STATUS=loading models", "EXTEND_TIMEOUT_USEC=30000000")
+            await asyncio.sleep(0.2)
+        notify.notify("READY=1", f"STATUS={self.status().state}")
+        logger.info("ready", extra={"state": self.status().state, "after_s": round(self._uptime_s(), 2)})
+        interval_s = notify.watchdog_interval_s()
+        while interval_s:
+            if self._dispatcher.self_test():
+                notify.notify("WATCHDOG=1", f"STATUS={self.status().state}")
+            await asyncio.sleep(interval_s)
+
+    def _uptime_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._started_at
+
+    def _settled(self) -> bool:
+        ledger = self._dispatcher.ledger
+        return all(stage_state(ledger, stage) != "starting" for stage in ledger.stages.values())
+
+    def _asked_to_stop(self) -> None:
+        self._stop.set()
+
+    def _asked_to_reload(self) -> None:
+        self._reload_task = asyncio.ensure_future(self._reload_by_signal())
+
+    async def _reload_by_signal(self) -> None:
+        try:
+            await self.reload()
+        except EdgedError as error:
+            logger.error("reload refused", extra={"code": error.code, "why": error.message})
+
+    # -------------------------------------------------------------- stages
+
+    def _add_stage(self, name: str, stage: Stage) -> None:
+        """Place a stage; one that cannot be placed fails alone, and the daemon comes up degraded."""
+        try:
+            if stage.workers == 0:
+                raise ConfigError("it is switched off (workers = 0)", param=f"stages.{name}.workers")
+            spec = place(name, stage, self.config, self._store)
+        except EdgedError as error:
+            logger.warning("stage does not start", extra={"stage": name, "why": error.message})
+            streaming = stage.kind == "generator"
+            self._dispatcher.add_idle_stage(
+                name, streaming=streaming, wanted=stage.workers, reason=error.message
+            )
+        else:
+            self._dispatcher.add_stage(spec, stage.workers, stage.timeout_s, stage.load_timeout_s)
+
+    # ---------------------------------------------------------- front door
+
+    def submit(self, submission: Submission) -> Channel:
+        """See `FrontDoor.submit`."""
+        return self._dispatcher.submit(submission)
+
+    def status(self) -> Status:
+        """See `FrontDoor.status`."""
+        return status(
+            self._dispatcher,
+            config_path=self._path,
+            started_at=self._started_at,
+            pipelines={name: line.stages for name, line in self.config.pipelines.items()},
+            kinds={name: stage.kind for name, stage in self.config.stages.items()},
+            notes=(NO_CALIBRATION,),
+        )
+
+    def ready(self) -> bool:
+        """See `FrontDoor.ready`."""
+        ledger = self._dispatcher.ledger
+        return not ledger.draining and all(
+            stage_state(ledger, stage) in {"ready", "degraded", "off"} for stage in ledger.stages.values()
+        )
+
+    # ------------------------------------------------------------- operator
+
+    async def restart_stage(self, stage: str) -> None:
+        """See `Operator.restart_stage`."""
+        self._dispatcher.restart_stage(stage)
+
+    async def reload(self) -> list[str]:
+        """See `Operator.reload`."""
+        async with self._reloading:
+            notify.reloading()
+            try:
+                return self._adopt(self._load())
+            finally:
+                notify.notify("READY=1")
+
+    def _adopt(self, config: Config) -> list[str]:
+        """Validate everything, then change everything: nothing in between can fail."""
+        fixed = [table for table in FIXED_TABLES if getattr(config, table) != getattr(self.config, table)]
+        if fixed:
+            raise ConfigError(
+                f"a change of [{'], ['.join(fixed)}] needs a restart of the daemon", param=fixed[0]
+            )
+        if set(config.stages) != set(self.config.stages):
+            raise ConfigError("adding or removing a stage needs a restart of the daemon", param="stages")
+        placed = {
+            name: place(name, stage, config, self._store)
+            for name, stage in config.stages.items()
+            if stage.workers
+        }
+        changed = [name for name, spec in placed.items() if self._differs(name, spec, config.stages[name])]
+        for name in changed:
+            stage = config.stages[name]
+            self._dispatcher.change_stage(placed[name], stage.workers, stage.timeout_s, stage.load_timeout_s)
+        lines = [
+            name for name in config.pipelines if config.pipelines[name] != self.config.pipelines.get(name)
+        ]
+        gone = [name for name in self.config.pipelines if name not in config.pipelines]
+        self.config = config
+        self._gateway.adopt(config)
+        logger.info("reloaded", extra={"stages": changed, "pipelines": lines + gone})
+        return (
+            [f"stage {name} is being replaced" for name in changed]
+            + [f"pipeline {name} changed" for name in lines]
+            + [f"pipeline {name} removed" for name in gone]
+        )
+
+    def _differs(self, name: str, spec: StageSpec, stage: Stage) -> bool:
+        return self._dispatcher.specs.get(name) != spec or self.config.stages[name] != stage
+
+    async def drain(self) -> None:
+        """See `Operator.drain`."""
+        self._asked_to_stop()
+
+    def configuration(self) -> dict[str, object]:
+        """See `Operator.configuration`."""
+        plain: dict[str, Any] = msgspec.to_builtins(self.config, enc_hook=str)
+        return plain
+
+    def recent_logs(self, count: int) -> list[dict[str, object]]:
+        """See `Operator.recent_logs`."""
+        return log.recent(count)
+
+
+def take_lock(runtime_dir: Path) -> int:
+    """Make the runtime folder and lock it, before any bind; the kernel frees the lock when we die."""
+    runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(runtime_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise AlreadyRunning(
+            f"another daemon runs in {runtime_dir}; stop it, or set daemon.runtime_dir"
+        ) from error
+    return descriptor

@@ -1,0 +1,337 @@
+"""The generator over a scripted session: streams, stops, resumptions and failures, one request at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged.backend import Sampling, TokenEvent, Variant
+from edged.errors import BackendError, BadRequest, ConfigError, ContextOverflow, DeviceLost, ProtocolError
+from edged.messages import Answer, ChatTask, Message, Passage, decoder, encode
+from edged.stages.contract import Broken, Finished, Item, Progress
+from edged.stages.generator import NOTHING_FOUND, Generator
+
+VARIANT = Variant(model="scripted", name="q4", task="generate", format="gguf", path=Path("none"))
+START, END = 256, 257
+REPLY = "Hold the recessed button for 12 s ½😀.\nThen wait."
+GATEWAY = Passage(id=7, text="To reset, hold the recessed button for 12 s.", source="manual.md")
+
+
+class Vocabulary:
+    """A byte a token; control tokens for the turns."""
+
+    chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    beginning = ""
+    end = "<|im_end|>"
+
+    def encode(self, text: str, /, *, special: bool) -> list[int]:
+        parts = re.split(r"(<\|im_start\|>|<\|im_end\|>)", text) if special else [text]
+        control = {"<|im_start|>": [START], "<|im_end|>": [END]}
+        return [t for part in parts for t in (control.get(part, []) if special else []) or part.encode()]
+
+    def decode(self, tokens: Sequence[int], /) -> str:
+        if -1 in tokens:
+            raise BackendError("token -1 is outside the vocabulary")
+        return bytes(t for t in tokens if t < 256).decode("utf-8", "replace")
+
+
+class Scripted:
+    """Continues every prompt with what is missing of the reply: resumable as a greedy model is."""
+
+    def __init__(self, reply: str = REPLY, context: int = 2_000, *, per_event: int = 1) -> None:
+        self.vocabulary = Vocabulary()
+        self.context_tokens = context
+        self.max_sequences = 4
+        self.reply = reply.encode()
+        self.per_event = per_event
+        self.live: dict[int, tuple[int, int]] = {}
+        """Sequence to tokens of the reply already there, and where it must end."""
+        self.admitted: list[tuple[list[int], Sampling, int]] = []
+        self.inject: Callable[[int], TokenEvent | None] = lambda sequence: None
+        self.closed = False
+
+    @property
+    def free_sequences(self) -> int:
+        return self.max_sequences - len(self.live)
+
+    def admit(self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int, /) -> None:
+        if not self.free_sequences:
+            raise BackendError("full")
+        tokens = list(prompt)
+        begin = len(tokens) - tokens[::-1].index(START) + len("assistant\n")
+        self.live[sequence] = (len(tokens) - begin, len(tokens) - begin + max_tokens)
+        self.admitted.append((tokens, sampling, max_tokens))
+
+    def step(self) -> list[TokenEvent]:
+        return [self.inject(sequence) or self.advance(sequence) for sequence in list(self.live)]
+
+    def advance(self, sequence: int) -> TokenEvent:
+        at, end = self.live[sequence]
+        tokens = tuple(self.reply[at : min(at + self.per_event, end)])
+        at += len(tokens)
+        finish = "length" if at == end else "stop" if at == len(self.reply) else None
+        self.live[sequence] = (at, end)
+        if finish:
+            del self.live[sequence]
+        return TokenEvent(sequence, tokens, finish)
+
+    def cancel(self, sequence: int, /) -> None:
+        self.live.pop(sequence, None)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def item(request: int = 1, resume: Sequence[int] = (), characters: int = 0, **task: object) -> Item:
+    fields = {"messages": (Message("user", "How do I reset it?"),)} | task
+    payload = memoryview(encode(ChatTask(**fields)))  # type: ignore[arg-type]
+    return Item(request, "chat", payload, 1_000, tuple(resume), characters)
+
+
+def stage(session: Scripted | None = None, **options: object) -> Generator:
+    return Generator(session or Scripted(), VARIANT, options)
+
+
+def drain(generator: Generator) -> list[Progress | Finished | Broken]:
+    events: list[Progress | Finished | Broken] = []
+    while generator.active:
+        events += generator.step()
+    return events
+
+
+def answer(event: object) -> Answer:
+    assert isinstance(event, Finished), event
+    return decoder(Answer)(event.payload)  # type: ignore[arg-type]
+
+
+def run(generator: Generator, work: Item) -> tuple[list[Progress], Answer]:
+    generator.admit(work)
+    *progress, last = drain(generator)
+    assert all(isinstance(event, Progress) for event in progress)
+    return progress, answer(last)  # type: ignore[return-value]
+
+
+def check_contiguous(progress: list[Progress], first: int = 0) -> None:
+    for event in progress:
+        assert event.first == first
+        first += len(event.tokens)
+
+
+@pytest.mark.parametrize("per_event", [1, 3, 1_000])
+def test_an_answer_streams_and_is_repeated_whole(per_event):
+    progress, whole = run(stage(Scripted(per_event=per_event)), item())
+    check_contiguous(progress)
+    assert "".join(event.text for event in progress) == whole.text == REPLY
+    assert bytes(t for event in progress for t in event.tokens).decode() == REPLY
+    assert (whole.finish, whole.completion_tokens, whole.model) == ("stop", len(REPLY.encode()), "scripted")
+    assert whole.prompt_tokens == len("0user\nHow do I reset it?1\n0assistant\n")
+    assert (whole.resumed, whole.citations) == (0, ())
+
+
+def test_tokens_without_text_are_reported():
+    progress, _ = run(stage(Scripted("½")), item())
+    assert [(event.tokens, event.text) for event in progress] == [((0xC2,), ""), ((0xBD,), "½")]
+
+
+def test_max_tokens_ends_with_length_and_gives_up_the_half_character():
+    progress, whole = run(stage(Scripted("a½")), item(max_tokens=2))
+    assert (whole.text, whole.finish, whole.completion_tokens) == ("a\ufffd", "length", 2)
+    assert "".join(event.text for event in progress) == whole.text
+
+
+def test_the_default_length_is_an_option():
+    assert run(stage(max_tokens=5), item())[1].completion_tokens == 5
+    for bad in (0, -1, "5", True):
+        with pytest.raises(ConfigError, match="max_tokens"):
+            stage(max_tokens=bad)
+
+
+def test_a_stop_string_ends_the_answer_and_frees_the_sequence():
+    session = Scripted()
+    progress, whole = run(stage(session), item(stop=("12 s", "\n")))
+    assert whole.text == "Hold the recessed button for "
+    assert "".join(event.text for event in progress) == whole.text
+    assert (whole.finish, whole.completion_tokens) == ("stop", len("Hold the recessed button for 12 s"))
+    assert session.free_sequences == session.max_sequences
+
+
+def test_sampling_is_passed_on():
+    session = Scripted()
+    run(stage(session), item(sampling=Sampling(temperature=0.7, seed=42)))
+    assert session.admitted[0][1] == Sampling(temperature=0.7, seed=42)
+
+
+@given(
+    st.text("ab½😀\n", min_size=1, max_size=20),
+    st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
+    st.integers(1, 30),
+    st.integers(0, 30),
+)
+def test_a_resumed_answer_goes_on_as_if_nothing_had_happened(reply, stop, max_tokens, cut):
+    task = {"max_tokens": max_tokens, "stop": tuple(stop)}
+    before, whole = run(stage(Scripted(reply)), item(**task))
+    sent = before[:cut]
+    tokens = [token for event in sent for token in event.tokens]
+    text = "".join(event.text for event in sent)
+    if not tokens:
+        return
+    after, resumed = run(stage(Scripted(reply)), item(1, tokens, len(text), **task))
+    check_contiguous(after, len(tokens))
+    assert text + "".join(event.text for event in after) == whole.text
+    assert tokens + [t for event in after for t in event.tokens] == [t for e in before for t in e.tokens]
+    assert resumed.resumed == 1
+    assert (resumed.text, resumed.finish, resumed.completion_tokens, resumed.prompt_tokens) == (
+        whole.text,
+        whole.finish,
+        whole.completion_tokens,
+        whole.prompt_tokens,
+    )
+
+
+def test_resume_tokens_that_complete_the_answer_finish_it_without_the_model():
+    for task in ({"max_tokens": 4}, {"stop": ("ld",)}):
+        session = Scripted()
+        _, whole = run(stage(session), item(1, b"Hold", 2, **task))
+        assert session.admitted == []
+        assert whole.completion_tokens == 4
+
+
+def test_answers_side_by_side_do_not_mix():
+    generator = stage(Scripted())
+    for request in (5, 6, 7):
+        generator.admit(item(request, max_tokens=request))
+    assert (generator.active, generator.room) == (3, 1)
+    events = drain(generator)
+    finished = {e.request: answer(e) for e in events if isinstance(e, Finished)}
+    assert {request: whole.completion_tokens for request, whole in finished.items()} == {5: 5, 6: 6, 7: 7}
+    assert generator.room == 4
+
+
+def test_a_cancelled_answer_says_nothing_more():
+    session = Scripted()
+    generator = stage(session)
+    generator.admit(item(1))
+    generator.admit(item(2, max_tokens=3))
+    generator.step()
+    generator.cancel(1)
+    generator.cancel(99)
+    assert {event.request for event in drain(generator)} == {2}
+    assert session.free_sequences == 4
+    generator.admit(item(3, b"Hold", 0, max_tokens=4))
+    generator.cancel(3)
+    assert (generator.active, generator.step()) == (0, [])
+
+
+def test_a_request_may_come_back_after_a_cancel():
+    generator = stage()
+    generator.admit(item(1))
+    generator.step()
+    generator.cancel(1)
+    assert run(generator, item(1))[1].text == REPLY
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        TokenEvent(0, (), "error", "the cache is full"),
+        TokenEvent(0, (), "error"),
+        TokenEvent(0, (), "cancelled"),
+        TokenEvent(0, (-1,)),
+    ],
+)
+def test_a_sequence_that_fails_fails_alone(event):
+    session = Scripted()
+    generator = stage(session)
+    generator.admit(item(1))
+    generator.admit(item(2))
+
+    def inject(sequence: int) -> TokenEvent | None:
+        if sequence != 0:
+            return None
+        if event.finish:
+            del session.live[0]
+        return event
+
+    session.inject = inject
+    events = drain(generator)
+    assert [type(e) for e in events if e.request == 1] == [Broken]
+    assert answer(events[-1]).text == REPLY
+    assert session.free_sequences == 4
+
+
+def test_a_lost_device_is_everyones():
+    generator = stage(session := Scripted())
+    generator.admit(item(1))
+
+    def lose(sequence: int) -> TokenEvent:
+        raise DeviceLost("unplugged")
+
+    session.inject = lose
+    with pytest.raises(DeviceLost):
+        generator.step()
+
+
+def test_an_item_that_cannot_start_raises_its_answer():
+    generator = stage(Scripted(context=100))
+    with pytest.raises(ContextOverflow):
+        generator.admit(item(messages=(Message("user", "x" * 200),)))
+    with pytest.raises(BadRequest, match="stop"):
+        generator.admit(item(stop=("",)))
+    with pytest.raises(BadRequest, match="embed"):
+        generator.admit(Item(1, "embed", item().payload))
+    with pytest.raises(ProtocolError):
+        generator.admit(Item(1, "chat", memoryview(b"\xc1")))
+    for request in range(4):
+        generator.admit(item(request))
+    with pytest.raises(BackendError, match="full"):
+        generator.admit(item(4))
+    assert generator.active == 4
+
+
+def test_a_grounded_answer_cites_what_it_rests_on():
+    decoy = Passage(id=8, text="The LED is amber.", source="leds.md")
+    _, whole = run(stage(), item(grounded=True, passages=(decoy, GATEWAY)))
+    assert [(c.number, c.passage, c.quote) for c in whole.citations] == [(2, GATEWAY, GATEWAY.text)]
+    assert whole.passages_dropped == 0
+
+
+def test_dropped_passages_are_reported_and_not_cited():
+    long = Passage(id=8, text=f"{GATEWAY.text} {'x' * 1_500}", source="long.md")
+    _, whole = run(stage(), item(grounded=True, passages=(GATEWAY, long)))
+    assert whole.passages_dropped == 1
+    assert [citation.passage for citation in whole.citations] == [GATEWAY]
+
+
+def test_without_passages_no_model_speaks():
+    session = Scripted()
+    progress, whole = run(stage(session), item(grounded=True))
+    assert session.admitted == []
+    assert "".join(event.text for event in progress) == whole.text == NOTHING_FOUND
+    assert (whole.model, whole.completion_tokens) == ("", 0)
+
+
+def test_details_say_what_status_shows():
+    assert stage().details == {
+        "model": "scripted",
+        "context_tokens": 2_000,
+        "max_sequences": 4,
+        "max_tokens": 256,
+        "chat_template": True,
+    }
+
+
+def test_close_closes_the_session():
+    session = Scripted()
+    generator = stage(session)
+    generator.admit(item())
+    generator.close()
+    generator.close()
+    assert (session.closed, generator.active) == (True, 0)

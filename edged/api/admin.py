@@ -37,9 +37,9 @@ class Administration:
         """POST /admin/v1/stages/{name}/restart."""
         name = request.path_params["name"]
         stages = self._gateway.config.stages
-        if name not in stages:
-            raise NotFound(f"no stage {name!r}; there is: {', '.join(stages)}", param="name")
-        with Audit(request, f"restart {name}"):
+        with Audit(request, f"restart {name!r}"):
+            if name not in stages:
+                raise NotFound(f"no stage {name!r}; there is: {', '.join(stages)}", param="name")
             await self._operator.restart_stage(name)
         return _reply(Changes("restarted", [f"{name}: workers replaced"]))
 

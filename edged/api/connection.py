@@ -62,6 +62,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Admit the connection, or answer 503 at once when there are too many."""
         super().connection_made(transport)
+        self.closed = asyncio.Event()
         transport.set_write_buffer_limits(high=self.limits.output_bytes)
         self.peer = peer_of(transport.get_extra_info("socket"))
         if len(self.connections) > self.limits.connections:
@@ -75,6 +76,7 @@ class Connection(HttpToolsProtocol):
         self._stop_output_timer()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        self.closed.set()
 
     def data_received(self, data: bytes) -> None:
         """Parse; stray bytes between requests do not hold a connection open."""

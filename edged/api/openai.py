@@ -61,8 +61,8 @@ class StreamOptions(Closed, frozen=True):
 class EdgedOptions(Closed, frozen=True):
     """What only edged knows: how many passages are fetched, and how many are kept."""
 
-    candidates: Annotated[int, Meta(ge=1, le=1000)] = 0
-    keep: Annotated[int, Meta(ge=1, le=100)] = 0
+    candidates: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    keep: Annotated[int, Meta(ge=1, le=100)] | None = None
 
 
 class ChatRequest(Closed, frozen=True):

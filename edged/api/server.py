@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 from collections.abc import Iterator
 from socket import socket
@@ -29,6 +30,8 @@ from edged.api.rerank import Rerank
 from edged.config import Config
 from edged.dispatch.requests import FrontDoor, Operator
 from edged.errors import EdgedError, MethodNotAllowed, NotFound
+
+logger = logging.getLogger("edged.api")
 
 RESERVED_DESCRIPTORS = 64
 """Kept free for workers, arenas, logs and the refusal of a connection too many."""
@@ -58,6 +61,7 @@ class Server:
 
     def __init__(self, app: ASGIApp, listeners: list[socket], limits: Limits, drain_s: float) -> None:
         self._listeners = listeners
+        self._drain_s = drain_s
         protocol = cast("type[asyncio.Protocol]", type("Connection", (Connection,), {"limits": limits}))
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -73,9 +77,9 @@ class Server:
                 date_header=False,
                 backlog=4096,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, round(drain_s)),
             )
         )
+        self._state = self._server.server_state
 
     async def start(self) -> None:
         """Accept connections from now on."""
@@ -86,12 +90,36 @@ class Server:
 
     async def stop(self) -> None:
         """Accept nothing more, let open answers finish, then close everything."""
-        await self._server.shutdown(sockets=self._listeners)
+        for listening in self._server.servers:
+            listening.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(self._drain_s):
+                await self._settled()
+        except TimeoutError:
+            await self._cut()
+
+    async def _settled(self) -> None:
+        """Wait for the open answers, and for their last bytes to be read."""
+        while self._state.tasks:
+            await asyncio.wait(set(self._state.tasks))
+        for connection in list(self._state.connections):
+            await cast("Connection", connection).closed.wait()
+
+    async def _cut(self) -> None:
+        logger.warning("clients cut off at the end of the drain: %d", self.connections)
+        open_tasks = set(self._state.tasks)
+        for task in open_tasks:
+            task.cancel()
+        await asyncio.gather(*open_tasks, return_exceptions=True)
+        for connection in list(self._state.connections):
+            connection.transport.abort()
 
     @property
     def connections(self) -> int:
         """How many clients are connected."""
-        return len(self._server.server_state.connections)
+        return len(self._state.connections)
 
 
 async def serve(servers: list[Server], stop: asyncio.Event) -> None:

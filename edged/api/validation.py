@@ -82,8 +82,8 @@ def chat_task(request: ChatRequest, *, grounded: bool) -> ChatTask:
         max_tokens=request.max_completion_tokens or request.max_tokens or 0,
         stop=_stop(request.stop),
         grounded=grounded,
-        candidates=options.candidates,
-        keep=options.keep,
+        candidates=options.candidates or 0,
+        keep=options.keep or 0,
     )
 
 

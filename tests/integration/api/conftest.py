@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import httpx
 import msgspec
@@ -37,7 +38,9 @@ from edged.messages import (
 
 CONFIG = msgspec.convert(BUILT_IN | {"api": {"max_body_bytes": 200_000}}, Config)
 DIMENSION = 3
-PASSAGE = Passage(id=7, text="Bolts take 12 Nm.", source="manual.md", title="Manual", first_line=3, last_line=4)
+PASSAGE = Passage(
+    id=7, text="Bolts take 12 Nm.", source="manual.md", title="Manual", first_line=3, last_line=4
+)
 CITATION = Citation(number=1, passage=PASSAGE, quote="12 Nm", support=1.0)
 
 Script = Callable[[Submission], AsyncIterator[Event]]
@@ -45,7 +48,9 @@ Script = Callable[[Submission], AsyncIterator[Event]]
 
 def timings(route: tuple[str, ...]) -> tuple[StageTiming, ...]:
     return tuple(
-        StageTiming(stage=name, wait_s=0.001, compute_s=0.01, batch=2, device="cpu", variant="int8", attempts=1)
+        StageTiming(
+            stage=name, wait_s=0.001, compute_s=0.01, batch=2, device="cpu", variant="int8", attempts=1
+        )
         for name in route
     )
 
@@ -224,7 +229,7 @@ class Running:
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._started.wait(10)
         return self
@@ -233,15 +238,21 @@ class Running:
         self.stop()
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self.begin_stop()
         self._thread.join(20)
         assert not self._thread.is_alive()
 
     def begin_stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self.call(self._stop.set)
+
+    def call(self, action: Callable[[], object]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(action)
 
     def client(self) -> httpx.Client:
-        return httpx.Client(transport=httpx.HTTPTransport(uds=str(self.path)), base_url="http://edged", timeout=20)
+        return httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.path)), base_url="http://edged", timeout=20
+        )
 
     async def _run(self) -> None:
         self._stop = asyncio.Event()

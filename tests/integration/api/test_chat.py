@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import get_type_hints
 
 import httpx
 import pytest
 
+from edged.api.openai import Absent, ChatRequest
+from edged.api.validation import IGNORED, NEUTRAL
 from edged.dispatch.requests import Completed, Delta, Event, Rejected, Submission
 from edged.errors import ContextOverflow, Overloaded, Poisoned
 from edged.messages import ChatTask, decoder
 
 from .conftest import FakeFront
 
+DOCS = Path(__file__).parents[3] / "docs" / "api.md"
 USER = [{"role": "user", "content": "How tight?"}]
 
 
@@ -107,7 +112,10 @@ def test_every_parameter_reaches_the_task(client: httpx.Client, front: FakeFront
     asked = {
         "messages": [
             {"role": "developer", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "How "}, {"type": "text", "text": "tight?"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "How "}, {"type": "text", "text": "tight?"}],
+            },
         ],
         "max_completion_tokens": 9,
         "temperature": 0.5,
@@ -175,6 +183,14 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "unsupported_field", field)
     assert front.submissions == []
+
+
+def test_every_known_field_is_honoured_neutral_or_ignored_and_documented() -> None:
+    types = get_type_hints(ChatRequest)
+    not_honoured = {name for name in ChatRequest.__struct_fields__ if types[name] == Absent}
+    page = DOCS.read_text()
+    assert not_honoured == {name for name in (*NEUTRAL, *IGNORED) if name in types}
+    assert [name for name in types if f"{name}`" not in page and f"`{name}." not in page] == []
 
 
 def test_other_unknown_field_is_named_with_the_nearest(client: httpx.Client) -> None:
@@ -249,7 +265,7 @@ def test_full_queue_answers_429_with_the_wait(client: httpx.Client, front: FakeF
     assert response.json()["error"]["type"] == "rate_limit_error"
 
 
-def play(*script: Event):  # noqa: ANN201
+def play(*script: Event):
     async def run(_submission: Submission) -> AsyncIterator[Event]:
         for event in script:
             yield event

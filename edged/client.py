@@ -118,6 +118,11 @@ def _decoded(data: bytes, kind: Any) -> Any:
         raise ConnectionLost(f"the answer is not what a daemon of this version sends: {error}") from error
 
 
+def _named(model: str) -> dict[str, str]:
+    """Leave the choice to the daemon when no model is named."""
+    return {"model": model} if model else {}
+
+
 def _refusal(response: http.client.HTTPResponse, data: bytes) -> EdgedError:
     """Rebuild the daemon's error from its body; `Retry-After` says when to try again."""
     try:
@@ -202,15 +207,15 @@ class Client(_Caller):
         except (OSError, http.client.HTTPException) as error:
             raise _lost(error, self.timeout_s) from error
 
-    def embed(self, texts: Sequence[str], *, model: str, **fields: Any) -> list[list[float]]:
+    def embed(self, texts: Sequence[str], *, model: str = "", **fields: Any) -> list[list[float]]:
         """Return one vector of unit length per text, in order."""
-        body = {"model": model, "input": list(texts), **fields}
+        body = {"input": list(texts), **_named(model), **fields}
         answer: Vectors = self._ask(Vectors, "POST", "/v1/embeddings", body)
         return [entry.embedding for entry in sorted(answer.data, key=lambda entry: entry.index)]
 
-    def rerank(self, query: str, documents: Sequence[str], *, model: str, **fields: Any) -> list[Ranked]:
+    def rerank(self, query: str, documents: Sequence[str], *, model: str = "", **fields: Any) -> list[Ranked]:
         """Return the documents' places and scores, best first."""
-        body = {"model": model, "query": query, "documents": list(documents), **fields}
+        body = {**_named(model), "query": query, "documents": list(documents), **fields}
         answer: Ranking = self._ask(Ranking, "POST", "/v1/rerank", body)
         return answer.results
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,3 +73,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def example(*lines: str) -> str:
     """Return the foot of a command's help: how it is typed."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def lines_of_input(what: str) -> tuple[str, ...]:
+    """Read the non-empty lines of standard input, or say that `what` has to be given."""
+    lines = [] if sys.stdin.isatty() else [line.strip() for line in sys.stdin]
+    if not any(lines):
+        raise click.UsageError(f"give {what}, or pipe lines in")
+    return tuple(line for line in lines if line)

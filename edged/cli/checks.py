@@ -1,0 +1,38 @@
+"""What `edgectl config check` looks up beyond the file: models in the catalogue, backends installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from edged.errors import ConfigError, NotFound
+
+if TYPE_CHECKING:
+    from edged.config import Config, Stage
+
+TASKS = {"retriever": "embed", "reranker": "rerank", "generator": "generate"}
+
+
+def check_names(config: Config) -> None:
+    """Raise `ConfigError` for the first stage that names an unknown model, variant or backend."""
+    for name, stage in config.stages.items():
+        for field, problem in _problems(stage):
+            raise ConfigError(f"stages.{name}.{field}: {problem}", param=f"stages.{name}.{field}")
+
+
+def _problems(stage: Stage) -> Iterator[tuple[str, str]]:
+    from edged.catalogue import Catalogue
+    from edged.plugins import names
+
+    if stage.backend and stage.backend not in names():
+        yield "backend", f"unknown backend {stage.backend!r}; installed: {', '.join(names())}"
+    if stage.backend == "simulated" or not stage.model:
+        return
+    try:
+        model = Catalogue.discover().model(stage.model)
+        model.variant(stage.variant)
+    except NotFound as error:
+        yield ("model" if error.param == "model" else "variant"), error.message
+        return
+    if TASKS.get(stage.kind, model.task) != model.task:
+        yield "model", f"{stage.model!r} is a model for {model.task!r}, which a {stage.kind} cannot use"

@@ -78,17 +78,16 @@ class Daemon:
             await self._serve(listeners)
         finally:
             await self._dispatcher.stop()
-            for path, listener in listeners.items():
-                unlink_own(listener, path)
+            for listener in listeners:
                 listener.close()
             logger.info("stopped")
 
-    async def _serve(self, listeners: dict[Path, socket]) -> None:
+    async def _serve(self, listeners: list[socket]) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
-        client, admin = listeners.values()
+        client, admin = listeners
         limits = limits_of(self.config)
         drain_s = self.config.daemon.drain_s
         servers = [
@@ -102,18 +101,22 @@ class Daemon:
         await self._stop.wait()
         await self._drain()
         supervision.cancel()
+        for path, listener in self._bound.items():
+            unlink_own(listener, path)
         async with asyncio.TaskGroup() as group:
             for server in servers:
                 group.create_task(server.stop())
 
-    def _listeners(self, environment: Mapping[str, str]) -> dict[Path, socket]:
+    def _listeners(self, environment: Mapping[str, str]) -> list[socket]:
+        """The client socket and the admin socket: systemd's where it passed them, else our own."""
         passed = passed_sockets(environment)
         api = self.config.api
         wanted = (
             (api.socket, CLIENT_NAME, int(api.socket_mode, 8)),
             (api.admin_socket, ADMIN_NAME, ADMIN_MODE),
         )
-        return {path: passed.get(name) or bind_unix(path, mode) for path, name, mode in wanted}
+        self._bound = {path: bind_unix(path, mode) for path, name, mode in wanted if name not in passed}
+        return [passed.get(name) or self._bound[path] for path, name, _ in wanted]
 
     async def _drain(self) -> None:
         """Let accepted requests finish; what is left after `drain_s` ends with an explicit error."""

@@ -44,7 +44,7 @@ def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
         return commands
     stage.restarts += 1
     if not worker.fruitful:
-        stage.misfortunes.append((now, weight))
+        stage.misfortunes.append((now, LOOP_LIMIT + 1 if worker.hopeless else weight))
     return commands + _respawn(ledger, stage, worker.fault or event.reason, now)
 
 

@@ -25,7 +25,18 @@ from edged.dispatch.events import (
 )
 from edged.dispatch.ledger import Ledger, Request, Worker
 from edged.dispatch.requests import StageTiming
-from edged.errors import Cancelled, DeadlineExceeded, Draining, Overloaded, StageUnavailable, from_code
+from edged.errors import (
+    BY_CODE,
+    Cancelled,
+    ConfigError,
+    DeadlineExceeded,
+    Draining,
+    EdgedError,
+    ModelError,
+    Overloaded,
+    StageUnavailable,
+    from_code,
+)
 from edged.messages import Done, Failed, Fault, FromWorker, Gone, Ping, Pong, Ready, SlotRef, Stop, Tokens
 
 PING_INTERVAL_S = 5.0
@@ -103,7 +114,8 @@ def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[C
                 end(ledger, held)
             return []
         case Fault(code, text):
-            return kill(worker, f"{code}: {text}")
+            worker.hopeless = issubclass(BY_CODE.get(code, EdgedError), ConfigError | ModelError)
+            return kill(worker, text)
         case Pong():
             worker.pinged_at = 0.0
             return []

@@ -119,6 +119,8 @@ class Worker:
     pinged_at: float = 0.0
     load_s: float = 0.0
     fault: str = ""
+    hopeless: bool = False
+    """It said itself that trying again changes nothing: a bad option, a missing model."""
     details: dict[str, Any] = field(default_factory=dict)
 
 

@@ -27,7 +27,7 @@ from edged.dispatch.events import (
 )
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.errors import EdgedError, Overloaded, StageUnavailable
-from edged.messages import Batch, Cancel, Done, Failed, Gone, Ready, SlotRef, Stop, Tokens, Work
+from edged.messages import Batch, Cancel, Done, Failed, Fault, Gone, Ready, SlotRef, Stop, Tokens, Work
 
 ROUTE = ("embed", "rank", "speak")
 
@@ -282,6 +282,16 @@ def test_a_crash_loop_gives_up_refuses_and_tries_again_later() -> None:
     assert "embed" in world.waiting
     world.ready(world.spawn("embed"))
     world.submit()
+
+
+def test_a_fault_that_would_repeat_is_not_repeated() -> None:
+    world = World()
+    worker = world.spawn("embed")
+    world.event(Spoke(worker, Fault("config", "no such device")))
+    assert worker in world.killed
+    world.die(worker)
+    assert world.ledger.stages["embed"].failed == "no such device"
+    assert "embed" not in world.waiting
 
 
 def test_a_replacement_takes_over_when_it_is_ready_and_not_before(world: World) -> None:

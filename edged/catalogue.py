@@ -101,8 +101,8 @@ class Rung(Entry, frozen=True):
     format: Format
     backends: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     bytes: Size
-    memory_bytes: Size
-    """Measured growth of a process's resident memory with the session open and used."""
+    memory_bytes: dict[str, Size]
+    """By backend: measured resident memory of a process with the session open and used."""
     quality: str
     source: Source | DerivedSource
     sha256: Digest | Literal[""] = ""
@@ -122,6 +122,8 @@ class Rung(Entry, frozen=True):
         return File(bytes=self.bytes, sha256=self.sha256, source=self.source)
 
     def __post_init__(self) -> None:
+        if set(self.memory_bytes) != set(self.backends):
+            raise ValueError(f"variant {self.name!r}: memory_bytes must name each of its backends")
         if isinstance(self.source, DerivedSource):
             if bool(self.source.variant) == bool(self.source.base):
                 raise ValueError(f"variant {self.name!r}: a derived source names either `from` or `base`")
@@ -141,7 +143,7 @@ class Model(Entry, frozen=True):
     variants: Annotated[tuple[Rung, ...], msgspec.Meta(min_length=1)]
     """Best first; whoever has to give way walks down this list."""
     default: str = ""
-    """The variant that `pull` takes when none is named; empty means the first."""
+    """The variant meant when none is named; empty means the first."""
     details: dict[str, Any] = {}
 
     def __post_init__(self) -> None:

@@ -32,7 +32,9 @@ class BertGraph:
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
         self.hidden = int(weights["embeddings.word_embeddings.weight"].shape[1])
-        self.layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
+        self.layers = 1 + max(
+            int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer.")
+        )
         self._weights = weights
         self._heads = heads
         self._epsilon = epsilon
@@ -51,7 +53,9 @@ class BertGraph:
 
     def _embeddings(self) -> str:
         words = self._node("Gather", self._weight("embeddings.word_embeddings.weight"), "input_ids")
-        kinds = self._node("Gather", self._weight("embeddings.token_type_embeddings.weight"), "token_type_ids")
+        kinds = self._node(
+            "Gather", self._weight("embeddings.token_type_embeddings.weight"), "token_type_ids"
+        )
         length = self._node("Shape", "input_ids", start=1, end=2)
         zero = self._constant("zero", np.array([0], np.int64))
         positions = self._node(

@@ -41,6 +41,7 @@ class Row(msgspec.Struct, frozen=True):
     format: str
     bytes: int
     memory_bytes: int
+    """On the first backend that the variant names."""
     present: bool
     default: bool
     derived: bool
@@ -71,13 +72,16 @@ class ModelStore:
     def resolve(
         self, model: str, variant: str = "", formats: Sequence[str] = (), *, backend: str = ""
     ) -> Variant:
-        """Return the named variant, or the best one here that the formats and the backend allow.
+        """Return the named variant; with no name the manifest's default, or else the best one here.
+
+        `formats` and `backend` leave out what their caller cannot open.
 
         Raises `ModelError` with the command to run when there is none, `DigestMismatch` when the
         bytes are not those of the manifest, `NotFound` for an unknown name.
         """
         manifest = self.catalogue.model(model)
-        rungs = [manifest.variant(variant)] if variant else list(manifest.variants)
+        named = manifest.variant(variant)
+        rungs = [named] if variant else [named, *manifest.variants]
         fitting = [rung for rung in rungs if _fits(rung, formats, backend)]
         if not fitting:
             wanted = ", ".join([*formats, backend]).strip(", ")
@@ -203,7 +207,7 @@ class ModelStore:
             task=model.task,
             format=rung.format,
             bytes=rung.bytes,
-            memory_bytes=rung.memory_bytes,
+            memory_bytes=rung.memory_bytes[rung.backends[0]],
             present=self._present(model, rung),
             default=rung is model.variant(),
             derived=isinstance(rung.source, DerivedSource),

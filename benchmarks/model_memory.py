@@ -1,11 +1,11 @@
-"""Resident memory of a process with one variant open and used: where `memory_bytes` in models/*.toml comes from.
+"""Resident memory of a process with one variant open and used: `memory_bytes` in models/*.toml.
 
-    python -m benchmarks.model_memory                     every variant in .edged/models, on every backend it names
+    python -m benchmarks.model_memory                     every variant in .edged/models
     python -m benchmarks.model_memory all-minilm-l6-v2    one model
 
-One JSON line each: {"model", "variant", "backend", "resident_bytes", "baseline_bytes"}. Every measurement is a fresh
-process, after work of a fixed size: an encoder runs 8 texts of 128 tokens; a generator reads 256 tokens and writes 16.
-The manifest states it by backend, rounded up to a megabyte.
+One JSON line for each variant and backend: resident_bytes, and baseline_bytes before the session was
+opened. Every measurement is a fresh process after work of a fixed size: an encoder runs 8 texts of
+128 tokens; a generator reads 256 tokens and writes 16. Manifests round up to a megabyte.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def use_encoder(session: TensorSession) -> None:
 
 
 def use_generator(session: TokenSession) -> None:
-    session.admit(1, session.vocabulary.encode("word " * PROMPT_TOKENS, special=False)[:PROMPT_TOKENS],
-                  Sampling(), NEW_TOKENS)  # fmt: skip
+    prompt = session.vocabulary.encode("word " * PROMPT_TOKENS, special=False)[:PROMPT_TOKENS]
+    session.admit(1, prompt, Sampling(), NEW_TOKENS)
     while not any(event.finish for event in session.step()):
         pass
 

@@ -183,8 +183,8 @@ class Catalogue(msgspec.Struct, frozen=True):
         """
         checkout = [CHECKOUT / "models"] if (CHECKOUT / "pyproject.toml").is_file() else []
         folders = [*extra, SYSTEM_FOLDER, *checkout, Path(sys.prefix) / "share/edged/models"]
-        paths = [path for folder in reversed(folders) for path in sorted(folder.glob("*.toml"))]
-        return cls({path.stem: read_manifest(path) for path in paths})
+        paths = {path.stem: path for folder in reversed(folders) for path in folder.glob("*.toml")}
+        return cls({name: read_manifest(path) for name, path in sorted(paths.items())})
 
     def model(self, name: str) -> Model:
         """Return a model by name; `NotFound` names the nearest one."""

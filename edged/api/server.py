@@ -90,8 +90,7 @@ class Server:
 
     async def stop(self) -> None:
         """Accept nothing more, let open answers finish, then close everything."""
-        for listening in self._server.servers:
-            listening.close()
+        await self._stop_accepting()
         for connection in list(self._state.connections):
             connection.shutdown()
         try:
@@ -99,6 +98,16 @@ class Server:
                 await self._settled()
         except TimeoutError:
             await self._cut()
+
+    async def _stop_accepting(self) -> None:
+        """Let connections that were just accepted come up first: asyncio drops them when closed at once."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            loop.remove_reader(listener)
+        for _turn in ("their transports are made", "their protocols hear of it"):
+            await asyncio.sleep(0)
+        for listening in self._server.servers:
+            listening.close()
 
     async def _settled(self) -> None:
         """Wait for the open answers, and for their last bytes to be read."""

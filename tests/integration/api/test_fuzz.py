@@ -71,7 +71,7 @@ def check(client: httpx.Client, path: str, body: bytes) -> None:
         assert error["code"] in BY_CODE
 
 
-relaxed = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+relaxed = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @relaxed

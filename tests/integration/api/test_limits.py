@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -168,7 +169,7 @@ def test_stop_lets_an_open_stream_finish(running: Running, front: FakeFront) -> 
         next(lines)
         running.begin_stop()
         while not connection_refused(running):
-            pass
+            time.sleep(0.002)
         running.call(proceed.set)
         assert any(line == "data: [DONE]" for line in lines)
 

@@ -180,6 +180,13 @@ class DocumentError(EdgedError):
     status = 400
 
 
+class StorageError(EdgedError):
+    """The disk is full, or the library's files cannot be read or written."""
+
+    code = "storage"
+    status = 507
+
+
 class AlreadyRunning(EdgedError):
     """Another daemon, or another ingest, holds the lock."""
 

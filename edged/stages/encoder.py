@@ -28,7 +28,7 @@ def open_tokenizer(variant: Variant) -> Tokenizer:
         raise ModelError(f"model {variant.model!r} has no tokenizer.json at {path}; pull the model again")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for a malformed file
+    except Exception as error:  # tokenizers raises bare Exception for a malformed file
         raise ModelError(f"{path} is not a tokenizer: {error}; pull {variant.model!r} again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -86,10 +86,9 @@ class Encoder:
 
     def _pool(self, outputs: dict[str, Any], mask: npt.NDArray[np.int64]) -> Vectors:
         hidden = _first(outputs, "last_hidden_state").astype(np.float32, copy=False)
-        if hidden.ndim != 3 or hidden.shape[2] != self.dimension:
-            raise BackendError(
-                f"model {self.variant.model!r} gave shape {hidden.shape}, not [batch, sequence, {self.dimension}]"
-            )
+        if hidden.shape[2:] != (self.dimension,):
+            expected = f"[batch, sequence, {self.dimension}]"
+            raise BackendError(f"model {self.variant.model!r} gave shape {hidden.shape}, not {expected}")
         return unit(hidden[:, 0] if self.pooling == "cls" else mean_pool(hidden, mask))
 
 
@@ -106,17 +105,22 @@ class CrossEncoder:
 
     def score(self, query: str, documents: Sequence[str]) -> tuple[Vectors, int]:
         """Return float32 [len(documents)], higher is more relevant, and the number of tokens read."""
-        return self.score_pairs([(query, document) for document in documents])
+        scores, counts = self.score_pairs([(query, document) for document in documents])
+        return scores, sum(counts)
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Vectors, int]:
-        """Score pairs of query and document; a document beyond the context is truncated."""
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Vectors, list[int]]:
+        """Score pairs of query and document, and count each pair's tokens.
+
+        A query beyond half of the context and a document beyond the rest are truncated.
+        """
         fitting = {query: self._fit(query) for query in {query for query, _ in pairs}}
         encodings = self._tokenizer.encode_batch_fast([(fitting[query], text) for query, text in pairs])
+        counts = [len(encoding.ids) for encoding in encodings]
         scores = np.empty(len(pairs), np.float32)
-        for rows in micro_batches([len(encoding.ids) for encoding in encodings]):
+        for rows in micro_batches(counts):
             feeds = feed([encodings[row] for row in rows], self._session.inputs)
             scores[rows] = _first(self._session.run(feeds), "logits").reshape(len(rows), -1)[:, 0]
-        return scores, sum(len(encoding.ids) for encoding in encodings)
+        return scores, counts
 
     def _fit(self, query: str) -> str:
         """Cut a query to half of the context, so that every document has room beside it."""

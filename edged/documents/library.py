@@ -1,0 +1,210 @@
+"""A library of documents, opened for reading: what the retriever and `edgectl documents` use."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edged.documents import index, search
+from edged.documents.access import Owner, locked, translated
+from edged.documents.index import Generation, Manifest
+from edged.documents.store import DOCUMENT_COLUMNS, VISIBLE, Document, Store, connect
+from edged.errors import NotFound
+from edged.messages import Passage
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """A library in numbers."""
+
+    path: str
+    generation: int
+    """0 while nothing has been ingested."""
+    documents: int
+    passages: int
+    bytes: int
+    """Of the documents as they were ingested."""
+    disk_bytes: int
+    """Of the library's own files."""
+    family: str
+    digest: str
+    published_at: float
+    """Seconds since the epoch; 0 while nothing has been ingested."""
+
+
+class Library:
+    """Reads the generation in force, and moves on to a newer one between two calls, never within one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._generation: Generation | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._stamp: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the library in a folder; one that does not exist yet is empty."""
+        library = cls(path)
+        library.refresh()
+        return library
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What the generation in use is made of; None while the library is empty."""
+        return self._generation.manifest if self._generation else None
+
+    def refresh(self) -> None:
+        """Move on to the newest generation; costs one `stat` when there is none."""
+        stamp = self._read_stamp()
+        if stamp == self._stamp:
+            return
+        with translated(self.path):
+            newer = index.open_current(self.path)
+            if newer and not self._connection:
+                self._connection = connect(self.path, read_only=True)
+        if self._generation:
+            self._generation.close()
+        self._generation, self._stamp = newer, stamp
+
+    def _read_stamp(self) -> tuple[int, int]:
+        """The pointer is replaced by rename, so a new one has another inode or time."""
+        try:
+            status = (self.path / index.POINTER).stat()
+        except FileNotFoundError:
+            return 0, 0
+        return status.st_ino, status.st_mtime_ns
+
+    def search(
+        self, queries: Sequence[str], vectors: npt.NDArray[np.float32], family: str, count: int
+    ) -> list[list[Passage]]:
+        """For each query the best `count` passages; `vectors` is float32 [len(queries), dimension].
+
+        Raises `IndexMismatch` when the documents were embedded by another family, `StorageError`.
+        """
+        self.refresh()
+        if not (self._generation and self._connection):
+            return [[] for _ in queries]
+        index.check_family(self._generation.manifest, family)
+        dense = self._generation.search(vectors, max(count, search.DEPTH))
+        with translated(self.path):
+            return search.search(self._connection, self._generation, queries, dense, count)
+
+    def documents(self) -> list[Document]:
+        """All documents, by source."""
+        return self._select("1 ORDER BY source", {})
+
+    def show(self, source: str) -> tuple[Document, list[Passage]]:
+        """A document and its passages in order; `source` is its path or the end of it. `NotFound`."""
+        document = self._find(source)
+        assert self._connection is not None
+        with translated(self.path):
+            rows = self._connection.execute(
+                "SELECT id FROM passages WHERE document = ? ORDER BY id", (document.id,)
+            )
+            ids = [identity for (identity,) in rows]
+            return document, search.fetch(self._connection, {identity: {} for identity in ids})
+
+    def remove(self, sources: Sequence[str]) -> list[str]:
+        """Remove documents and publish a generation without them; the sources that were removed.
+
+        Raises `NotFound` (then nothing is removed), `AlreadyRunning`, `StorageError`.
+        """
+        found = [self._find(source).source for source in sources]
+        assert self.manifest is not None
+        with translated(self.path), Owner(self.path).acting(), locked(self.path):
+            _remove(self.path, found)
+        self.refresh()
+        return found
+
+    def statistics(self) -> Statistics:
+        """The library in numbers."""
+        self.refresh()
+        manifest = self.manifest
+        return Statistics(
+            path=str(self.path),
+            generation=manifest.generation if manifest else 0,
+            documents=manifest.documents if manifest else 0,
+            passages=manifest.passages if manifest else 0,
+            bytes=sum(document.bytes for document in self.documents()),
+            disk_bytes=sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file()),
+            family=manifest.family if manifest else "",
+            digest=manifest.digest if manifest else "",
+            published_at=manifest.published_at if manifest else 0.0,
+        )
+
+    def _find(self, source: str) -> Document:
+        exact = self._select("source = :source", {"source": source})
+        ending = "/" + source.lstrip("./")
+        found = exact or self._select("substr(source, -length(:ending)) = :ending", {"ending": ending})
+        if len(found) == 1:
+            return found[0]
+        candidates = ", ".join(document.source for document in found[:5])
+        reason = f"several documents end so: {candidates}" if found else "see `edgectl documents list`"
+        raise NotFound(f"no single document {source!r} in the library; {reason}")
+
+    def _select(self, condition: str, values: dict[str, object]) -> list[Document]:
+        self.refresh()
+        if not (self._generation and self._connection):
+            return []
+        query = f"SELECT {DOCUMENT_COLUMNS} FROM documents WHERE {VISIBLE} AND {condition}"  # noqa: S608 - constants
+        generation = self._generation.manifest.generation
+        with translated(self.path):
+            rows = self._connection.execute(query, {"generation": generation, **values}).fetchall()
+        names = Document.__struct_fields__
+        return [msgspec.convert(dict(zip(names, row, strict=True)), Document) for row in rows]
+
+    def close(self) -> None:
+        """Let go of the files; idempotent."""
+        if self._generation:
+            self._generation.close()
+        if self._connection:
+            self._connection.close()
+        self._generation, self._connection, self._stamp = None, None, (0, 0)
+
+
+def _remove(path: Path, sources: Sequence[str]) -> None:
+    number = index.current(path)
+    former = index.manifest_of(path, number)
+    store = Store(path)
+    try:
+        with store:
+            for source in sources:
+                store.remove(source, number + 1)
+        publish_next(path, store, former.family, former.digest, former.dimension)
+    finally:
+        store.close()
+
+
+def publish_next(path: Path, store: Store, family: str, digest: str, dimension: int) -> Manifest:
+    """Publish what the store holds as the next generation, and sweep what no reader needs any more."""
+    number = index.current(path) + 1
+    documents, passages = store.counts(number)
+    manifest = Manifest(
+        generation=number,
+        family=family,
+        digest=digest,
+        dimension=dimension,
+        documents=documents,
+        passages=passages,
+        published_at=time.time(),
+    )
+    index.publish(path, manifest, store.vectors(family, number, 4096))
+    oldest = index.remove_unused(path)
+    with store:
+        store.sweep(oldest, family)
+    return manifest

@@ -1,0 +1,101 @@
+"""The reranker: reads question and passage together, and keeps the passages that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from math import isfinite
+from typing import Any
+
+import msgspec
+
+from edged.backend import TensorSession, Variant
+from edged.documents.chunk import embedded_text
+from edged.errors import BackendError, BadRequest, EdgedError
+from edged.messages import ChatTask, Passage, RerankAnswer, RerankTask, decoder, encode
+from edged.stages.contract import Item, Payload
+from edged.stages.encoder import CrossEncoder
+from edged.stages.options import count_option, each
+from edged.stages.retriever import question
+
+_decode_chat = decoder(ChatTask)
+_decode_rerank = decoder(RerankTask)
+
+Pair = tuple[str, str]
+
+
+class Job(msgspec.Struct, frozen=True):
+    """An item with the pairs that it needs scored."""
+
+    task: ChatTask | RerankTask
+    pairs: list[Pair]
+
+
+class Reranker:
+    """Operations `chat` (thins out `passages`) and `rerank`."""
+
+    OPTIONS = frozenset({"keep"})
+
+    def __init__(self, session: TensorSession, variant: Variant, options: Mapping[str, Any]) -> None:
+        self._keep = count_option(options, "keep", default=4, most=64)
+        self._session = session
+        self._encoder = CrossEncoder(session, variant)
+        self.details: Mapping[str, Any] = {
+            "model": variant.model,
+            "variant": variant.name,
+            "context_tokens": variant.context_tokens,
+            "keep": self._keep,
+        }
+
+    def run(self, items: Sequence[Item]) -> Sequence[Payload | EdgedError]:
+        """Answer a micro-batch; the pairs of all items are scored together, sorted by length."""
+        jobs = [each(_job, item) for item in items]
+        pairs = [pair for job in jobs if isinstance(job, Job) for pair in job.pairs]
+        scored = zip(*self._encoder.score_pairs(pairs), strict=True)
+        return [
+            self._answer(item, job, list(islice(scored, len(job.pairs)))) if isinstance(job, Job) else job
+            for item, job in zip(items, jobs, strict=True)
+        ]
+
+    def _answer(self, item: Item, job: Job, scored: list[tuple[float, int]]) -> Payload | EdgedError:
+        """`scored`: logit and tokens of each of the job's pairs."""
+        scores = tuple(round(float(score), 4) for score, _ in scored)
+        if not all(map(isfinite, scores)):
+            return BackendError("the reranker gave a score that is not finite; try another variant or device")
+        if isinstance(job.task, RerankTask):
+            return encode(RerankAnswer(scores=scores, tokens=int(sum(tokens for _, tokens in scored))))
+        if not job.pairs:
+            return bytes(item.payload)
+        best = best_passages(job.task.passages, scores, job.task.keep or self._keep)
+        return encode(msgspec.structs.replace(job.task, passages=best))
+
+    def close(self) -> None:
+        """Give memory back; idempotent."""
+        self._session.close()
+
+
+def best_passages(passages: Sequence[Passage], scores: Sequence[float], keep: int) -> tuple[Passage, ...]:
+    """The `keep` passages with the highest score, best first, with the score noted as `rerank`."""
+    noted = [
+        msgspec.structs.replace(passage, scores={**passage.scores, "rerank": score})
+        for passage, score in zip(passages, scores, strict=True)
+    ]
+    return tuple(sorted(noted, key=lambda passage: -passage.scores["rerank"])[:keep])
+
+
+def _job(item: Item) -> Job:
+    if item.operation == "rerank":
+        rerank = _decode_rerank(item.payload)
+        return Job(rerank, [(rerank.query, document) for document in rerank.documents])
+    if item.operation != "chat":
+        raise BadRequest(f"the reranker does not do {item.operation!r}; it does chat and rerank")
+    chat = _decode_chat(item.payload)
+    if not chat.grounded:
+        return Job(chat, [])
+    asked = question(chat) if chat.passages else ""
+    return Job(chat, [(asked, passage_text(passage)) for passage in chat.passages])
+
+
+def passage_text(passage: Passage) -> str:
+    """What is scored: the passage under its title and heading."""
+    return embedded_text(passage.title, passage.heading, passage.text)

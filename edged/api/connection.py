@@ -10,13 +10,13 @@ import asyncio
 import logging
 import socket
 import struct
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from edged.api.errors import raw_response
-from edged.errors import BadRequest, BodyTimeout, Overloaded
+from edged.errors import BadRequest, BodyTimeout, EdgedError, Overloaded, TooLarge
 
 logger = logging.getLogger("edged.api")
 
@@ -24,6 +24,7 @@ HEAD_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 75
 SLOW_CONSUMER_S = 5.0
 OUTPUT_BUFFER_BYTES = 256 << 10
+HEAD_BYTES = 64 << 10
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -41,6 +42,42 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     head_s: float = HEAD_TIMEOUT_S
     slow_consumer_s: float = SLOW_CONSUMER_S
     output_bytes: int = OUTPUT_BUFFER_BYTES
+    head_bytes: int = HEAD_BYTES
+    message_bytes: int = 32 << 20
+    """Head, body, chunk framing and trailers of one request together."""
+
+
+class JoinedWrites:
+    """A transport that holds the head of a response back until what follows it: one write, not two."""
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Send, or hold, a head."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and data[9:12] != b"100":
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head that nothing follows."""
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+
+    def close(self) -> None:
+        """Send everything, then close."""
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def peer_of(connection: socket.socket | None) -> Peer:
@@ -58,10 +95,13 @@ class Connection(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _output_timer: asyncio.TimerHandle | None = None
     _refused = False
+    _message_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Admit the connection, or answer 503 at once when there are too many."""
         super().connection_made(transport)
+        self._joined = JoinedWrites(transport)
+        self.transport = cast("asyncio.Transport", self._joined)
         self.closed = asyncio.Event()
         transport.set_write_buffer_limits(high=self.limits.output_bytes)
         self.peer = peer_of(transport.get_extra_info("socket"))
@@ -82,7 +122,9 @@ class Connection(HttpToolsProtocol):
         """Parse; stray bytes between requests do not hold a connection open."""
         if self._refused:
             return
+        self._message_bytes += len(data)
         super().data_received(data)
+        self._check_size()
         if self.timeout_keep_alive_task is None and self._idle():
             self._await_next_request()
 
@@ -94,6 +136,7 @@ class Connection(HttpToolsProtocol):
         """Start the clock for the head of a request."""
         super().on_message_begin()
         self.scope["edged.peer"] = self.peer  # type: ignore[typeddict-unknown-key]
+        self._message_bytes = 0
         self._stop_head_timer()
         self._head_timer = self.loop.call_later(self.limits.head_s, self._head_late)
 
@@ -101,6 +144,11 @@ class Connection(HttpToolsProtocol):
         """Stop the clock and hand the request over; a target that is no URL is refused."""
         self._stop_head_timer()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Send what is held; uvicorn goes on to the next request."""
+        self._joined.flush()
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """The output buffer is full: the client gets some seconds to read."""
@@ -112,6 +160,12 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._stop_output_timer()
 
+    def _check_size(self) -> None:
+        """The parser buffers a head and trailers of any size; this is what bounds them."""
+        limit = self.limits.message_bytes if self._head_timer is None else self.limits.head_bytes
+        if self._message_bytes > limit and not self._refused:
+            self._refuse(TooLarge(f"the request is larger than {limit} bytes"), 431)
+
     def _idle(self) -> bool:
         waiting = self.cycle is None or self.cycle.response_complete
         return waiting and self._head_timer is None and not self.transport.is_closing()
@@ -121,7 +175,7 @@ class Connection(HttpToolsProtocol):
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
-    def _refuse(self, error: BadRequest | Overloaded | BodyTimeout, status: int) -> None:
+    def _refuse(self, error: EdgedError, status: int) -> None:
         self._refused = True
         self._stop_head_timer()
         self.transport.write(raw_response(error, status))

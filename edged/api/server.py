@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, ExceptionHandler
 
 from edged.api.admin import Administration
 from edged.api.chat import Chat
-from edged.api.connection import KEEP_ALIVE_S, Connection, Limits
+from edged.api.connection import HEAD_BYTES, KEEP_ALIVE_S, Connection, Limits
 from edged.api.embeddings import Embeddings
 from edged.api.endpoint import Endpoint, Handler, Reply, Request, error_reply
 from edged.api.gateway import Gateway
@@ -33,6 +33,8 @@ from edged.errors import EdgedError, MethodNotAllowed, NotFound
 
 logger = logging.getLogger("edged.api")
 
+FRAMING_FACTOR = 8
+"""A body in chunks of one byte is six times as large on the wire."""
 RESERVED_DESCRIPTORS = 64
 """Kept free for workers, arenas, logs and the refusal of a connection too many."""
 
@@ -71,6 +73,7 @@ class Server:
                 lifespan="off",
                 interface="asgi3",
                 log_config=None,
+                log_level="error",  # a warning for each odd request would let a client flood the log
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
@@ -142,12 +145,13 @@ async def serve(servers: list[Server], stop: asyncio.Event) -> None:
 
 
 def limits_of(config: Config) -> Limits:
-    """Take the connection limit from the config, lowered to what the descriptor limit leaves."""
+    """Take the limits from the config; connections are lowered to what the descriptor limit leaves."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = (
         max(1, soft - RESERVED_DESCRIPTORS) if soft != resource.RLIM_INFINITY else config.api.max_connections
     )
-    return Limits(connections=min(config.api.max_connections, room))
+    most_bytes = HEAD_BYTES + FRAMING_FACTOR * config.api.max_body_bytes
+    return Limits(connections=min(config.api.max_connections, room), message_bytes=most_bytes)
 
 
 def _application(routes: list[Route]) -> Starlette:

@@ -48,13 +48,8 @@ class ChatStream:
         self._quiet = True
         self._opened = False
         self._opening = asyncio.Lock()
-        self._chunk = ChatChunk(
-            id=f"chatcmpl-{request.id}",
-            created=watch.created,
-            model=model,
-            choices=(),
-            usage=None if usage else UNSET,
-        )
+        self._id = f"chatcmpl-{request.id}"
+        self._model = model
 
     async def run(self) -> None:
         """Send everything; raises the refusal when nothing has been sent yet."""
@@ -72,7 +67,7 @@ class ChatStream:
         if isinstance(event, requests.Delta):
             self._watch.first_token()
             if event.text:
-                await self._write_delta(Delta(content=event.text))
+                await self._emit(self._event(Delta(content=event.text)), more=True)
         elif isinstance(event, requests.Completed):
             await self._finish(event, ending_of(event, self._request.id))
         else:
@@ -81,52 +76,55 @@ class ChatStream:
     async def _finish(self, completed: requests.Completed, ending: Ending) -> None:
         self._watch.completed(completed, ending.usage.prompt_tokens, ending.usage.completion_tokens)
         last = Delta(citations=ending.citations)
-        await self._write_delta(last, finish=ending.answer.finish, edged=ending.edged)
+        events = [self._event(last, finish=ending.answer.finish, edged=ending.edged)]
         if self._usage:
-            await self._write_chunk((), usage=ending.usage)
-        await self._request.write(_DONE, more=False)
+            events.append(self._chunk((), usage=ending.usage))
+        await self._emit(b"".join([*events, _DONE]), more=False)
 
     async def _fail(self, error: EdgedError) -> None:
         if not self._request.started:
             raise error
         self._watch.failed(error.code)
-        await self._request.write(b"data: " + encode_error(error) + b"\n\n", more=False)
+        await self._emit(b"data: " + encode_error(error) + b"\n\n", more=False)
 
-    async def _write_delta(
-        self, delta: Delta, *, finish: str | None = None, edged: EdgedInfo | msgspec.UnsetType = UNSET
-    ) -> None:
-        await self._open()
-        await self._write_chunk((ChunkChoice(delta=delta, finish_reason=finish),), edged=edged)
+    async def _emit(self, data: bytes, *, more: bool) -> None:
+        """Send events; before the first of them, the head and the chunk that names the role."""
+        self._quiet = False
+        if not self._opened:
+            data = await self._open() + data
+        await self._request.write(data, more=more)
 
-    async def _open(self) -> None:
-        """Send the head and the chunk that names the role, once."""
-        if self._opened:
-            return
+    async def _open(self) -> bytes:
         async with self._opening:
-            if not self._request.started:
-                headers = [(b"cache-control", b"no-cache"), (b"x-edged-plan", self._plan)]
-                await self._request.start(200, _EVENT_STREAM, headers)
-                await self._write_chunk((ChunkChoice(delta=Delta(role="assistant", content="")),))
-        self._opened = True
+            if self._opened:
+                return b""
+            headers = [(b"cache-control", b"no-cache"), (b"x-edged-plan", self._plan)]
+            await self._request.start(200, _EVENT_STREAM, headers)
+            self._opened = True
+            return self._event(Delta(role="assistant", content=""))
 
-    async def _write_chunk(
+    def _event(
+        self, delta: Delta, *, finish: str | None = None, edged: EdgedInfo | msgspec.UnsetType = UNSET
+    ) -> bytes:
+        usage = None if self._usage else UNSET
+        return self._chunk((ChunkChoice(delta=delta, finish_reason=finish),), usage=usage, edged=edged)
+
+    def _chunk(
         self,
         choices: tuple[ChunkChoice, ...],
         *,
-        usage: Usage | msgspec.UnsetType | None = UNSET,
+        usage: Usage | msgspec.UnsetType | None,
         edged: EdgedInfo | msgspec.UnsetType = UNSET,
-    ) -> None:
-        self._quiet = False
-        shape = self._chunk
+    ) -> bytes:
         chunk = ChatChunk(
-            id=shape.id,
-            created=shape.created,
-            model=shape.model,
+            id=self._id,
+            created=self._watch.created,
+            model=self._model,
             choices=choices,
-            usage=shape.usage if usage is UNSET else usage,
+            usage=usage,
             edged=edged,
         )
-        await self._request.write(b"data: " + _encoder.encode(chunk) + b"\n\n", more=True)
+        return b"data: " + _encoder.encode(chunk) + b"\n\n"
 
     async def _attend(self) -> None:
         """Watch for the client's leaving, and break long silences."""
@@ -138,5 +136,4 @@ class ChatStream:
                 self._ticket.cancel()
                 return
             if self._quiet:
-                await self._open()
-                await self._request.write(_COMMENT, more=True)
+                await self._emit(_COMMENT, more=True)

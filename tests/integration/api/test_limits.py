@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,9 +15,10 @@ import pytest
 
 from edged.api import endpoint, streaming
 from edged.api.connection import Limits
+from edged.api.server import limits_of
 from edged.dispatch.requests import Delta, Event, Submission
 
-from .conftest import FakeFront, Running, answer
+from .conftest import CONFIG, FakeFront, Running, answer
 
 USER = [{"role": "user", "content": "How tight?"}]
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
@@ -44,7 +47,7 @@ def refusal(connection: socket.socket) -> tuple[int, str]:
 
 @pytest.fixture
 def limits() -> Limits:
-    return Limits(connections=3, head_s=0.2, slow_consumer_s=0.2)
+    return Limits(connections=3, head_s=0.2, slow_consumer_s=0.2, message_bytes=2_000_000)
 
 
 def test_one_connection_too_many_is_told_so(running: Running) -> None:
@@ -62,6 +65,27 @@ def test_slow_head_is_cut(running: Running, start: bytes) -> None:
     with raw(running) as connection:
         connection.sendall(start)
         assert refusal(connection) == (408, "body_timeout")
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"GET /" + b"a" * 1_000_000,
+        b"GET / HTTP/1.1\r\nx: " + b"a" * 1_000_000,
+        HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\nx: " + b"a" * 4_000_000,
+    ],
+)
+def test_endless_head_or_trailer_is_cut(running: Running, endless: bytes) -> None:
+    with raw(running) as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(endless)
+        assert refusal(connection) == (431, "too_large")
+
+
+def test_descriptor_limit_lowers_the_number_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits_of(CONFIG).connections <= CONFIG.api.max_connections
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (100, 4096))
+    assert limits_of(CONFIG).connections == 36
 
 
 def test_slow_body_is_cut(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 import struct
@@ -65,6 +66,19 @@ def test_failure_of_a_part_fails_the_whole(client: httpx.Client, front: FakeFron
     front.script = second_fails
     response = client.post("/v1/embeddings", json={"input": ["x"] * 300})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "stage_unavailable")
+
+
+def test_client_that_leaves_cancels_every_part_in_work(client: httpx.Client, front: FakeFront) -> None:
+    async def first_only(submission: Submission) -> AsyncIterator[Event]:
+        if len(front.submissions) > 1:
+            await asyncio.Event().wait()
+        async for event in answer(submission):
+            yield event
+
+    front.script = first_only
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/embeddings", json={"input": ["x"] * 300}, timeout=0.3)
+    assert all(ticket.cancelled.wait(5) for ticket in front.tickets[1:3])
 
 
 @pytest.mark.parametrize(

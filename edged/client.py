@@ -7,6 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
@@ -74,22 +75,20 @@ class _Caller:
         self.socket = socket
         self.timeout_s = timeout_s
 
+    @contextmanager
     def _open(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> http.client.HTTPResponse:
-        connection = UnixConnection(self.socket, self.timeout_s)
-        data = None if body is None else msgspec.json.encode(body)
-        headers = {"Connection": "close"} | ({"Content-Type": "application/json"} if data else {})
-        try:
-            connection.request(method, path, data, headers)
-            response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise _lost(error, self.timeout_s) from error
-        if response.status >= http.client.BAD_REQUEST:
-            with response:
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Send a request and give its answer; hang up at the end, however that comes."""
+        with closing(UnixConnection(self.socket, self.timeout_s)) as connection:
+            try:
+                connection.request(method, path, *_content(body))
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise _lost(error, self.timeout_s) from error
+            if response.status >= http.client.BAD_REQUEST:
                 raise _refusal(response, self._drained(response, MAX_ERROR_BYTES))
-        return response
+            yield response
 
     def _drained(self, response: http.client.HTTPResponse, limit: int | None = None) -> bytes:
         try:
@@ -103,6 +102,12 @@ class _Caller:
 
     def _ask(self, kind: type[T] | Any, method: str, path: str, body: Mapping[str, Any] | None = None) -> T:
         return cast("T", _decoded(self._call(method, path, body), kind))
+
+
+def _content(body: Mapping[str, Any] | None) -> tuple[bytes | None, dict[str, str]]:
+    if body is None:
+        return None, {"Connection": "close"}
+    return msgspec.json.encode(body), {"Connection": "close", "Content-Type": "application/json"}
 
 
 def _lost(error: Exception, timeout_s: float) -> ConnectionLost:

@@ -1,0 +1,104 @@
+"""`edgectl documents`: what the library holds; works without a daemon."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from edged.cli.output import print_json, print_table, readable_bytes, styled
+from edged.cli.session import Session, example, json_option, with_session
+
+if TYPE_CHECKING:
+    from edged.documents.library import Library
+
+HEADINGS = ("SOURCE", "TITLE", "SIZE", "PASSAGES", "INGESTED")
+
+
+@click.group(epilog=example("edgectl documents list"))
+def documents() -> None:
+    """Look into the library of documents."""
+
+
+def _library(session: Session) -> Library:
+    from edged.documents.library import Library
+
+    return Library.open(session.config.library.dir)
+
+
+@documents.command("list", epilog=example("edgectl documents list --json | jq '.[].source'"))
+@json_option
+@with_session
+def list_documents(session: Session, as_json: bool) -> None:
+    """List all documents."""
+    with _library(session) as library:
+        found = library.documents()
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (each.source, each.title, readable_bytes(each.bytes), str(each.chunks), _date(each.ingested_at))
+        for each in found
+    ]
+    print_table(HEADINGS, rows)
+
+
+@documents.command(epilog=example("edgectl documents show manual.md"))
+@click.argument("source")
+@json_option
+@with_session
+def show(session: Session, source: str, as_json: bool) -> None:
+    """Show a document's passages as they are searched; SOURCE is its path or the end of it."""
+    with _library(session) as library:
+        document, passages = library.show(source)
+    if as_json:
+        print_json({"document": document, "passages": passages})
+        return
+    click.echo(styled(f"{document.source}  {document.title}", bold=True))
+    for passage in passages:
+        where = f"page {passage.page}" if passage.page else f"lines {passage.first_line}-{passage.last_line}"
+        heading = f"  {passage.heading}" if passage.heading else ""
+        click.echo(f"\n{styled(f'{where}{heading}', dim=True)}\n{passage.text}")
+
+
+@documents.command(epilog=example("edgectl documents remove old/manual.md"))
+@click.argument("sources", nargs=-1, required=True)
+@json_option
+@with_session
+def remove(session: Session, sources: tuple[str, ...], as_json: bool) -> None:
+    """Take documents out of the library; the files themselves stay."""
+    with _library(session) as library:
+        gone = library.remove(sources)
+    if as_json:
+        print_json({"removed": gone})
+        return
+    for source in gone:
+        click.echo(f"{source}: removed")
+
+
+@documents.command(epilog=example("edgectl documents stats --json"))
+@json_option
+@with_session
+def stats(session: Session, as_json: bool) -> None:
+    """Show the library in numbers: documents, passages, sizes, and which model embedded it."""
+    with _library(session) as library:
+        numbers = library.statistics()
+    if as_json:
+        print_json(numbers)
+        return
+    rows = [
+        ("library", numbers.path),
+        ("documents", str(numbers.documents)),
+        ("passages", str(numbers.passages)),
+        ("text", readable_bytes(numbers.bytes)),
+        ("on disk", readable_bytes(numbers.disk_bytes)),
+        ("embedded by", numbers.family or "-"),
+        ("generation", str(numbers.generation)),
+        ("published", _date(numbers.published_at)),
+    ]
+    print_table(("WHAT", "VALUE"), rows)
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else "-"

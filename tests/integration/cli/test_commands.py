@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from edged.cli.root import COMMANDS, edgectl
+from edged.errors import BY_CODE
+
+CHAT = ("POST", "/v1/chat/completions")
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[str, ...]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*path, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+
+
+def refusing(code: str, message: str = "no") -> Any:
+    def script(exchange: Any, _: Any) -> None:
+        body = json.dumps({"error": {"message": message, "code": code, "param": None}}).encode()
+        exchange.send_response(BY_CODE[code].status)
+        exchange.send_header("Content-Length", str(len(body)))
+        exchange.end_headers()
+        exchange.wfile.write(body)
+
+    return script
+
+
+@pytest.mark.parametrize("path", list(commands(edgectl)), ids=" ".join)
+def test_every_command_explains_itself_with_an_example(path: tuple[str, ...]):
+    result = CliRunner().invoke(edgectl, [*path, "--help"])
+    assert result.exit_code == 0
+    assert "Example:" in result.stdout
+    assert "edgectl" in result.stdout.partition("Example:")[2]
+
+
+def test_the_overview_lists_every_command_and_the_exit_codes():
+    shown = CliRunner().invoke(edgectl, ["--help"]).stdout
+    assert all(f"  {name}" in shown for name in COMMANDS)
+    assert "69 no daemon answers" in shown
+
+
+def test_status_shows_stages_and_what_an_operator_should_read(call):
+    shown = call("status").stdout
+    for expected in (
+        "generator",
+        "openvino cpu",
+        "q4_0",
+        "4242",
+        "2.5/s",
+        "3.0 MiB",
+        "61 °C",
+        "4/32",
+        "1m 30s",
+    ):
+        assert expected in shown
+    for remark in ("generator: a worker is missing", "no calibration", "refused overloaded: 2"):
+        assert f"note: {remark}" in shown
+
+
+def test_status_as_json_is_the_daemons_own(call):
+    status = json.loads(call("status", "--json").stdout)
+    assert status["stages"][0]["workers"][0]["pid"] == 4242
+
+
+def test_ask_prints_the_answer_its_evidence_and_its_cost(call, daemon):
+    result = call("ask", "How?", "--max-tokens", "9", "--top", "5", "--keep", "2", "--temperature", "0.5")
+    assert result.stdout == (
+        'Hold the button [1].\n\n[1] manual.md:12-18 "Hold the button for ten seconds."\n'
+    )
+    assert "generator 1.5 s (+250.0 ms waiting)" in result.stderr
+    assert "tokens/s" in result.stderr
+    body = daemon.requests[-1][2]
+    assert (body["max_tokens"], body["temperature"]) == (9, 0.5)
+    assert body["edged"] == {"candidates": 5, "keep": 2}
+
+
+def test_ask_sends_nothing_that_was_not_asked_for(call, daemon):
+    call("ask", "How?")
+    assert set(daemon.requests[-1][2]) == {"model", "messages", "stream", "stream_options"}
+
+
+def test_ask_without_streaming_prints_the_same_answer(call, daemon):
+    assert call("ask", "How?", "--no-stream").stdout == call("ask", "How?").stdout
+    assert [body["stream"] for _, _, body in daemon.requests] == [False, True]
+
+
+def test_ask_as_json_is_one_document(call):
+    answer = json.loads(call("ask", "How?", "--json").stdout)
+    assert answer["text"] == "Hold the button [1]."
+    assert answer["citations"][0]["support"] == 0.9
+    assert answer["timings"][0]["stage"] == "generator"
+
+
+def test_a_question_may_come_through_a_pipe(call, daemon):
+    call("ask", stdin="How?\n")
+    assert daemon.requests[-1][2]["messages"] == [{"role": "user", "content": "How?"}]
+
+
+def test_a_chat_on_a_pipe_remembers_and_forgets(call, daemon):
+    result = call("chat", stdin="one\n\ntwo\n/clear\nthree\n/quit\nfour\n")
+    contents = [[turn["content"] for turn in body["messages"]] for _, _, body in daemon.requests]
+    answer = "Hold the button [1]."
+    assert contents == [["one"], ["one", answer, "two"], ["three"]]
+    assert result.exit_code == 0
+    assert "> " not in result.stdout
+
+
+def test_a_chat_on_a_pipe_fails_like_any_command(call, script):
+    script[CHAT] = refusing("overloaded", "full")
+    result = call("chat", stdin="one\n")
+    assert (result.exit_code, result.stderr) == (1, "error [overloaded]: full\n")
+
+
+def test_embed_prints_a_vector_a_line(call, daemon):
+    assert call("embed", "a", "b", "--query").stdout == "[0.0,1.0]\n[1.0,1.0]\n"
+    assert daemon.requests[-1][2] == {"input": ["a", "b"], "input_type": "query"}
+    assert json.loads(call("embed", "--json", stdin="a\n\nb\n").stdout)[1] == {
+        "text": "b",
+        "vector": [1.0, 1.0],
+    }
+
+
+def test_rerank_puts_the_best_first(call, daemon):
+    lines = call("rerank", "how", "no", "yes", "--top", "2").stdout.splitlines()
+    assert [line.split() for line in lines[1:]] == [["0.9000", "1", "yes"], ["0.1000", "0", "no"]]
+    assert daemon.requests[-1][2]["top_n"] == 2
+
+
+@pytest.mark.parametrize("command", ["embed", "ask"])
+def test_nothing_to_work_on_is_a_usage_error(call, command):
+    result = call(command)
+    assert result.exit_code == 2
+    assert "pipe" in result.stderr
+
+
+def test_operating_a_daemon(call, daemon):
+    assert call("stage", "restart", "generator").stdout == "generator: workers replaced\n"
+    assert call("reload").stdout == "queue.slots: 32 -> 8\n"
+    assert json.loads(call("reload", "--json").stdout) == {"changes": ["queue.slots: 32 -> 8"]}
+    assert "draining" in call("drain").stdout
+    assert call("config", "show", "--running").stdout.splitlines()[1].split() == ["queue.slots", "8"]
+
+
+def test_logs_read_like_the_daemons_own(call):
+    shown = call("logs", "-n", "2").stdout
+    assert "warning edged  worker_died  pid=7" in shown
+    assert [record["seq"] for record in json.loads(call("logs", "--json").stdout)] == [1, 2]
+
+
+def test_following_logs_prints_each_record_once(call, script, monkeypatch):
+    rounds = iter([1, 2, 2, 3])
+    records = [
+        {"ts": float(n), "level": "info", "logger": "e", "event": f"event{n}", "seq": n} for n in (1, 2, 3)
+    ]
+
+    def grow(exchange: Any, _: Any) -> None:
+        body = json.dumps({"records": records[: next(rounds)]}).encode()
+        exchange.send_response(200)
+        exchange.send_header("Content-Length", str(len(body)))
+        exchange.end_headers()
+        exchange.wfile.write(body)
+
+    script["GET", "/admin/v1/logs"] = grow
+    naps = iter([None, None, None])
+
+    def nap(_: float) -> None:
+        if next(naps, 0) == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("edged.cli.logs.time.sleep", nap)
+    result = call("logs", "--follow", "-n", "5")
+    assert result.exit_code == 130
+    assert [line.split()[-1] for line in result.stdout.splitlines()] == ["event1", "event2", "event3"]
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [("stage_unavailable", 1), ("not_found", 1), ("config", 78)])
+def test_a_refusal_is_one_line_and_an_exit_code(call, script, code, exit_code):
+    script[CHAT] = refusing(code, "what went wrong")
+    result = call("ask", "How?")
+    assert result.exit_code == exit_code
+    assert result.stderr == f"error [{code}]: what went wrong\n"
+    assert result.stdout == ""
+
+
+def test_no_daemon_is_69(tmp_path: Path):
+    result = CliRunner().invoke(edgectl, ["--socket", str(tmp_path / "none.sock"), "status"])
+    assert result.exit_code == 69
+    assert result.stderr.startswith("error [unreachable]: no daemon answers on")
+
+
+def test_logs_without_a_daemon_name_the_journal(tmp_path: Path):
+    result = CliRunner().invoke(edgectl, ["--socket", str(tmp_path / "none.sock"), "logs"])
+    assert "journalctl -u edged" in result.stderr
+
+
+def test_a_bad_configuration_is_78():
+    result = CliRunner().invoke(edgectl, ["--set", "queue.slots=0", "config", "check"])
+    assert result.exit_code == 78
+    assert result.stderr == "error [config]: --set: queue.slots = 0: expected int >= 1\n"
+
+
+def test_wrong_usage_is_2():
+    assert CliRunner().invoke(edgectl, ["ask", "--nonsense"]).exit_code == 2
+    assert CliRunner().invoke(edgectl, ["nonsense"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("stages.generator.backend=opnvino", "unknown backend 'opnvino'"),
+        ("stages.generator.model=smolm2-135m-instruct", "smollm2-135m-instruct"),
+        ("stages.generator.variant=q3", "q3"),
+        ("stages.generator.model=bge-small-en-v1.5", "a generator cannot use"),
+    ],
+)
+def test_config_check_looks_up_what_the_file_names(setting: str, named: str):
+    result = CliRunner().invoke(edgectl, ["--set", setting, "config", "check"])
+    assert result.exit_code == 78
+    assert "stages.generator." in result.stderr
+    assert named in result.stderr
+
+
+def test_config_show_and_check_say_what_is_in_force(tmp_path: Path):
+    file = tmp_path / "edged.toml"
+    file.write_text("[queue]\nslots = 7\n")
+    arguments = ["--config", str(file), "--set", "api.max_connections=3", "config"]
+    shown = json.loads(CliRunner().invoke(edgectl, [*arguments, "show", "--json"]).stdout)
+    assert (shown["queue"]["slots"], shown["api"]["max_connections"]) == (7, 3)
+    assert CliRunner().invoke(edgectl, [*arguments, "check"]).stdout == f"{file}: valid\n"
+
+
+def test_devices_lists_what_each_runtime_sees():
+    survey = json.loads(CliRunner().invoke(edgectl, ["devices", "--json"]).stdout)
+    assert {device["backend"] for device in survey["devices"]} | set(survey["missing"])
+    shown = CliRunner().invoke(edgectl, ["devices"]).stdout
+    assert shown.startswith("BACKEND")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_for_each_shell(shell: str):
+    assert "_EDGECTL_COMPLETE" in CliRunner().invoke(edgectl, ["completion", shell]).stdout
+
+
+def test_version():
+    assert json.loads(CliRunner().invoke(edgectl, ["version", "--json"]).stdout)["edged"] == "0.1.0"
+
+
+def test_the_socket_is_found_by_flag_environment_and_configuration(daemon, tmp_path: Path):
+    runner = CliRunner()
+    assert runner.invoke(edgectl, ["status"], env={"EDGED_SOCKET": str(daemon.path)}).exit_code == 0
+    assert runner.invoke(edgectl, ["--set", f"api.socket={daemon.path}", "status"]).exit_code == 0
+    assert runner.invoke(edgectl, ["reload"], env={"EDGED_ADMIN_SOCKET": str(daemon.path)}).exit_code == 0
+    assert runner.invoke(edgectl, ["--set", f"daemon.runtime_dir={tmp_path}", "reload"]).exit_code == 0

@@ -86,9 +86,10 @@ class _Caller:
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 raise _lost(error, self.timeout_s) from error
-            if response.status >= http.client.BAD_REQUEST:
-                raise _refusal(response, self._drained(response, MAX_ERROR_BYTES))
-            yield response
+            with response:
+                if response.status >= http.client.BAD_REQUEST:
+                    raise _refusal(response, self._drained(response, MAX_ERROR_BYTES))
+                yield response
 
     def _drained(self, response: http.client.HTTPResponse, limit: int | None = None) -> bytes:
         try:

@@ -66,25 +66,34 @@ def decide(ledger: Ledger, event: Event, now: float) -> list[Command]:
 
 def admit(ledger: Ledger, route: tuple[str, ...], operation: str, deadline: float, now: float) -> Request:
     """Accept a request under a leased entry slot, or raise what the client is told at once."""
-    if ledger.draining:
-        raise Draining("the daemon is stopping; try again when it is back", retry_after_s=5)
-    for name in route:
-        if ledger.stages[name].failed:
-            raise StageUnavailable(
-                f"stage {name!r} is down: {ledger.stages[name].failed}", retry_after_s=RETRY_FAILED_S
-            )
-    source = ledger.entry.lease()
-    if source is None:
-        wait_s = ledger.predicted_wait_s(route)
-        raise Overloaded(
-            f"all {ledger.entry.count} entry slots are taken; try again in {wait_s:.1f} s",
-            retry_after_s=wait_s,
-        )
+    try:
+        source = _entry_slot(ledger, route)
+    except EdgedError as error:
+        ledger.count_rejection(error.code)
+        raise
     ledger.last_request += 1
     ledger.accepted += 1
     request = Request(ledger.last_request, route, operation, source, deadline, accepted_at=now, queued_at=now)
     ledger.requests[request.id] = request
     return request
+
+
+def _entry_slot(ledger: Ledger, route: tuple[str, ...]) -> SlotRef:
+    if ledger.draining:
+        raise Draining("the daemon is stopping; try again when it is back", retry_after_s=5)
+    for stage in map(ledger.stages.__getitem__, route):
+        if stage.failed:
+            raise StageUnavailable(
+                f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=RETRY_FAILED_S
+            )
+    slot = ledger.entry.lease()
+    if slot is None:
+        wait_s = ledger.predicted_wait_s(route)
+        raise Overloaded(
+            f"all {ledger.entry.count} entry slots are taken; try again in {wait_s:.1f} s",
+            retry_after_s=wait_s,
+        )
+    return slot
 
 
 def enqueue(ledger: Ledger, request: Request, source: SlotRef, now: float) -> list[Command]:

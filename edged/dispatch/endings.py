@@ -23,7 +23,7 @@ def refuse(ledger: Ledger, request: Request, error: EdgedError) -> list[Command]
     end(ledger, request)
     if told:
         return []
-    ledger.rejected[error.code] = ledger.rejected.get(error.code, 0) + 1
+    ledger.count_rejection(error.code)
     return [Refuse(request.id, error)]
 
 
@@ -32,7 +32,7 @@ def abandon(ledger: Ledger, number: int, error: EdgedError, *, told: bool = Fals
     request = ledger.requests.get(number)
     if request is None or request.phase == "leaving":
         return []
-    ledger.rejected[error.code] = ledger.rejected.get(error.code, 0) + 1
+    ledger.count_rejection(error.code)
     commands: list[Command] = [] if told else [Refuse(number, error)]
     if request.phase == "queued":
         ledger.stages[request.stage].queue.remove(number)

@@ -206,6 +206,10 @@ class Ledger:
         """Take a slot of any arena back."""
         self.slots_of(ref).release(ref)
 
+    def count_rejection(self, code: str) -> None:
+        """Count a request that ended in an error, or never was accepted."""
+        self.rejected[code] = self.rejected.get(code, 0) + 1
+
     @property
     def outstanding(self) -> int:
         """Requests that hold a slot."""

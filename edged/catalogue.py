@@ -153,6 +153,16 @@ class Model(Entry, frozen=True):
         bases = [rung.source.variant for rung in self.variants if isinstance(rung.source, DerivedSource)]
         if unknown := {name for name in [self.default, *bases] if name} - set(names):
             raise ValueError(f"no variant is called {', '.join(sorted(unknown))}")
+        for rung in self.variants:
+            self._check_lineage(rung)
+
+    def _check_lineage(self, rung: Rung) -> None:
+        seen = {rung.name}
+        while isinstance(rung.source, DerivedSource) and rung.source.variant:
+            rung = self.variant(rung.source.variant)
+            if rung.name in seen:
+                raise ValueError(f"variant {rung.name!r} is derived from itself")
+            seen.add(rung.name)
 
     def variant(self, name: str = "") -> Rung:
         """Return a variant by name, the default when empty; `NotFound` names the nearest one."""

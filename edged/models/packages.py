@@ -30,7 +30,7 @@ class PackageIndex:
     """Fetches archives into a folder and keeps the latest, since weights and tokenizer may share one."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._folder = folder
+        self._folder = folder / "packages"
         self._environment = environment
         self._latest: tuple[str, Path] | None = None
 
@@ -45,12 +45,15 @@ class PackageIndex:
             copy_member(self._archive(source, part, step), part.member, sink)
             step.advance(part.archive_bytes)
 
+    def clear(self) -> None:
+        """Delete whatever was fetched."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._latest = None
+
     def _archive(self, source: IndexSource, part: Part, step: Step) -> Path:
         if self._latest and self._latest[0] == part.archive_sha256:
             return self._latest[1]
-        if self._latest:
-            self._latest[1].unlink()
-            self._latest = None
+        self.clear()
         archive = self._download(source, part, step)
         check(archive, part.archive_sha256, None)
         self._latest = (part.archive_sha256, archive)
@@ -59,7 +62,6 @@ class PackageIndex:
     def _download(self, source: IndexSource, part: Part, step: Step) -> Path:
         folder = self._folder / part.archive_sha256[:16]
         scratch = folder / "scratch"
-        shutil.rmtree(folder, ignore_errors=True)
         scratch.mkdir(parents=True)
         command = _pip(source, part, folder) if source.ecosystem == "pypi" else _npm(part, folder)
         watch = _run(command, {**self._environment, "TMPDIR": str(scratch)}, folder / "log")

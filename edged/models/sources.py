@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from edged.catalogue import File, FileSource, HttpsSource, HubSource, IndexSource
 from edged.errors import ModelError
@@ -14,7 +15,10 @@ from edged.models.progress import Progress, Step, silent
 
 
 class Fetcher:
-    """Fetches the files of one pull into `folder`; partial downloads there are resumed."""
+    """Fetches the files of one pull into `folder`; partial downloads there are resumed.
+
+    Leaving it deletes the archives that it kept.
+    """
 
     def __init__(
         self,
@@ -28,6 +32,12 @@ class Fetcher:
         self._progress = progress
         self._timeout_s = timeout_s
         self._index = PackageIndex(folder, environment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._index.clear()
 
     def fetch(self, file: File, what: str) -> Path:
         """Return the verified file; `ModelError` or `DigestMismatch` when it cannot be had."""

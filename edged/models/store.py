@@ -117,8 +117,8 @@ class ModelStore:
         """
         manifest = self.catalogue.model(model)
         rung = manifest.variant(variant)
-        with self._locked() as staging:
-            return self._pull(manifest, rung, Fetcher(staging, self._environment, progress or silent))
+        with self._locked() as staging, Fetcher(staging, self._environment, progress or silent) as fetcher:
+            return self._pull(manifest, rung, fetcher)
 
     def _pull(self, manifest: Model, rung: Rung, fetcher: Fetcher) -> Variant:
         if self._present(manifest, rung):

@@ -1,0 +1,1 @@
+"""Measurements: every row of the goals, and what the manifests of models/ state."""

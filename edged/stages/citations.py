@@ -91,9 +91,10 @@ def supported(answer: Answer) -> bool:
     """Say whether the cited passages contain what the answer says.
 
     True when it cites, all its numbers are in the cited passages, and so is at least
-    `SUPPORTED_SHARE` of its content words.
+    `SUPPORTED_SHARE` of its content words. Sentences that ask claim nothing and do not count.
     """
-    words = content_words(answer.text)
+    claims = [sentence for sentence in sentences(answer.text) if not sentence.endswith("?")]
+    words = content_words("\n".join(claims))
     cited = frozenset[str]().union(*(_passage_words(citation.passage) for citation in answer.citations))
     numbers = {word for word in words if _has_digit(word)}
     return bool(words) and numbers <= cited and share(words, cited) >= SUPPORTED_SHARE

@@ -86,12 +86,13 @@ class StopStrings:
     depend on how the text was split.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], own: Sequence[str] = ()) -> None:
+        """Stop at the client's `stops`, which are checked, and at the stage's `own`."""
         if len(stops) > MAX_STOP_STRINGS:
             raise BadRequest(f"{len(stops)} stop strings; the limit is {MAX_STOP_STRINGS}", param="stop")
         if not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
             raise BadRequest(f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters", param="stop")
-        self._stops = tuple(stops)
+        self._stops = (*stops, *own)
         self._held = ""
         self.reached = False
         """Whether a stop string was seen; nothing comes through any more."""
@@ -123,11 +124,11 @@ class TextStream:
     """The text of one answer: detokenised, up to its stop string, and not twice after a resumption."""
 
     def __init__(
-        self, decode: Decode, stops: Sequence[str], resume: Sequence[int] = (), characters: int = 0
+        self, decode: Decode, stops: StopStrings, resume: Sequence[int] = (), characters: int = 0
     ) -> None:
         """Begin behind the tokens `resume`, of whose text the client has the first `characters`."""
         self._detokenizer = Detokenizer(decode)
-        self._stops = StopStrings(stops)
+        self._stops = stops
         self._pieces: list[str] = []
         self._skip = characters
         self._unsent = self._take(self._stops.push(self._detokenizer.push(resume))) if resume else ""

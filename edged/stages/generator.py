@@ -17,8 +17,8 @@ from edged.errors import BackendError, BadRequest, Cancelled, ConfigError, Devic
 from edged.messages import Answer, ChatTask, decoder, encode
 from edged.stages.citations import cite
 from edged.stages.contract import Broken, Finished, Item, Progress
-from edged.stages.detokenizer import TextStream
-from edged.stages.prompt import DEFAULT_MAX_TOKENS, Prompt, PromptBuilder
+from edged.stages.detokenizer import StopStrings, TextStream
+from edged.stages.prompt import DEFAULT_MAX_TOKENS, GROUNDED_STOPS, Prompt, PromptBuilder
 
 NOTHING_FOUND = "No documents matched: ingest some with `edgectl ingest PATH`."
 """The answer to a grounded question without passages; its `model` is empty, because no model spoke.
@@ -26,6 +26,9 @@ NOTHING_FOUND = "No documents matched: ingest some with `edgectl ingest PATH`."
 The retriever finds a nearest passage for any question unless the library is empty, so this is what an
 operator sees before the first ingest. To let the model answer from memory would be an invention.
 """
+
+UNSUPPORTED = "\n\n(No passage supports this answer.)"
+"""Follows a grounded answer that no passage bears out: a model that cannot find it may well invent it."""
 
 _decode_task: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
 Event = Progress | Finished | Broken
@@ -94,10 +97,11 @@ class Generator:
 
     def _begin(self, item: Item, task: ChatTask) -> _Live:
         decode = self._session.vocabulary.decode
+        stops = StopStrings(task.stop, GROUNDED_STOPS if task.grounded else ())
         return _Live(
             request=item.request,
             prompt=self._prompts.build(task),
-            stream=TextStream(decode, task.stop, item.resume_tokens, item.resume_characters),
+            stream=TextStream(decode, stops, item.resume_tokens, item.resume_characters),
             count=len(item.resume_tokens),
             grounded=task.grounded,
             resumed=bool(item.resume_tokens),
@@ -151,18 +155,20 @@ class Generator:
         return (events + self._finish(live, finish), True) if finish else (events, False)
 
     def _finish(self, live: _Live, finish: Finish) -> list[Event]:
-        rest = live.stream.finish()
+        rest, text = live.stream.finish(), live.stream.text
+        citations = cite(text, live.prompt.passages) if live.grounded else ()
+        note = UNSUPPORTED if live.grounded and not citations else ""
         answer = Answer(
-            text=live.stream.text,
+            text=text + note,
             finish="length" if finish == "length" else "stop",
             prompt_tokens=len(live.prompt.tokens),
             completion_tokens=live.count,
             model=self._model,
-            citations=cite(live.stream.text, live.prompt.passages) if live.grounded else (),
+            citations=citations,
             resumed=int(live.resumed),
             passages_dropped=live.prompt.passages_dropped,
         )
-        tail: list[Event] = [Progress(live.request, live.count, (), rest)] if rest else []
+        tail: list[Event] = [Progress(live.request, live.count, (), rest + note)] if rest + note else []
         return [*tail, Finished(live.request, encode(answer))]
 
     def cancel(self, request: int, /) -> None:

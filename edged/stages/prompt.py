@@ -22,11 +22,24 @@ from edged.stages.template import ChatTemplate
 DEFAULT_MAX_TOKENS = 256
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _PLACEHOLDER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
-GROUNDED_SYSTEM = "You answer questions from the passages you are given, in one or two sentences."
-GROUNDED_QUESTION = (
-    "{passages}\n\nAnswer only from the passages above, and cite the passage like [1]. "
-    "If they do not say it, answer that the documents do not say.\nQuestion: {question}"
+GROUNDED_SYSTEM = (
+    "Answer the question from the numbered passages, in one sentence, and cite the passage like [1]."
 )
+GROUNDED_EXAMPLE = (
+    Message(
+        "user",
+        "[2] Pump - Care: Clean the filter every second week with warm water.\n\n"
+        "[1] Pump - Start: The pump starts at a level of 80 cm and runs for 5 minutes.\n\n"
+        "Question: At which level does the pump start?",
+    ),
+    Message("assistant", "The pump starts at a level of 80 cm [1]."),
+)
+"""One worked exchange teaches a model of 135 million parameters what no instruction does.
+
+It is the same in every prompt, so a runtime that caches prefixes computes it once.
+"""
+GROUNDED_STOPS = ("\n\nQuestion:", "\nQuestion:")
+"""A model that goes on like this is inventing the next exchange."""
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,22 +133,25 @@ class PromptBuilder:
 
 
 def grounded(messages: Sequence[Message], passages: Sequence[Passage]) -> tuple[Message, ...]:
-    """Put numbered passages and the instruction to cite them into the last user message."""
+    """Put the passages in front of the last question, and an example in front of the conversation.
+
+    The best passage, [1], stands last: nearest to the question, a small model finds it. A system message
+    of the client is kept, behind our own instruction.
+    """
     last = max((n for n, m in enumerate(messages) if m.role == "user"), default=None)
     if last is None:
         raise BadRequest("there is no user message to answer from the documents", param="messages")
-    numbered = "\n\n".join(_numbered(n, passage) for n, passage in enumerate(passages, 1))
-    question = GROUNDED_QUESTION.replace("{passages}", numbered, 1)
-    head, tail = question.rsplit("{question}", 1)
-    asked = Message("user", f"{head}{messages[last].content}{tail}")
-    system = () if messages[0].role == "system" else (Message("system", GROUNDED_SYSTEM),)
-    return (*system, *messages[:last], asked, *messages[last + 1 :])
+    numbered = [_numbered(n, passage) for n, passage in enumerate(passages, 1)]
+    asked = Message("user", "\n\n".join([*reversed(numbered), f"Question: {messages[last].content}"]))
+    own = [GROUNDED_SYSTEM, *(m.content for m in messages[:1] if m.role == "system")]
+    rest = messages[len(own) - 1 : last]
+    return (Message("system", "\n".join(own)), *GROUNDED_EXAMPLE, *rest, asked, *messages[last + 1 :])
 
 
 def _numbered(number: int, passage: Passage) -> str:
     label = passage.title or passage.source
     place = " - ".join(part for part in (label, passage.heading) if part)
-    return f"[{number}] {place}\n{passage.text.strip()}"
+    return f"[{number}] {place}: {passage.text.strip()}"
 
 
 def _overflow(got: int, limit: int, what: str, param: str) -> ContextOverflow:

@@ -78,6 +78,10 @@ def test_supported_means_that_the_cited_passages_say_it():
     assert not supported(answer("", *MANUAL))
 
 
+def test_to_repeat_the_question_is_not_an_answer():
+    assert not supported(answer("What is the default address of the gateway?", *MANUAL))
+
+
 def test_numbers_of_a_list_are_not_claims():
     assert supported(
         answer("1. Hold the recessed button for 12 seconds.\n2. The gateway restarts twice.", *MANUAL)
@@ -92,7 +96,7 @@ def test_sentences_do_not_end_inside_addresses():
     ]
 
 
-texts = st.text(max_size=80) | st.lists(
+texts = st.text(max_size=80).filter(lambda text: "?" not in text) | st.lists(
     st.sampled_from(["reset", "button", "12", "seconds", "[1]", "[2]", ".", "\n", "the", "10.0.0.1"])
 ).map(" ".join)
 
@@ -111,7 +115,7 @@ def test_any_answer_gives_citations_that_are_true(text, bodies):
 @given(texts)
 def test_a_passage_always_supports_its_own_words(text):
     copied = answer(text, passage(1, text))
-    assert supported(copied) == bool(content_words(text))
+    assert supported(copied) == bool(content_words(text))  # no question marks among these texts
 
 
 @given(st.lists(texts, min_size=1, max_size=4), st.data())

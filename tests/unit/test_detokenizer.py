@@ -135,21 +135,27 @@ def play(stream: TextStream, parts: list[list[int]]) -> str:
 @given(st.text("abé😀\n", max_size=30), stops, st.data())
 def test_a_resumed_stream_sends_exactly_what_is_missing(text, stop, data):
     tokens = list(text.encode())
-    uninterrupted = TextStream(byte_decode, stop)
+    uninterrupted = TextStream(byte_decode, StopStrings(stop))
     whole = play(uninterrupted, [[token] for token in tokens])
     assert whole == uninterrupted.text == reference(text, stop)[0]
 
-    first = TextStream(byte_decode, stop)
+    first = TextStream(byte_decode, StopStrings(stop))
     sent, cut = "", data.draw(st.integers(0, len(tokens)))
     for token in tokens[:cut]:
         if not first.stopped:
             sent += first.push([token])
-    second = TextStream(byte_decode, stop, tokens[:cut], len(sent))
+    second = TextStream(byte_decode, StopStrings(stop), tokens[:cut], len(sent))
     rest = play(second, split(data, tokens[cut:]))
     assert sent + rest == whole
     assert second.text == whole
 
 
 def test_a_client_that_missed_text_gets_it_with_the_next_token():
-    stream = TextStream(byte_decode, (), list(b"hello"), 2)
+    stream = TextStream(byte_decode, StopStrings(()), list(b"hello"), 2)
     assert stream.push([ord("!")]) == "llo!"
+
+
+def test_the_stages_own_stop_strings_come_on_top():
+    filter_ = StopStrings(["a", "b", "c", "d"], own=["\n\nQuestion:", "\nQuestion:"])
+    assert filter_.push("It is so.\n\nQuestion: why?") == "It is so."
+    assert filter_.reached

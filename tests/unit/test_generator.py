@@ -14,7 +14,7 @@ from edged.backend import Sampling, TokenEvent, Variant
 from edged.errors import BackendError, BadRequest, ConfigError, ContextOverflow, DeviceLost, ProtocolError
 from edged.messages import Answer, ChatTask, Message, Passage, decoder, encode
 from edged.stages.contract import Broken, Finished, Item, Progress
-from edged.stages.generator import NOTHING_FOUND, Generator
+from edged.stages.generator import NOTHING_FOUND, UNSUPPORTED, Generator
 
 VARIANT = Variant(model="scripted", name="q4", task="generate", format="gguf", path=Path("none"))
 START, END = 256, 257
@@ -308,6 +308,16 @@ def test_dropped_passages_are_reported_and_not_cited():
     _, whole = run(stage(), item(grounded=True, passages=(GATEWAY, long)))
     assert whole.passages_dropped == 1
     assert [citation.passage for citation in whole.citations] == [GATEWAY]
+
+
+@pytest.mark.parametrize(("reply", "characters"), [("Bananas.", 4), ("Bananas.\n\nQuestion: Why?", 4)])
+def test_an_answer_that_no_passage_supports_says_so(reply, characters):
+    task = {"grounded": True, "passages": (GATEWAY,)}
+    progress, whole = run(stage(Scripted(reply)), item(**task))
+    assert "".join(event.text for event in progress) == whole.text == "Bananas." + UNSUPPORTED
+    assert whole.citations == ()
+    after, resumed = run(stage(Scripted(reply)), item(1, reply[:characters].encode(), characters, **task))
+    assert reply[:characters] + "".join(event.text for event in after) == resumed.text == whole.text
 
 
 def test_without_passages_no_model_speaks():

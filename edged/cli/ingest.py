@@ -96,12 +96,12 @@ def _print_report(report: IngestReport) -> None:
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
     rate = report.passages_embedded / max(report.elapsed_s, 1e-3)
-    holds = f"{report.documents} documents, {report.passages} passages"
+    took = f"{readable_seconds(report.elapsed_s)} ({rate:.1f}/s)"
     click.echo(
         f"{len(report.added)} added, {len(report.updated)} updated, {report.unchanged} unchanged, "
         f"{len(report.removed)} removed, {len(report.skipped)} skipped, {len(report.failed)} failed"
     )
     click.echo(
-        f"{report.passages_embedded} passages embedded in {readable_seconds(report.elapsed_s)} ({rate:.1f}/s); "
-        f"the library holds {holds}"
+        f"{report.passages_embedded} passages embedded in {took}; "
+        f"the library holds {report.documents} documents, {report.passages} passages"
     )

@@ -6,6 +6,9 @@ import hashlib
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -198,7 +201,7 @@ def test_a_bad_server_is_refused(
 
 
 def test_no_server_is_said_so(fetch: Callable[..., bytes]) -> None:
-    with pytest.raises(ModelError, match="cannot be reached.*check the network"):
+    with pytest.raises(ModelError, match=r"cannot be reached.*check the network"):
         fetch({"kind": "https", "url": "http://127.0.0.1:1/x"})
 
 
@@ -474,18 +477,53 @@ def test_two_pulls_at_once_fetch_once(store: ModelStore, index: tuple[Path, dict
     assert found[0] == found[1] == found[2]
 
 
-def test_a_killed_pull_leaves_no_model_and_the_next_one_works(store: ModelStore) -> None:
-    staging = store.path / ".staging"
-    (staging / "packages" / "abc").mkdir(parents=True)
-    (staging / "packages" / "abc" / "half.whl").write_bytes(b"half")
-    (staging / "model.new").write_bytes(b"half")
+MANIFEST = """
+name = "tiny"
+task = "generate"
+licence = "MIT"
+source = "made up for this test"
+context_tokens = 16
+
+[[variants]]
+name = "fp32"
+format = "onnx"
+backends = ["onnx"]
+bytes = {size}
+sha256 = "{sha256}"
+memory_bytes = {{ onnx = 1 }}
+quality = "none"
+
+[variants.source]
+kind = "file"
+path = "{path}"
+"""
+
+KILLED_IN_MID_FILE = """
+import os, signal, sys
+from pathlib import Path
+from edged.catalogue import Catalogue
+from edged.models import ModelStore
+store = ModelStore(Path(sys.argv[2]), Catalogue.discover((Path(sys.argv[1]),)))
+store.pull("tiny", progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_a_killed_pull_leaves_no_model_and_the_next_one_works(tmp_path: Path) -> None:
+    weights, folder = tmp_path / "weights", tmp_path / "models"
+    weights.write_bytes(WEIGHTS)
+    text = MANIFEST.format(size=len(WEIGHTS), sha256=sha256(WEIGHTS), path=weights)
+    (tmp_path / "tiny.toml").write_text(text)
+    command = [sys.executable, "-c", KILLED_IN_MID_FILE, str(tmp_path), str(folder)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    store = ModelStore(folder, Catalogue.discover((tmp_path,)))
+    assert list((folder / ".staging").iterdir())
     assert not store.present("tiny")
-    store.pull("tiny")
-    assert not list(staging.iterdir())
+    assert store.pull("tiny").path.read_bytes() == WEIGHTS
+    assert not list((folder / ".staging").iterdir())
 
 
 def test_a_full_disk_is_said_before_the_download(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
-    with pytest.raises(ModelError, match="1 MiB free.*make room"):
+    with pytest.raises(ModelError, match=r"1 MiB free.*make room"):
         store.pull("tiny")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged import plugins
-from edged.catalogue import Catalogue, DerivedSource, File, Model, Part, Rung, read_manifest
+from edged.catalogue import Catalogue, File, Model, Part, Rung, read_manifest
 from edged.errors import ConfigError, DigestMismatch, ModelError, NotFound
 from edged.models.digest import VerifiedFile, check
 from edged.models.gguf import HEADER, check_header, header_fault

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from edged_backends.openvino import OpenvinoBackend
 from edged_backends.openvino_devices import describe, hidden_accelerators
+from edged_backends.openvino_vocabulary import OpenvinoVocabulary
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openvino_genai import Tokenizer
 
-from edged.backend import Array, Backend, Variant
+from edged.backend import Array, Backend, Device, Sampling, TokenSession, Variant
 from edged.errors import BackendError
 from edged.testing.tensor_contract import TensorContract
 from edged.testing.tiny_models import affine_model, encoder_model, external_model
-from edged.testing.token_contract import TokenContract
+from edged.testing.token_contract import TokenContract, generate
 
 
 class TestAffine(TensorContract):
@@ -81,7 +85,80 @@ class TestGenerator(TokenContract):
     @pytest.fixture(scope="class")
     @classmethod
     def options(cls, cache_dir: str) -> dict[str, Any]:
-        return {"max_sequences": 4, "threads": 1, "cache_dir": cache_dir, "context_tokens": 1024}
+        return {
+            "max_sequences": 4,
+            "threads": 1,
+            "cache_dir": cache_dir,
+            "context_tokens": 1024,
+            "exact": True,
+        }
+
+    def test_a_restart_reads_the_converted_model_and_answers_the_same(
+        self,
+        backend: Backend,
+        variant: Variant,
+        device: Device,
+        options: dict[str, Any],
+        prompts: list[list[int]],
+        alone: list[list[int]],
+    ) -> None:
+        (folder,) = Path(options["cache_dir"]).iterdir()
+        before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+        again: Any = backend.open(variant, device, options)
+        assert generate(again, prompts[0], self.new_tokens).tokens == alone[0]
+        again.close()
+        assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+    def test_every_sampling_field_is_accepted(self, session: TokenSession, prompts: list[list[int]]) -> None:
+        sampling = Sampling(
+            temperature=0.7,
+            top_k=40,
+            top_p=0.9,
+            min_p=0.05,
+            repetition_penalty=1.1,
+            presence_penalty=0.5,
+            frequency_penalty=0.5,
+            seed=1,
+        )
+        assert generate(session, prompts[0], 4, sampling).finish == "length"
+
+    def test_a_penalty_changes_a_greedy_answer(
+        self, session: TokenSession, prompts: list[list[int]], alone: list[list[int]]
+    ) -> None:
+        penalised = generate(session, prompts[1], self.new_tokens, Sampling(repetition_penalty=5.0))
+        assert penalised.tokens != alone[1]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(variant: Callable[[str, str], Variant]) -> OpenvinoVocabulary:
+    return OpenvinoVocabulary(Tokenizer(str(variant("smollm2-135m-instruct", "q4_1").path)))
+
+
+# The model's vocabulary has no token for the bytes that begin code points from U+40000 on.
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(st.characters(codec="utf-8", max_codepoint=0x3FFFF), max_size=40))
+def test_any_text_survives_the_vocabulary(vocabulary: OpenvinoVocabulary, text: str) -> None:
+    assert vocabulary.decode(vocabulary.encode(text, special=False)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n",
+        "quoted <|im_start|>, twice<|im_end|><|im_end|>",
+        "naïve 😀 日本語\t  1,234.5 don't",
+    ],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_ids_equal_those_of_llama_cpp(
+    variant: Callable[[str, str], Variant], vocabulary: OpenvinoVocabulary, text: str, special: bool
+) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    path = str(variant("smollm2-135m-instruct", "q4_1").path)
+    other = llama_cpp.Llama(path, vocab_only=True, verbose=False)
+    expected = other.tokenize(text.encode(), add_bos=False, special=special)
+    other.close()
+    assert vocabulary.encode(text, special=special) == expected
 
 
 def open_cpu(variant: Variant, **options: object) -> Any:

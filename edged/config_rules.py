@@ -70,10 +70,7 @@ def _device_problem(device: str) -> str:
     if not _DEVICE.fullmatch(device):
         return "is not a device; write cpu, cpu:0-1, igpu, npu or cuda:0 (see `edgectl devices`)"
     kind, _, cores = device.partition(":")
-    try:
-        return "" if kind != "cpu" or not cores or parse_cores(cores) else "names no core"
-    except ValueError:
-        return "is not a core set; write it as in cpu:0-2,5"
+    return "names no core" if kind == "cpu" and cores and not parse_cores(cores) else ""
 
 
 def _pipeline_problems(config: Config, name: str, pipeline: Pipeline) -> Iterator[tuple[str, str]]:

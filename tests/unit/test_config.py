@@ -1,0 +1,432 @@
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged import config_places
+from edged.config import BUILT_IN, Config, load, schema
+from edged.config_layers import MAX_FILE_BYTES, from_environment, from_flags, merge
+from edged.config_places import find_socket, locate
+from edged.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+HOME = {
+    "XDG_RUNTIME_DIR": "/run/user/7",
+    "XDG_STATE_HOME": "/home/x/state",
+    "XDG_CONFIG_HOME": "/home/x/config",
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def file(text: str | bytes, name: str = "edged.toml") -> Path:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return file
+
+
+@pytest.fixture(autouse=True)
+def no_system_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_places, "SYSTEM_FILE", tmp_path / "etc" / "edged.toml")
+    monkeypatch.setattr(config_places, "SYSTEM_RUNTIME", tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------------------------- layers
+
+
+def test_an_empty_file_works(write):
+    config = load(write(""), HOME)
+    assert list(config.stages) == ["retriever", "reranker", "generator"]
+    assert config.pipelines["rag"].stages == ("retriever", "reranker", "generator")
+    assert config == load(None, HOME)
+
+
+def test_each_layer_covers_the_one_below(write):
+    file = write("[queue]\nslots = 2\nslot_bytes = 8192\n[api]\nmax_connections = 2\n")
+    environment = HOME | {"EDGED_QUEUE__SLOTS": "3", "EDGED_API__MAX_CONNECTIONS": "3"}
+    config = load(file, environment, ["queue.slots=4"])
+    assert (config.queue.slots, config.queue.slot_bytes, config.api.max_connections) == (4, 8192, 3)
+
+
+def test_tables_are_merged_key_by_key(write):
+    file = write("[stages.generator]\nworkers = 2\n[stages.generator.options]\nthreads = 2\n")
+    generator = load(file, HOME, ["stages.generator.options.max_tokens=9"]).stages["generator"]
+    assert (generator.model, generator.workers) == (BUILT_IN["stages"]["generator"]["model"], 2)
+    assert generator.options == {"threads": 2, "max_tokens": 9}
+
+
+def test_text_becomes_what_the_option_wants():
+    environment = HOME | {
+        "EDGED_API__SOCKET_MODE": "660",
+        "EDGED_DAEMON__DRAIN_S": "5",
+        "EDGED_STAGES__GENERATOR__MODEL": "7b",
+        "EDGED_STAGES__GENERATOR__OPTIONS__LABEL": "plain text",
+        "EDGED_STAGES__GENERATOR__OPTIONS__THREADS": "4",
+    }
+    config = load(
+        None,
+        environment,
+        [
+            'pipelines.rag.stages=["generator"]',
+            'stages."v1.5".kind="tensor"',
+            "stages.'v1.5'.backend=simulated",
+        ],
+    )
+    assert (config.api.socket_mode, config.daemon.drain_s) == ("660", 5.0)
+    assert config.stages["generator"].model == "7b"
+    assert config.stages["generator"].options == {"label": "plain text", "threads": 4}
+    assert config.pipelines["rag"].stages == ("generator",)
+    assert config.stages["v1.5"].backend == "simulated"
+
+
+def test_other_environment_variables_are_left_alone():
+    environment = HOME | {"EDGED_SOCKET": "/x", "EDGED_WORKER": "1", "PATH": "/bin"}
+    assert from_environment(environment, Config) == {}
+
+
+layers = st.recursive(
+    st.integers() | st.lists(st.integers()),
+    lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=3),
+    max_leaves=8,
+)
+tables = st.dictionaries(st.sampled_from("abcd"), layers, max_size=4)
+
+
+def leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    found: dict[tuple[str, ...], Any] = {}
+    for key, value in table.items():
+        found |= leaves(value, (*path, key)) if isinstance(value, dict) else {(*path, key): value}
+    return found
+
+
+@given(tables, tables, tables)
+def test_merging_does_not_depend_on_the_grouping(a, b, c):
+    assert merge(merge(a, b), c) == merge(a, b, c)
+
+
+@given(tables, tables)
+def test_everything_that_the_upper_layer_says_holds(lower, upper):
+    merged = leaves(merge(lower, upper))
+    assert leaves(upper).items() <= merged.items() if _hashable(merged) else True
+    assert all(merged[path] == value for path, value in leaves(upper).items())
+
+
+def _hashable(found: dict[Any, Any]) -> bool:
+    return not any(isinstance(value, list) for value in found.values())
+
+
+@given(tables)
+def test_merging_with_nothing_or_itself_changes_nothing(table):
+    assert merge({}, table) == merge(table, {}) == merge(table, table) == table
+
+
+@given(tables, tables)
+def test_merging_leaves_its_layers_as_they_were(lower, upper):
+    before = json.dumps([lower, upper])
+    merged = merge(lower, upper)
+    for value in merged.values():
+        if isinstance(value, dict):
+            value["new"] = 1
+    assert json.dumps([lower, upper]) == before
+
+
+@given(st.permutations([0, 1, 2]), st.integers(1, 65536), st.integers(1, 65536), st.integers(1, 65536))
+def test_the_highest_layer_that_speaks_is_heard(order, file, variable, flag):
+    """Whichever layers are there, flags win over the environment, and that over the file."""
+    said = {0: file, 1: variable, 2: flag}
+    present = sorted(order[:2])
+    merged = merge(
+        {"queue": {"slots": file}} if 0 in present else {},
+        from_environment({"EDGED_QUEUE__SLOTS": str(variable)} if 1 in present else {}, Config),
+        from_flags([f"queue.slots={flag}"] if 2 in present else [], Config),
+    )
+    assert merged["queue"]["slots"] == said[present[-1]]
+
+
+# -------------------------------------------------------------------------------------------- bad files
+
+BAD: list[tuple[str, str]] = [
+    ("[queue]\nslots = 0\n", "queue.slots"),
+    ("[queue]\nslots = 65537\n", "queue.slots"),
+    ("[queue]\nslots = '8'\n", "queue.slots"),
+    ("[queue]\nslots = true\n", "queue.slots"),
+    ("[queue]\nslots = 1.5\n", "queue.slots"),
+    ("[queue]\nslot_bytes = 100\n", "queue.slot_bytes"),
+    ("[queue]\nslot_bytes = 5000\n", "queue.slot_bytes"),
+    ("[queue]\nslots = 65536\nslot_bytes = 1073741824\n", "queue.slots"),
+    ("[queue]\nslotz = 8\n", "queue.slotz"),
+    ("queue = 8\n", "queue"),
+    ("[queues]\nslots = 8\n", "queues"),
+    ("[daemon]\ndrain_s = 0\n", "daemon.drain_s"),
+    ("[daemon]\ndrain_s = -1.0\n", "daemon.drain_s"),
+    ("[daemon]\ndrain_s = nan\n", "daemon.drain_s"),
+    ("[daemon]\nlog_level = 'loud'\n", "daemon.log_level"),
+    ("[daemon]\nlog_format = 'xml'\n", "daemon.log_format"),
+    ("[daemon]\nstate_dir = 5\n", "daemon.state_dir"),
+    ("[daemon]\nstate_dir = '~/edged'\n", "daemon.state_dir"),
+    ('[daemon]\nstate_dir = "a\\u0000b"\n', "daemon.state_dir"),
+    ("[api]\nsocket_mode = '0999'\n", "api.socket_mode"),
+    ("[api]\nsocket_mode = 660\n", "api.socket_mode"),
+    ("[api]\nmax_connections = -1\n", "api.max_connections"),
+    ("[api]\nmax_body_bytes = 0\n", "api.max_body_bytes"),
+    ("[api]\nsocket = '/x.sock'\nadmin_socket = '/x.sock'\n", "api.admin_socket"),
+    (f"[api]\nsocket = '/{'x' * 107}'\n", "api.socket"),
+    (f"[daemon]\nruntime_dir = '/{'é' * 60}'\n", "api.socket"),
+    ("[library]\nchunk_tokens = 31\n", "library.chunk_tokens"),
+    ("[library]\nchunk_tokens = 100\noverlap_tokens = 100\n", "library.overlap_tokens"),
+    ("[stages.x]\nmodel = 'm'\n", "stages.x.kind"),
+    ("[stages.x]\nkind = 'oracle'\n", "stages.x.kind"),
+    ("[stages.x]\nkind = 'tensor'\n", "stages.x.model"),
+    ("[stages.X]\nkind = 'tensor'\nbackend = 'simulated'\n", "stages.X"),
+    ("[stages.'../x']\nkind = 'tensor'\nbackend = 'simulated'\n", 'stages."../x"'),
+    ("[stages.generator]\nmodel = '../etc/passwd'\n", "stages.generator.model"),
+    ("[stages.generator]\nvariant = 'a/b'\n", "stages.generator.variant"),
+    ("[stages.generator]\nbackend = 'On nx'\n", "stages.generator.backend"),
+    ("[stages.generator]\nworkers = 65\n", "stages.generator.workers"),
+    ("[stages.generator]\nmax_batch = 0\n", "stages.generator.max_batch"),
+    ("[stages.generator]\ntimeout_s = 0\n", "stages.generator.timeout_s"),
+    ("[stages.generator]\ndevice = 'CPU'\n", "stages.generator.device"),
+    ("[stages.generator]\ndevice = 'cpu:'\n", "stages.generator.device"),
+    ("[stages.generator]\ndevice = 'cpu:3-1'\n", "stages.generator.device"),
+    ("[stages.generator]\ndevice = 'cpu:1-'\n", "stages.generator.device"),
+    ("[stages.generator]\noptions = 'fast'\n", "stages.generator.options"),
+    ("[stages.generator]\nmodle = 'x'\n", "stages.generator.modle"),
+    ("[pipelines.rag]\nstages = ['oracle']\n", "pipelines.rag.stages"),
+    ("[pipelines.rag]\nstages = []\n", "pipelines.rag.stages"),
+    ("[pipelines.rag]\nstages = 'generator'\n", "pipelines.rag.stages"),
+    ("[pipelines.rag]\nstages = ['generator', 'reranker']\n", "pipelines.rag.stages"),
+    ("[pipelines.rag]\nstages = ['reranker', 'retriever', 'generator']\n", "pipelines.rag.stages"),
+    ("[pipelines.rag]\nstages = ['reranker', 'generator']\n", "pipelines.rag.stages"),
+    ("[pipelines.rag]\nstages = ['retriever', 'retriever']\n", "pipelines.rag.stages"),
+    ("[pipelines.x]\n", "pipelines.x.stages"),
+    ("[pipelines.smollm2-135m-instruct]\nstages = ['generator']\n", "pipelines.smollm2-135m-instruct"),
+    (
+        "[stages.t]\nkind = 'tensor'\nbackend = 'simulated'\n[pipelines.p]\nstages = ['t', 'generator']\n",
+        "pipelines.p.stages",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "field"), BAD, ids=lambda value: " ".join(value.split())[:60])
+def test_a_bad_file_is_refused_by_the_name_of_the_field(write, text: str, field: str):
+    with pytest.raises(ConfigError) as caught:
+        load(write(text), HOME)
+    assert caught.value.param == field
+    assert field in caught.value.message
+
+
+def test_there_are_enough_bad_files():
+    assert len(BAD) >= 50
+
+
+def test_the_value_and_the_limit_are_named(write):
+    with pytest.raises(ConfigError, match=r"queue\.slots = 0: expected int >= 1"):
+        load(write("[queue]\nslots = 0\n"), HOME)
+    with pytest.raises(ConfigError, match="choose from debug, info, warning, error"):
+        load(write("[daemon]\nlog_level = 'loud'\n"), HOME)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("[queue]\nslotz = 8", "queue.slots"), ("[stages.generator]\nmodle = 'x'", "stages.generator.model")],
+)
+def test_a_misspelt_option_names_the_nearest(write, text, meant):
+    with pytest.raises(ConfigError, match=f"did you mean {meant}"):
+        load(write(text), HOME)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"[queue]\nslots = = 8\n", "line 2"),
+        (b"[queue]\nslots = 1\nslots = 2\n", "line 3"),
+        (b"[queue\n", "line 1"),
+        (b"a = \xff\n", "byte 4"),
+        (b"a = " + b"[" * 100_000, "not valid TOML"),
+        (b"#" * (MAX_FILE_BYTES + 1), "larger than"),
+    ],
+)
+def test_what_is_not_toml_is_refused_with_the_place(write, data, said):
+    with pytest.raises(ConfigError, match=said):
+        load(write(data), HOME)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"EDGED_QUEUE__SLOTS": "many"}, "queue.slots = 'many'"),
+        ({"EDGED_QUEUE__SLOTZ": "8"}, "did you mean queue.slots"),
+        ({"EDGED_QUEUE_SLOTS": "8"}, "did you mean EDGED_QUEUE__SLOTS"),
+        ({"EDGED_QUEUE__SLOTS__X": "8"}, "queue.slots"),
+        ({"EDGED_QUEUE__": "8"}, "queue"),
+    ],
+)
+def test_a_bad_variable_is_refused(environment, named):
+    with pytest.raises(ConfigError, match=named):
+        load(None, HOME | environment)
+
+
+@pytest.mark.parametrize(
+    "flag", ["queue.slots", "=8", "queue slots=8", "queue.slots=x", "queue.=8", "a\nb=1"]
+)
+def test_a_bad_flag_is_refused(flag):
+    with pytest.raises(ConfigError):
+        load(None, HOME, [flag])
+
+
+# ------------------------------------------------------------------------------------ who may write the file
+
+
+def test_a_file_that_the_world_can_write_is_refused(write):
+    file = write("")
+    file.chmod(0o666)
+    with pytest.raises(ConfigError, match="chmod go-w"):
+        load(file, HOME)
+
+
+@pytest.mark.parametrize(("owner", "mode", "accepted"), [
+    ("us", 0o664, True), ("root", 0o644, True), ("root", 0o664, False), ("other", 0o600, False),
+])  # fmt: skip
+def test_only_root_and_we_decide(write, monkeypatch, owner, mode, accepted):
+    file = write("")
+    file.chmod(mode)
+    status = os.stat_result(
+        (file.stat().st_mode, 1, 1, 1, {"us": 1234, "root": 0, "other": 99}[owner], 0, 0, 0, 0, 0)
+    )
+    monkeypatch.setattr("edged.config_layers.os.fstat", lambda _: status)
+    monkeypatch.setattr("edged.config_layers.os.geteuid", lambda: 1234)
+    if accepted:
+        load(file, HOME)
+    else:
+        with pytest.raises(ConfigError):
+            load(file, HOME)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir], ids=["missing", "folder"])
+def test_a_file_that_was_asked_for_has_to_be_one(tmp_path, make):
+    path = tmp_path / "asked.toml"
+    make(path)
+    with pytest.raises(ConfigError, match=r"asked\.toml"):
+        load(path, HOME)
+
+
+# ---------------------------------------------------------------------------------------------------- places
+
+
+def test_paths_of_a_user(write):
+    config = load(None, HOME)
+    assert config.api.socket == Path("/run/user/7/edged/edged.sock")
+    assert config.api.admin_socket == Path("/run/user/7/edged/admin.sock")
+    assert config.daemon.state_dir == Path("/home/x/state/edged")
+    assert config.library.dir == Path("/home/x/state/edged/library")
+
+
+def test_paths_under_systemd():
+    config = load(
+        None, HOME | {"RUNTIME_DIRECTORY": "/run/edged:/run/x", "STATE_DIRECTORY": "/var/lib/edged"}
+    )
+    assert config.api.socket == Path("/run/edged/edged.sock")
+    assert config.library.dir == Path("/var/lib/edged/library")
+
+
+def test_the_systems_file_means_the_systems_folders(write, tmp_path):
+    config_places.SYSTEM_FILE.parent.mkdir()
+    config_places.SYSTEM_FILE.write_text("")
+    assert locate(None, HOME) == config_places.SYSTEM_FILE
+    config = load(None, HOME)
+    assert config.api.socket == tmp_path / "run" / "edged.sock"
+    assert config.daemon.state_dir == Path("/var/lib/edged")
+
+
+def test_without_a_login_sockets_stay_out_of_tmp(tmp_path, monkeypatch):
+    monkeypatch.setattr("edged.config_places.os.getuid", lambda: 987654)
+    config = load(None, {"XDG_STATE_HOME": "/home/x/state"})
+    assert config.daemon.runtime_dir == Path("/home/x/state/edged/run")
+
+
+def test_relative_paths_start_where_they_are_written(write, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    config = load(
+        write("[api]\nsocket = 'a.sock'\n[library]\ndir = '../docs'\n"), HOME, ["daemon.state_dir=s"]
+    )
+    assert config.api.socket == tmp_path / "a.sock"
+    assert config.library.dir == tmp_path / "../docs"
+    assert config.daemon.state_dir == Path("/s")
+
+
+def test_where_the_file_is_looked_for(write, tmp_path):
+    user = tmp_path / "config" / "edged" / "edged.toml"
+    environment = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    assert locate(None, environment) is None
+    user.parent.mkdir(parents=True)
+    user.write_text("")
+    assert locate(None, environment) == user
+    assert locate(None, environment | {"EDGED_CONFIG": "/x.toml"}) == Path("/x.toml")
+    assert locate(Path("/y.toml"), environment | {"EDGED_CONFIG": "/x.toml"}) == Path("/y.toml")
+
+
+def test_a_client_finds_the_systems_daemon_when_there_is_no_other(tmp_path):
+    config = load(None, HOME)
+    assert find_socket(config, HOME) == config.api.socket
+    config_places.SYSTEM_RUNTIME.mkdir()
+    (config_places.SYSTEM_RUNTIME / "edged.sock").touch()
+    assert find_socket(config, HOME) == config_places.SYSTEM_RUNTIME / "edged.sock"
+    named = load(None, HOME, ["api.socket=/named.sock"])
+    assert find_socket(named, HOME) == Path("/named.sock")
+
+
+@given(st.integers(1, 200))
+def test_the_length_of_a_socket_path_is_checked_in_bytes(length):
+    path = "/" + "x" * (length - 1)
+    if length <= 107:
+        assert load(None, HOME, [f"api.socket={path}"]).api.socket == Path(path)
+    else:
+        with pytest.raises(ConfigError, match="at most 107"):
+            load(None, HOME, [f"api.socket={path}"])
+
+
+# ------------------------------------------------------------------------------------------ what is published
+
+
+def test_the_example_holds_every_option_with_its_default():
+    example = tomllib.loads((ROOT / "examples/edged.toml").read_text())
+    for table in ("daemon", "api", "queue", "library"):
+        kind = {field.name: field.type for field in msgspec.structs.fields(Config)}[table]
+        defaults = msgspec.to_builtins(kind(), enc_hook=lambda path: "" if path == Path() else str(path))
+        assert example[table] == defaults
+    assert set(example["stages"]["retriever"]) == {
+        field.name for field in msgspec.structs.fields(load(None, HOME).stages["retriever"])
+    }
+
+
+def test_the_example_means_what_the_built_in_configuration_means():
+    def without_options(config: Config) -> Any:
+        stages = {name: msgspec.structs.replace(stage, options={}) for name, stage in config.stages.items()}
+        return msgspec.structs.replace(config, stages=stages)
+
+    assert without_options(load(ROOT / "examples/edged.toml", HOME)) == without_options(load(None, HOME))
+
+
+def test_the_published_schema_is_the_current_one():
+    published = json.loads((ROOT / "docs/edged.schema.json").read_text())
+    assert published == schema(), "run: edgectl config schema > docs/edged.schema.json"
+
+
+def test_the_schema_accepts_the_example_and_refuses_a_misspelt_option():
+    jsonschema.Draft202012Validator.check_schema(schema())
+    example = tomllib.loads((ROOT / "examples/edged.toml").read_text())
+    jsonschema.validate(example, schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(merge(example, {"queue": {"slotz": 1}}), schema())

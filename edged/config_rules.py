@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 PAGE_BYTES = 4096
 MAX_ARENA_BYTES = 16 << 30
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_DEVICE = re.compile(r"sim:[a-z0-9]+|[a-z][a-z0-9_]*(:[0-9][0-9,-]*)?")
+_CORES = r"[0-9]{1,4}(-[0-9]{1,4})?"
+_DEVICE = re.compile(rf"sim:[a-z0-9]+|[a-z][a-z0-9_]*(:{_CORES}(,{_CORES})*)?")
 
 
 def cross_check(config: Config) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged import config_places
@@ -111,11 +111,13 @@ def leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[s
     return found
 
 
+@settings(max_examples=40)
 @given(tables, tables, tables)
 def test_merging_does_not_depend_on_the_grouping(a, b, c):
     assert merge(merge(a, b), c) == merge(a, b, c)
 
 
+@settings(max_examples=40)
 @given(tables, tables)
 def test_everything_that_the_upper_layer_says_holds(lower, upper):
     merged = leaves(merge(lower, upper))
@@ -127,11 +129,13 @@ def _hashable(found: dict[Any, Any]) -> bool:
     return not any(isinstance(value, list) for value in found.values())
 
 
+@settings(max_examples=40)
 @given(tables)
 def test_merging_with_nothing_or_itself_changes_nothing(table):
     assert merge({}, table) == merge(table, {}) == merge(table, table) == table
 
 
+@settings(max_examples=40)
 @given(tables, tables)
 def test_merging_leaves_its_layers_as_they_were(lower, upper):
     before = json.dumps([lower, upper])
@@ -142,6 +146,7 @@ def test_merging_leaves_its_layers_as_they_were(lower, upper):
     assert json.dumps([lower, upper]) == before
 
 
+@settings(max_examples=40)
 @given(st.permutations([0, 1, 2]), st.integers(1, 65536), st.integers(1, 65536), st.integers(1, 65536))
 def test_the_highest_layer_that_speaks_is_heard(order, file, variable, flag):
     """Whichever layers are there, flags win over the environment, and that over the file."""
@@ -200,6 +205,8 @@ BAD: list[tuple[str, str]] = [
     ("[stages.generator]\ndevice = 'CPU'\n", "stages.generator.device"),
     ("[stages.generator]\ndevice = 'cpu:'\n", "stages.generator.device"),
     ("[stages.generator]\ndevice = 'cpu:3-1'\n", "stages.generator.device"),
+    ("[stages.generator]\ndevice = 'cpu:1,,2'\n", "stages.generator.device"),
+    ("[stages.generator]\ndevice = 'cpu:0-99999999999'\n", "stages.generator.device"),
     ("[stages.generator]\ndevice = 'cpu:1-'\n", "stages.generator.device"),
     ("[stages.generator]\noptions = 'fast'\n", "stages.generator.options"),
     ("[stages.generator]\nmodle = 'x'\n", "stages.generator.modle"),
@@ -387,6 +394,7 @@ def test_a_client_finds_the_systems_daemon_when_there_is_no_other(tmp_path):
     assert find_socket(named, HOME) == Path("/named.sock")
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 200))
 def test_the_length_of_a_socket_path_is_checked_in_bytes(length):
     path = "/" + "x" * (length - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from math import isfinite
 from typing import Any
@@ -18,8 +18,8 @@ from edged.stages.encoder import CrossEncoder
 from edged.stages.options import count_option, each
 from edged.stages.retriever import question
 
-_decode_chat = decoder(ChatTask)
-_decode_rerank = decoder(RerankTask)
+_decode_chat: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
+_decode_rerank: Callable[[bytes | memoryview], RerankTask] = decoder(RerankTask)
 
 Pair = tuple[str, str]
 

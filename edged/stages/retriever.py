@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from edged.stages.contract import Item, Payload
 from edged.stages.encoder import Encoder
 from edged.stages.options import count_option, each
 
-_decode_chat = decoder(ChatTask)
-_decode_embed = decoder(EmbedTask)
+_decode_chat: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
+_decode_embed: Callable[[bytes | memoryview], EmbedTask] = decoder(EmbedTask)
 
 
 class Retriever:

@@ -1,0 +1,218 @@
+"""Q1: how well passages are found, on HotpotQA's questions, with and without words and reranking.
+
+    python -m benchmarks.retrieval [--quick]     print the table
+
+Each passage of the collection is one passage of a library, searched through the same functions as in the
+retriever. A question's relevant passages are those with its supporting facts. nDCG@10 with binary gains:
+DCG = sum over ranks i of rel(i) / log2(i + 1), divided by the DCG of the ideal order (Järvelin and
+Kekäläinen, "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20(4), 2002).
+The full run embeds 9,221 passages with each embedder; they are kept in the cache and the run is resumable.
+`--quick` is a subset: few questions among the passages of their own and other questions' contexts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.collections import hotpotqa
+from edged import plugins
+from edged.backend import TensorSession, Variant
+from edged.catalogue import Catalogue
+from edged.documents import index, search
+from edged.documents.chunk import Chunk, embedded_text
+from edged.documents.library import Library, publish_next
+from edged.documents.store import Document, Store, connect
+from edged.models import ModelStore
+from edged.stages.encoder import CrossEncoder, Encoder
+from edged.stages.reranker import best_passages, passage_text
+
+DEFAULT_EMBEDDER = ("bge-small-en-v1.5", "int8")
+EMBEDDERS = [DEFAULT_EMBEDDER, ("all-minilm-l6-v2", "fp32"), ("all-minilm-l6-v2", "int8")]
+RERANKER = ("ms-marco-minilm-l12-v2", "int8")
+CANDIDATES = 20
+DEPTH = 10
+FULL_QUESTIONS = 160
+QUICK_QUESTIONS, QUICK_CONTEXTS = 30, 50
+METHODS = ("dense", "bm25", "hybrid", "hybrid+rerank", "dense+rerank")
+
+
+class Question(msgspec.Struct, frozen=True):
+    text: str
+    relevant: frozenset[str]
+    """Titles of the passages that hold its supporting facts."""
+
+
+class Collection(msgspec.Struct, frozen=True):
+    name: str
+    questions: list[Question]
+    passages: dict[str, str]
+    """By title, which is unique."""
+
+
+def ndcg(ranking: Sequence[str], relevant: frozenset[str], depth: int = DEPTH) -> float:
+    """Normalised discounted cumulated gain at `depth`, binary gains.
+
+    >>> ndcg(["x", "a"], frozenset({"a"}))
+    0.6309297535714575
+    """
+    gain = sum(1 / math.log2(rank + 1) for rank, item in enumerate(ranking[:depth], 1) if item in relevant)
+    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(len(relevant), depth) + 1))
+    return gain / ideal
+
+
+def read_collection(questions_path: Path, corpus_path: Path, *, quick: bool) -> Collection:
+    """All passages and evenly spread questions; or, for `quick`, the contexts of the first questions."""
+    raw: list[dict[str, Any]] = json.loads(questions_path.read_bytes())
+    corpus = {title: "".join(lines) for title, lines in json.loads(corpus_path.read_bytes()).items()}
+    if quick:
+        near = {title for entry in raw[:QUICK_CONTEXTS] for title, _ in entry["context"]}
+        passages = {title: text for title, text in corpus.items() if title in near}
+        return Collection("quick", [_question(entry) for entry in raw[:QUICK_QUESTIONS]], passages)
+    spread = raw[:: len(raw) // FULL_QUESTIONS][:FULL_QUESTIONS]
+    return Collection("full", [_question(entry) for entry in spread], corpus)
+
+
+def _question(entry: Mapping[str, Any]) -> Question:
+    return Question(entry["question"], frozenset(title for title, _ in entry["supporting_facts"]))
+
+
+def open_session(models: ModelStore, model: str, name: str) -> tuple[TensorSession, Variant]:
+    """The CPU session of a model, fetched when it is missing."""
+    variant = models.pull(model, name)
+    backend = plugins.load("onnx")
+    device = next(device for device in backend.devices() if device.id == "cpu")
+    session = backend.open(variant, device, {})
+    return session, variant  # type: ignore[return-value]  # an encoder's session takes tensors
+
+
+def build(folder: Path, collection: Collection, encoder: Encoder) -> None:
+    """Embed what is not embedded yet, and publish."""
+    store = Store(folder)
+    try:
+        with store:
+            embedder = store.embedder(encoder.fingerprint, encoder.digest)
+            if not store.sources():
+                for title, text in collection.passages.items():
+                    store.add(_document(title), [_chunk(text)])
+        for batch in _batches(store, embedder):
+            texts = [embedded_text(title, heading, text) for _, title, heading, text in batch]
+            vectors, _ = encoder.embed(texts)
+            with store:
+                store.save_vectors(embedder, [row[0] for row in batch], vectors)
+        with store:
+            store.stage(1)
+        publish_next(folder, store, encoder.fingerprint, encoder.digest, encoder.dimension)
+    finally:
+        store.close()
+
+
+def _batches(store: Store, embedder: int) -> Iterator[list[tuple[int, str, str, str]]]:
+    after = 0
+    while batch := store.unembedded([embedder], after, 128):
+        print(f"\rembedding passage {batch[-1][0]}", end="", file=sys.stderr, flush=True)
+        yield batch
+        after = batch[-1][0]
+
+
+def _document(title: str) -> Document:
+    return Document(
+        id=0, source=title, title=title, media_type="text/plain", sha256="", bytes=0, mtime_ns=0,
+        recipe="", ingested_at=0.0, chunks=1,
+    )  # fmt: skip
+
+
+def _chunk(text: str) -> Chunk:
+    return Chunk(text=text, heading="", first_line=1, last_line=1, page=0)
+
+
+class Rankings:
+    """Ranks titles for a question in every way."""
+
+    def __init__(self, folder: Path, encoder: Encoder, reranker: CrossEncoder) -> None:
+        self._library = Library.open(folder)
+        self._connection = connect(folder, read_only=True)
+        self._generation = index.open_current(folder)
+        self._encoder = encoder
+        self._reranker = reranker
+
+    def rank(self, question: str) -> dict[str, list[str]]:
+        """Titles, best first, by method."""
+        assert self._generation is not None
+        vectors, _ = self._encoder.embed([question], "query")
+        dense = self._generation.search(vectors, CANDIDATES)[0][0]
+        number = self._generation.manifest.generation
+        words = list(search.by_words(self._connection, number, question, CANDIDATES))
+        hybrid = self._library.search([question], vectors, self._encoder.fingerprint, CANDIDATES)[0]
+        by_meaning = search.fetch(self._connection, {identity: {} for identity in dense})
+        by_words = search.fetch(self._connection, {identity: {} for identity in words})
+        rankings = {"dense": by_meaning, "bm25": by_words, "hybrid": hybrid}
+        for method in ("hybrid", "dense"):
+            scores, _ = self._reranker.score(question, [passage_text(p) for p in rankings[method]])
+            rankings[f"{method}+rerank"] = list(best_passages(rankings[method], scores.tolist(), len(scores)))
+        return {method: [passage.source for passage in ranked] for method, ranked in rankings.items()}
+
+
+def measure(
+    collection: Collection, cache: Path, models: ModelStore, embedder: tuple[str, str]
+) -> dict[str, float]:
+    """Mean nDCG@10 by method."""
+    session, variant = open_session(models, *embedder)
+    reranker_session, reranker_variant = open_session(models, *RERANKER)
+    encoder, reranker = Encoder(session, variant), CrossEncoder(reranker_session, reranker_variant)
+    folder = cache / "retrieval" / f"{collection.name}-{variant.model}-{variant.name}-{variant.digest[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not index.current(folder):
+        build(folder, collection, encoder)
+    rankings = Rankings(folder, encoder, reranker)
+    found = [(rankings.rank(question.text), question.relevant) for question in collection.questions]
+    session.close()
+    reranker_session.close()
+    return {
+        method: sum(ndcg(ranked[method], relevant) for ranked, relevant in found) / len(found)
+        for method in METHODS
+    }
+
+
+def q1(quick: bool, cache: Path) -> dict[str, Any]:  # noqa: FBT001 - the form that every row has
+    """What hybrid search and reranking gain over dense search alone, in points of nDCG@10."""
+    started = time.monotonic()
+    models = ModelStore(cache.parent / "models", Catalogue.discover())
+    collection = read_collection(*hotpotqa(cache / "hotpotqa"), quick=quick)
+    embedders = [DEFAULT_EMBEDDER] if quick else EMBEDDERS
+    table = {" ".join(embedder): measure(collection, cache, models, embedder) for embedder in embedders}
+    default = table[" ".join(DEFAULT_EMBEDDER)]
+    return {
+        "value": round(100 * (default["hybrid+rerank"] - default["dense"]), 2),
+        "gate": 0.0,
+        "goal": 5.0,
+        "unit": "points of nDCG@10",
+        "detail": {
+            "collection": f"HotpotQA, {collection.name}",
+            "passages": len(collection.passages),
+            "questions": len(collection.questions),
+            "ndcg@10": {
+                name: {key: round(value, 4) for key, value in row.items()} for name, row in table.items()
+            },
+            "elapsed_s": round(time.monotonic() - started, 1),
+        },
+    }
+
+
+def main(arguments: list[str]) -> None:
+    row = q1("--quick" in arguments, Path(".edged/cache"))
+    print(f"\n{'':28}" + "".join(f"{method:>15}" for method in METHODS))
+    for name, values in row["detail"]["ndcg@10"].items():
+        print(f"{name:28}" + "".join(f"{values[method]:15.4f}" for method in METHODS))
+    print(json.dumps({"id": "Q1", **row}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

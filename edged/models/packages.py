@@ -30,7 +30,7 @@ class PackageIndex:
     """Fetches archives into a folder and keeps the latest, since weights and tokenizer may share one."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._folder = folder / "packages"
+        self._folder = folder.absolute() / "packages"
         self._environment = environment
         self._latest: tuple[str, Path] | None = None
 
@@ -64,19 +64,20 @@ class PackageIndex:
         scratch = folder / "scratch"
         scratch.mkdir(parents=True)
         command = _pip(source, part, folder) if source.ecosystem == "pypi" else _npm(part, folder)
-        watch = _run(command, {**self._environment, "TMPDIR": str(scratch)}, folder / "log")
+        what = f"{part.package} {part.version}"
+        watch = _run(what, command, {**self._environment, "TMPDIR": str(scratch)}, folder / "log")
         for _ in watch:
             step.report(min(_largest_bytes(folder), part.archive_bytes))
         archives = [path for path in folder.iterdir() if path.suffix in (".whl", ".gz", ".tgz")]
         if len(archives) != 1:
-            raise ModelError(f"{part.package} {part.version}: the index's client left no archive; try again")
+            raise ModelError(f"{what}: the index's client left no archive; try again")
         return archives[0]
 
 
 def _pip(source: IndexSource, part: Part, folder: Path) -> list[str]:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{part.package}=={part.version} --hash=sha256:{part.archive_sha256}\n")
-    binary = "--no-binary=:all:" if source.sdist else "--only-binary=:all:"
+    binary = f"--no-binary={part.package}" if source.sdist else "--only-binary=:all:"
     options = [
         "--no-deps",
         "--require-hashes",
@@ -99,7 +100,7 @@ def _npm(part: Part, folder: Path) -> list[str]:
     return [npm, "pack", spec, f"--pack-destination={folder}", "--ignore-scripts", "--no-audit", "--no-fund"]
 
 
-def _run(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
+def _run(what: str, command: list[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
     """Run a client to its end, yielding now and then; a generator that is dropped ends the client."""
     with log.open("wb") as output:
         client = subprocess.Popen(
@@ -113,7 +114,7 @@ def _run(command: list[str], environment: Mapping[str, str], log: Path) -> Itera
             client.kill()
             client.wait()
     if client.returncode:
-        raise _failure(command, log.read_text(errors="replace"))
+        raise _failure(what, log.read_text(errors="replace"))
 
 
 def _wait(client: subprocess.Popen[bytes]) -> None:
@@ -123,14 +124,9 @@ def _wait(client: subprocess.Popen[bytes]) -> None:
         return
 
 
-def _failure(command: list[str], log: str) -> ModelError:
-    what = next(word for word in reversed(command) if not word.startswith("--") or "requirement" in word)
-    if what.startswith("--requirement="):
-        what = Path(what.partition("=")[2]).read_text().split()[0]
+def _failure(what: str, log: str) -> ModelError:
     if "DO NOT MATCH THE HASHES" in log:
-        return DigestMismatch(
-            f"{what}: the index serves another archive than the manifest promises; do not use it"
-        )
+        return DigestMismatch(f"{what}: the index serves another archive than pinned; do not use it")
     if "No module named pip" in log:
         return ModelError(f"{what}: this Python has no pip; run `python -m ensurepip` in edged's environment")
     lines = [line.strip() for line in log.splitlines() if "error" in line.lower()] or [log.strip()[-200:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 
 import llama_cpp
@@ -15,7 +16,7 @@ def requantise(job: Job) -> None:
     parameters.ftype = file_type(job.parameters["type"])
     parameters.allow_requantize = True
     parameters.pure = bool(job.parameters.get("pure", False))
-    status = llama_cpp.llama_model_quantize(job.base.encode(), job.target.encode(), parameters)
+    status = llama_cpp.llama_model_quantize(job.base.encode(), job.target.encode(), ctypes.pointer(parameters))
     if status:
         raise SystemExit(f"llama.cpp refused {job.base}: status {status}")
 

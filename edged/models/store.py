@@ -6,11 +6,10 @@ record beside them makes the next check cheap while size and time are unchanged.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -23,11 +22,10 @@ from edged.models.digest import Record, check, sync_folder
 from edged.models.gguf import check_header
 from edged.models.progress import Progress, silent
 from edged.models.sources import Fetcher
+from edged.models.staging import require_space, staged
 
 TOKENIZER = "tokenizer.json"
 RECORD = "verified"
-STAGING = ".staging"
-SPARE_BYTES = 64 << 20
 
 Records = dict[str, Record]
 
@@ -107,7 +105,7 @@ class ModelStore:
         folder = self._folder(manifest, manifest.variant(variant))
         if not folder.is_dir():
             raise ModelError(f"model {_label(model, folder.name)} is not here: nothing to remove")
-        with self._locked():
+        with staged(self.path):
             shutil.rmtree(folder)
 
     def pull(self, model: str, variant: str = "", progress: Progress | None = None) -> Variant:
@@ -117,8 +115,16 @@ class ModelStore:
         """
         manifest = self.catalogue.model(model)
         rung = manifest.variant(variant)
-        with self._locked() as staging, Fetcher(staging, self._environment, progress or silent) as fetcher:
-            return self._pull(manifest, rung, fetcher)
+        try:
+            with (
+                staged(self.path) as staging,
+                Fetcher(staging, self._environment, progress or silent) as fetcher,
+            ):
+                return self._pull(manifest, rung, fetcher)
+        except OSError as error:
+            raise ModelError(
+                f"{error.filename or self.path}: {error.strerror}; free space or permissions?"
+            ) from error
 
     def _pull(self, manifest: Model, rung: Rung, fetcher: Fetcher) -> Variant:
         if self._present(manifest, rung):
@@ -126,7 +132,7 @@ class ModelStore:
                 return self._checked(manifest, rung, self._records(manifest, rung))
             except DigestMismatch:
                 self._forget(manifest, rung)
-        self._require_space(rung)
+        require_space(self.path, 2 * rung.bytes)
         weights = self._obtain(manifest, rung, fetcher)
         if rung.format == "gguf":
             check_header(weights)
@@ -184,7 +190,7 @@ class ModelStore:
             expected[TOKENIZER] = tokenizer.sha256
         found = {name: check(folder / name, sha256, known.get(name)) for name, sha256 in expected.items()}
         if found != known:
-            _write_record(folder, found)
+            _remember(folder, found)
         return _variant(manifest, rung, folder, found)
 
     def _records(self, manifest: Model, rung: Rung) -> Records:
@@ -215,51 +221,17 @@ class ModelStore:
             quality=rung.quality,
         )
 
-    def _require_space(self, rung: Rung) -> None:
-        free_bytes = shutil.disk_usage(self.path).free
-        needed_bytes = 2 * rung.bytes + SPARE_BYTES
-        if free_bytes < needed_bytes:
-            raise ModelError(
-                f"{self.path} has {free_bytes >> 20} MiB free, {rung.name} needs {needed_bytes >> 20} MiB; "
-                "make room: edgectl models remove NAME"
-            )
-
-    @contextmanager
-    def _locked(self) -> Iterator[Path]:
-        """Hold the store's lock with a staging folder that holds nothing but downloads to resume."""
-        staging = self.path / STAGING
-        try:
-            staging.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise ModelError(
-                f"{self.path} cannot be written: {error.strerror}; run as the owner of it"
-            ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _sweep(staging, lambda path: path.suffix == ".part")
-            yield staging
-        finally:
-            _sweep(staging, lambda path: path.suffix == ".part")
-            os.close(lock)
-
-
-def _sweep(staging: Path, keep: Callable[[Path], bool]) -> None:
-    for path in staging.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif not keep(path):
-            path.unlink()
-
 
 def _write_record(folder: Path, records: Records) -> None:
-    """Write the record; a store that this process may only read stays as it is."""
     beside = folder / f".{RECORD}.{os.getpid()}"
-    try:
-        beside.write_bytes(msgspec.json.encode(records))
-        beside.replace(folder / RECORD)
-    except PermissionError:
-        return
+    beside.write_bytes(msgspec.json.encode(records))
+    beside.replace(folder / RECORD)
+
+
+def _remember(folder: Path, records: Records) -> None:
+    """Write the record where that is possible; in a read-only store every start hashes again."""
+    with suppress(OSError):
+        _write_record(folder, records)
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:

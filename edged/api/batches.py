@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from edged.api.attendance import Attendance, outcome
 from edged.api.endpoint import Request
-from edged.api.gateway import Attendance, Gateway, outcome
+from edged.api.gateway import Gateway
 from edged.api.names import Operation, Route
 from edged.dispatch.requests import Completed, Ticket
 from edged.errors import DeadlineExceeded, EdgedError, Overloaded
@@ -16,6 +17,8 @@ from edged.messages import encode
 
 MOST_TEXTS = 64
 WINDOW = 2
+SHORTEST_WAIT_S = 0.05
+LONGEST_WAIT_S = 1.0
 _FRAMING_BYTES = 8
 """What msgpack and the task around it may add to a text, at most."""
 
@@ -49,9 +52,11 @@ class Batches:
 
     async def run(self, operation: Operation, tasks: Sequence[msgspec.Struct]) -> list[Completed]:
         """Answer every task, in order."""
-        first = await self._one(operation, tasks[0], patient=False)
-        if len(tasks) == 1:
-            return [first]
+        with Attendance(self._request, _nothing_more):
+            first = await self._one(operation, tasks[0], patient=False)
+            return [first, *await self._rest(operation, tasks[1:])]
+
+    async def _rest(self, operation: Operation, tasks: Sequence[msgspec.Struct]) -> list[Completed]:
         window = asyncio.Semaphore(WINDOW)
 
         async def guarded(task: msgspec.Struct) -> Completed:
@@ -60,15 +65,17 @@ class Batches:
 
         try:
             async with asyncio.TaskGroup() as group:
-                rest = [group.create_task(guarded(task)) for task in tasks[1:]]
+                running = [group.create_task(guarded(task)) for task in tasks]
         except* EdgedError as errors:
             raise _first(errors) from errors
-        return [first, *(task.result() for task in rest)]
+        return [task.result() for task in running]
 
     async def _one(self, operation: Operation, task: msgspec.Struct, *, patient: bool) -> Completed:
         ticket = await self._submit(operation, encode(task), patient=patient)
-        with Attendance(self._request, ticket.cancel):
+        try:
             return await outcome(ticket)
+        finally:
+            ticket.cancel()
 
     async def _submit(self, operation: Operation, payload: bytes, *, patient: bool) -> Ticket:
         """Submit; once the first part was accepted, a full queue is waited for instead of reported."""
@@ -78,8 +85,12 @@ class Batches:
             except Overloaded as error:
                 if not patient:
                     raise
-                await asyncio.sleep(min(error.retry_after_s or 0.05, remaining_s))
+                await asyncio.sleep(min(error.retry_after_s or SHORTEST_WAIT_S, LONGEST_WAIT_S, remaining_s))
         raise DeadlineExceeded("the deadline passed before every part of the request was answered")
+
+
+def _nothing_more() -> None:
+    """Every part cancels its own ticket."""
 
 
 def merged(parts: Sequence[Completed]) -> Completed:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from edged.api.answers import ending_of
+from edged.api.attendance import Attendance, outcome
 from edged.api.endpoint import Reply, Request
-from edged.api.gateway import Attendance, Gateway, answer_headers, outcome
+from edged.api.gateway import Gateway, answer_headers
 from edged.api.metrics import Stopwatch
 from edged.api.openai import AnswerMessage, ChatCompletion, ChatRequest, Choice
 from edged.api.streaming import ChatStream

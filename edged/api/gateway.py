@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from edged.api.endpoint import Header, Request
 from edged.api.metrics import Metrics
 from edged.api.names import Names, Operation, Route, names_of
 from edged.config import Config
-from edged.dispatch.requests import Completed, Delta, FrontDoor, Rejected, StageTiming, Submission, Ticket
+from edged.dispatch.requests import Completed, FrontDoor, StageTiming, Submission, Ticket
 
 PLAN_TTL_S = 2.0
 
@@ -83,39 +79,3 @@ def plan_of(timings: tuple[StageTiming, ...]) -> bytes:
 
 def _place(stage: str, device: str, variant: str) -> str:
     return f"{stage}:{device}:{variant}"
-
-
-class Attendance:
-    """Calls `leave` when the client goes away, or when the handler ends early."""
-
-    def __init__(self, request: Request, leave: Callable[[], None]) -> None:
-        self._request = request
-        self._leave = leave
-
-    def __enter__(self) -> Self:
-        self._task = asyncio.create_task(self._watch())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._task.cancel()
-        if kind is not None:
-            self._leave()
-
-    async def _watch(self) -> None:
-        await self._request.disconnected()
-        self._leave()
-
-
-async def outcome(ticket: Ticket, on_delta: Callable[[], None] | None = None) -> Completed:
-    """Wait for the terminal event: return the answer, or raise what the dispatcher refused with."""
-    async for event in ticket:
-        if isinstance(event, Completed):
-            return event
-        if isinstance(event, Rejected):
-            raise event.error
-        if on_delta is not None and isinstance(event, Delta):
-            on_delta()
-            on_delta = None
-    raise RuntimeError("a ticket ended without a terminal event")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from edged.api.attendance import Attendance, outcome
 from edged.api.endpoint import Reply, Request
-from edged.api.gateway import Attendance, Gateway, answer_headers, outcome
+from edged.api.gateway import Gateway, answer_headers
 from edged.api.metrics import CONTENT_TYPE
 from edged.api.names import Route
 from edged.api.openai import ModelInfo, ModelList
@@ -14,6 +15,7 @@ from edged.errors import NotFound, StageUnavailable
 _encoder = msgspec.json.Encoder()
 _ALIVE = Reply(b'{"status":"ok"}')
 _READY = Reply(b'{"status":"ready"}')
+_NOT_THERE = {"starting", "failed"}
 _OCTETS = b"application/octet-stream"
 
 
@@ -32,12 +34,10 @@ class Operations:
         front = self._gateway.front
         if front.ready():
             return _READY
-        missing = [
-            f"{stage.name} ({stage.state})" for stage in front.status().stages if stage.state != "ready"
-        ]
-        raise StageUnavailable(
-            f"not ready: {', '.join(missing) or 'the daemon is starting'}", retry_after_s=1.0
-        )
+        status = front.status()
+        missing = [f"{stage.name} ({stage.state})" for stage in status.stages if stage.state in _NOT_THERE]
+        why = ", ".join(missing) or f"the daemon is {status.state}"
+        raise StageUnavailable(f"not ready: {why}", retry_after_s=1.0)
 
     async def status(self, _request: Request) -> Reply:
         """Answer what `edgectl status` shows."""

@@ -33,6 +33,7 @@ from edged.errors import EdgedError, MethodNotAllowed, NotFound
 
 logger = logging.getLogger("edged.api")
 
+CUT_S = 1.0
 FRAMING_FACTOR = 8
 """A body in chunks of one byte is six times as large on the wire."""
 RESERVED_DESCRIPTORS = 64
@@ -120,13 +121,14 @@ class Server:
             await cast("Connection", connection).closed.wait()
 
     async def _cut(self) -> None:
+        """Hang up on everybody; the handlers hear of it and end, or are cancelled."""
         logger.warning("clients cut off at the end of the drain: %d", self.connections)
-        open_tasks = set(self._state.tasks)
-        for task in open_tasks:
-            task.cancel()
-        await asyncio.gather(*open_tasks, return_exceptions=True)
         for connection in list(self._state.connections):
             connection.transport.abort()
+        if self._state.tasks:
+            _done, deaf = await asyncio.wait(set(self._state.tasks), timeout=CUT_S)
+            for task in deaf:
+                task.cancel()
 
     @property
     def connections(self) -> int:

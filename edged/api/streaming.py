@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import msgspec
 from msgspec import UNSET
 
 from edged.api.answers import Ending, ending_of
+from edged.api.attendance import Attendance
 from edged.api.endpoint import Request
 from edged.api.errors import encode_error
 from edged.api.metrics import Stopwatch
@@ -16,7 +16,6 @@ from edged.api.openai import ChatChunk, ChunkChoice, Delta, EdgedInfo, Usage
 from edged.dispatch import requests
 from edged.errors import EdgedError
 
-KEEP_ALIVE_S = 15.0
 _EVENT_STREAM = b"text/event-stream; charset=utf-8"
 _DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
@@ -53,15 +52,14 @@ class ChatStream:
 
     async def run(self) -> None:
         """Send everything; raises the refusal when nothing has been sent yet."""
-        attendant = asyncio.create_task(self._attend())
         try:
-            async for event in self._ticket:
-                await self._send(event)
+            with Attendance(self._request, self._ticket.cancel, self._beat):
+                async for event in self._ticket:
+                    await self._send(event)
+                    if isinstance(event, requests.Completed):
+                        break
         except EdgedError as error:
             await self._fail(error)
-        finally:
-            attendant.cancel()
-            self._ticket.cancel()
 
     async def _send(self, event: requests.Event) -> None:
         if isinstance(event, requests.Delta):
@@ -126,14 +124,8 @@ class ChatStream:
         )
         return b"data: " + _encoder.encode(chunk) + b"\n\n"
 
-    async def _attend(self) -> None:
-        """Watch for the client's leaving, and break long silences."""
-        while True:
-            self._quiet = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(KEEP_ALIVE_S):
-                    await self._request.disconnected()
-                self._ticket.cancel()
-                return
-            if self._quiet:
-                await self._emit(_COMMENT, more=True)
+    async def _beat(self) -> None:
+        """Break a long silence."""
+        if self._quiet:
+            await self._emit(_COMMENT, more=True)
+        self._quiet = True

@@ -18,8 +18,8 @@ from edged.api.gateway import Gateway
 from edged.api.listen import bind_unix, unlink_own
 from edged.api.server import Server, build_admin_app, build_client_app, build_gateway, serve
 from edged.config import BUILT_IN, Config
-from edged.dispatch.requests import Completed, Delta, Event, Rejected, StageTiming, Submission
-from edged.errors import Cancelled, EdgedError
+from edged.dispatch.requests import Completed, Delta, Event, StageTiming, Submission
+from edged.errors import EdgedError
 from edged.messages import (
     Answer,
     ChatTask,
@@ -115,7 +115,6 @@ class FakeTicket:
         if not self._player.done():
             self._player.cancel()
             self.cancelled.set()
-            self._queue.put_nowait(Rejected(Cancelled("cancelled")))
 
 
 class FakeFront:

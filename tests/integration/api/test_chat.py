@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import get_type_hints
@@ -17,7 +18,7 @@ from edged.dispatch.requests import Completed, Delta, Event, Rejected, Submissio
 from edged.errors import ContextOverflow, Overloaded, Poisoned
 from edged.messages import ChatTask, decoder
 
-from .conftest import FakeFront
+from .conftest import FakeFront, Running
 
 DOCS = Path(__file__).parents[3] / "docs" / "api.md"
 USER = [{"role": "user", "content": "How tight?"}]
@@ -312,7 +313,9 @@ def test_unexpected_error_tells_the_log_and_not_the_client(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_client_that_leaves_cancels_its_ticket(client: httpx.Client, front: FakeFront, stream: bool) -> None:
+def test_client_that_leaves_cancels_its_ticket(
+    client: httpx.Client, running: Running, front: FakeFront, stream: bool
+) -> None:
     submitted = threading.Event()
 
     async def endless(_submission: Submission) -> AsyncIterator[Event]:
@@ -327,6 +330,8 @@ def test_client_that_leaves_cancels_its_ticket(client: httpx.Client, front: Fake
         client.post("/v1/chat/completions", json={"messages": USER, "stream": stream}, timeout=0.3)
     assert submitted.wait(5)
     assert front.tickets[0].cancelled.wait(5)
+    while running.server._state.tasks:
+        time.sleep(0.002)
 
 
 def test_request_id_of_the_client_is_echoed_when_sane(client: httpx.Client, front: FakeFront) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from edged.api import endpoint, streaming
+from edged.api import attendance, endpoint
 from edged.api.connection import Limits
-from edged.api.server import limits_of
+from edged.api.server import build_client_app, build_gateway, limits_of
 from edged.dispatch.requests import Delta, Event, Submission
 
 from .conftest import CONFIG, FakeFront, Running, answer
@@ -37,7 +39,12 @@ def connection_refused(running: Running) -> bool:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    return b"".join(iter(lambda: connection.recv(65536), b""))
+    """Read to the end; a reset behind the answer means that it closed with our bytes unread."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            found += piece
+    return found
 
 
 def refusal(connection: socket.socket) -> tuple[int, str]:
@@ -160,7 +167,7 @@ def test_client_that_never_reads_is_cut_off(running: Running, front: FakeFront) 
 def test_silence_is_broken_by_comments(
     running: Running, front: FakeFront, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(attendance, "KEEP_ALIVE_S", 0.05)
     heard = asyncio.Event()
 
     async def late(submission: Submission) -> AsyncIterator[Event]:
@@ -196,6 +203,34 @@ def test_stop_lets_an_open_stream_finish(running: Running, front: FakeFront) -> 
             time.sleep(0.002)
         running.call(proceed.set)
         assert any(line == "data: [DONE]" for line in lines)
+
+
+def test_end_of_the_drain_cuts_what_is_still_open(front: FakeFront, tmp_path: Path) -> None:
+    async def endless(_submission: Submission) -> AsyncIterator[Event]:
+        yield Delta("It", 1)
+        await asyncio.Event().wait()
+
+    front.script = endless
+    app = build_client_app(build_gateway(front, CONFIG))
+    asked = {"messages": USER, "stream": True}
+    with Running(app, tmp_path / "s", Limits(connections=3), 0.1) as running, running.client() as client:
+        with client.stream("POST", "/v1/chat/completions", json=asked) as response:
+            lines = response.iter_lines()
+            next(lines)
+            running.begin_stop()
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        assert front.tickets[0].cancelled.wait(5)
+
+
+def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
+    body = json.dumps({"messages": USER}).encode()
+    chat = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    last = b"GET /nothing HTTP/1.1\r\nconnection: close\r\n\r\n"
+    with raw(running) as connection:
+        connection.sendall(chat + b"HEAD /healthz HTTP/1.1\r\n\r\n" + b"GET /healthz HTTP/1.1\r\n\r\n" + last)
+        statuses = re.findall(rb"HTTP/1\.1 (\d+)", read_all(connection))
+    assert statuses == [b"200", b"200", b"200", b"404"]
 
 
 @pytest.mark.parametrize(

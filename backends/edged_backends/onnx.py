@@ -21,6 +21,7 @@ from edged.backend import Array, Capabilities, Device, Kind, TensorSession, Vari
 from edged.errors import BackendError, DeviceLost
 from edged_backends.onnx_files import check_external_data
 from edged_backends.options import read_options, thread_count
+from edged_backends.static_shapes import StaticShapeSession, buckets
 
 _ERRORS: tuple[type[Exception], ...] = (
     *(error for error in vars(native).values() if isinstance(error, type) and issubclass(error, Exception)),
@@ -45,6 +46,12 @@ class OnnxOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arena: bool = True
     """Keep freed activation memory for the next run: faster, and memory stays at the largest batch."""
     optimisation: Literal["all", "extended", "basic", "off"] = "all"
+    static_shapes: bool = False
+    """Run with fixed shapes even where the device does not need them."""
+    sequence_lengths: tuple[int, ...] = ()
+    """Lengths to compile for fixed shapes; empty means powers of two up to the model's context."""
+    static_batch: int = 1
+    """Items of one run with fixed shapes."""
 
 
 class OnnxBackend:
@@ -70,6 +77,8 @@ class OnnxBackend:
         if device.unusable:
             raise BackendError(f"device {device.id} cannot be used: {device.unusable}")
         check_external_data(variant.path)
+        if chosen.static_shapes or device.capabilities.static_shapes:
+            return _open_static(variant, device, chosen)
         return OnnxSession(variant.path, _session_options(chosen, device))
 
 
@@ -84,6 +93,9 @@ class OnnxSession:
             raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
         self._session: Any = session
         self._path = path
+        self.symbols = {node.name: _symbols(node.shape) for node in session.get_inputs()}
+        """The names of the free axes of each input, in order; None where an axis is fixed."""
+        self.output_symbols = {node.name: _symbols(node.shape) for node in session.get_outputs()}
         self.inputs = tuple(node.name for node in session.get_inputs())
         self.outputs = tuple(node.name for node in session.get_outputs())
 
@@ -101,6 +113,33 @@ class OnnxSession:
     def close(self) -> None:
         """Drop the model; idempotent."""
         self._session = None
+
+
+def _symbols(shape: list[int | str | None]) -> list[str | None]:
+    return [None if isinstance(axis, int) else str(axis) for axis in shape]
+
+
+def _open_static(variant: Variant, device: Device, chosen: OnnxOptions) -> TensorSession:
+    """Open one session per sequence length, its free axes fixed by their names in the model."""
+    described = OnnxSession(variant.path, _session_options(chosen, cpu_device()))
+    described.close()
+    inputs = {name: axes[1:2] not in ([], [None]) for name, axes in described.symbols.items()}
+
+    def compile_shape(batch: int, length: int) -> TensorSession:
+        options = _session_options(chosen, device)
+        for axes in described.symbols.values():
+            for symbol, size in zip(axes[:2], (batch, length), strict=False):
+                if symbol:
+                    options.add_free_dimension_override_by_name(symbol, size)
+        return OnnxSession(variant.path, options)
+
+    return StaticShapeSession(
+        compile_shape,
+        buckets(variant.context_tokens, chosen.sequence_lengths) if any(inputs.values()) else (0,),
+        device.capabilities.max_batch or chosen.static_batch,
+        inputs,
+        {name: axes[1:2] not in ([], [None]) for name, axes in described.output_symbols.items()},
+    )
 
 
 def check_names(inputs: tuple[str, ...], feeds: Mapping[str, Array], path: Path) -> None:

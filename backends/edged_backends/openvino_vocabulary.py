@@ -35,12 +35,14 @@ class OpenvinoVocabulary:
         """Tokenise; see `Vocabulary.encode`.
 
         GenAI always recognises control tokens. To keep them plain text, the text is cut inside each of
-        them, after its first character, and the parts are tokenised one by one.
+        them, after its first character, and the parts are tokenised one by one. GenAI gives a byte that the
+        vocabulary lacks as a control token: such a byte is left out.
         """
         if special:
             return self._encode(text)
         cuts = [0, *(match.start() + 1 for match in self._control.finditer(text)), len(text)]
-        return [token for first, last in pairwise(cuts) for token in self._encode(text[first:last])]
+        tokens = (token for first, last in pairwise(cuts) for token in self._encode(text[first:last]))
+        return [token for token in tokens if token not in self._controls]
 
     def decode(self, tokens: Sequence[int], /) -> str:
         """Turn ids to text, control tokens left out; see `Vocabulary.decode`."""

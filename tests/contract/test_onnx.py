@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,12 @@ class TestEncoder(TestAffine):
         return token_feeds
 
 
+class TestEncoderWithStaticShapes(TestEncoder):
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        return {"threads": 1, "static_shapes": True, "sequence_lengths": [8, 16], "static_batch": 3}
+
+
 class TestRealEncoder(TestAffine):
     @pytest.fixture
     def variant(self, variant: Callable[[str, str], Variant]) -> Variant:
@@ -53,6 +60,17 @@ class TestRealEncoder(TestAffine):
 
 def open_cpu(variant: Variant, **options: object):
     return OnnxBackend().open(variant, OnnxBackend().devices()[0], options)
+
+
+def test_static_shapes_give_the_same_numbers(
+    variant: Callable[[str, str], Variant], encoder_feeds: dict[str, Array]
+) -> None:
+    encoder = variant("all-minilm-l6-v2", "fp32")
+    free = open_cpu(encoder).run(encoder_feeds)
+    fixed = open_cpu(encoder, static_shapes=True, sequence_lengths=[16]).run(encoder_feeds)
+    real = encoder_feeds["attention_mask"].astype(bool)
+    for name in free:
+        np.testing.assert_allclose(fixed[name][real], free[name][real], atol=1e-3)
 
 
 def test_a_wrong_type_of_option_names_the_option(tmp_path: Path) -> None:

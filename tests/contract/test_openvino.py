@@ -134,11 +134,25 @@ def vocabulary(variant: Callable[[str, str], Variant]) -> OpenvinoVocabulary:
     return OpenvinoVocabulary(Tokenizer(str(variant("smollm2-135m-instruct", "q4_1").path)))
 
 
-# The model's vocabulary has no token for the bytes that begin code points from U+40000 on.
+MISSING = "\x04\x06\x13\x14\x16\x1d"
+"""Bytes for which the model's vocabulary has no token; those that begin U+40000 and up are others."""
+
+
 @settings(deadline=None, max_examples=50)
-@given(text=st.text(st.characters(codec="utf-8", max_codepoint=0x3FFFF), max_size=40))
+@given(
+    text=st.text(st.characters(codec="utf-8", max_codepoint=0x3FFFF, exclude_characters=MISSING), max_size=40)
+)
 def test_any_text_survives_the_vocabulary(vocabulary: OpenvinoVocabulary, text: str) -> None:
     assert vocabulary.decode(vocabulary.encode(text, special=False)) == text
+
+
+@pytest.mark.parametrize("text", [*MISSING, "\U00040000"])
+def test_a_byte_without_a_token_does_not_become_a_control_token(
+    vocabulary: OpenvinoVocabulary, text: str
+) -> None:
+    tokens = vocabulary.encode(f"a{text}b", special=False)
+    assert vocabulary.stops.isdisjoint(tokens)
+    assert vocabulary.decode(tokens).replace("\ufffd", "") == "ab"
 
 
 @pytest.mark.parametrize(

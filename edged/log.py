@@ -49,7 +49,8 @@ def configure(
     under_systemd = "INVOCATION_ID" in environment or "JOURNAL_STREAM" in environment
     as_json = format == "json" or (format == "auto" and under_systemd)
     root.addHandler(Sink(fd, as_json=as_json, priorities=_is_journal(fd, environment)))
-    root.setLevel(level.upper())
+    root.setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    logging.getLogger("edged").setLevel(level.upper())
     logging.captureWarnings(capture=True)
 
 

@@ -17,19 +17,17 @@ if TYPE_CHECKING:
 @contextmanager
 def open_encoder(config: Config) -> Iterator[Encoder]:
     """Open the first retriever's model as the daemon would; `ConfigError`, `ModelError`, `BackendError`."""
-    from edged import plugins
     from edged.catalogue import Catalogue
     from edged.models.store import ModelStore
     from edged.placement.defaults import place
     from edged.stages.encoder import Encoder
-    from edged.stages.factory import STAGE_OPTIONS, find_device
+    from edged.stages.factory import open_session, split_options
+    from edged.stages.retriever import Retriever
 
     name, stage = _retriever(config)
     spec = place(name, stage, config, ModelStore(config.daemon.state_dir / "models", Catalogue.discover()))
-    backend = plugins.load(spec.backend)
-    own = STAGE_OPTIONS["retriever"]
-    options = {key: value for key, value in spec.options.items() if key not in own}
-    session = cast("TensorSession", backend.open(spec.variant, find_device(backend, spec.device), options))
+    _, options = split_options(spec.options, Retriever.OPTIONS)
+    session = cast("TensorSession", open_session(spec, options))
     try:
         yield Encoder(session, spec.variant)
     finally:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import click
 
 from edged.cli.output import print_json, print_table, readable_bytes, readable_seconds, styled
 from edged.cli.session import Session, example, json_option, with_session
+from edged.errors import StageUnavailable, Unreachable
 
 if TYPE_CHECKING:
     from edged.messages import StageStatus, Status
 
+POLL_S = 0.1
 HEADINGS = (
     "STAGE",
     "STATE",
     "DEVICE",
-    "VARIANT",
+    "MODEL",
     "PID",
     "QUEUED",
     "IN FLIGHT",
@@ -32,11 +35,14 @@ _COLOURS = {"ready": "green", "degraded": "yellow", "starting": "yellow", "faile
     epilog=example("edgectl status --json | jq '.stages[].rate_per_s'"),
     short_help="Show the daemon and its stages.",
 )
+@click.option(
+    "--wait", "wait_s", type=float, metavar="SECONDS", help="Wait until every stage is ready; exit 1 if not."
+)
 @json_option
 @with_session
-def status(session: Session, as_json: bool) -> None:
+def status(session: Session, wait_s: float | None, as_json: bool) -> None:
     """Show the daemon and its stages."""
-    current = session.client.status()
+    current = session.client.status() if wait_s is None else _ready_within(session, wait_s)
     if as_json:
         print_json(current)
         return
@@ -45,6 +51,24 @@ def status(session: Session, as_json: bool) -> None:
     click.echo()
     print_table(HEADINGS, [_row(stage) for stage in current.stages])
     _print_remarks(current)
+
+
+def _ready_within(session: Session, wait_s: float) -> Status:
+    """Poll until every stage is ready; `StageUnavailable` says which are not."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            current = session.client.status()
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if current.state == "ready":
+                return current
+            if time.monotonic() > deadline:
+                waiting = ", ".join(f"{s.name} ({s.state})" for s in current.stages if s.state != "ready")
+                raise StageUnavailable(f"not ready after {wait_s:g} s: {waiting}; see `edgectl logs`")
+        time.sleep(POLL_S)
 
 
 def _headline(current: Status) -> str:

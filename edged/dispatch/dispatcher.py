@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import assert_never
+from typing import Literal, assert_never
 
 from edged.dispatch.channel import Channel
 from edged.dispatch.deaths import start
@@ -42,6 +42,8 @@ from edged.workers.spec import ArenaSpec, StageSpec, WorkerSpec
 
 logger = logging.getLogger("edged.dispatcher")
 
+LogFormat = Literal["auto", "text", "json"]
+
 BUSY_TICK_S = 0.1
 IDLE_TICK_S = 1.0
 PROBE = b"edged self-test"
@@ -50,9 +52,9 @@ PROBE = b"edged self-test"
 class Dispatcher:
     """Owns the ledger, every slot, every worker. Construct, `start`, `submit`, `stop`."""
 
-    def __init__(self, runtime_dir: Path, geometry: Geometry, log_level: str, log_format: str) -> None:
+    def __init__(self, runtime_dir: Path, geometry: Geometry, log_level: str, log_format: LogFormat) -> None:
         self._geometry = geometry
-        self._log = (log_level, log_format)
+        self._log_level, self._log_format = log_level, log_format
         self._endpoint = runtime_dir / "workers.sock"
         self.ledger = Ledger(Slots(ENTRY, geometry.slots))
         self.specs: dict[str, StageSpec] = {}
@@ -312,6 +314,6 @@ class Dispatcher:
                 ArenaSpec(arena, pair[0] if arena == own else pair[1], self._geometry, arena == own)
                 for arena, pair in self._descriptors.items()
             ),
-            log_level=self._log[0],
-            log_format=self._log[1],
+            log_level=self._log_level,
+            log_format=self._log_format,
         )

@@ -55,8 +55,10 @@ class Broken(msgspec.Struct, frozen=True):
 class BatchStage(Protocol):
     """Answers a micro-batch: one result per item, in order; an `EdgedError` fails that item alone."""
 
-    details: Mapping[str, Any]
-    """Facts for `edgectl status`, msgpack-friendly: model, fingerprint, limits."""
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """Facts for `edgectl status`, msgpack-friendly: model, fingerprint, limits."""
+        ...
 
     def run(self, items: Sequence[Item], /) -> Sequence[Payload | EdgedError]:
         """Run one micro-batch. A raised `DeviceLost` ends the worker; other errors fail the batch."""
@@ -70,7 +72,10 @@ class BatchStage(Protocol):
 class TokenStage(Protocol):
     """Answers items side by side, token by token."""
 
-    details: Mapping[str, Any]
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """As in `BatchStage`."""
+        ...
 
     @property
     def room(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from edged import plugins
@@ -10,14 +11,6 @@ from edged.errors import ConfigError
 from edged.stages.contract import BatchStage, TokenStage
 from edged.workers.spec import StageSpec
 
-STAGE_OPTIONS: dict[str, frozenset[str]] = {
-    "retriever": frozenset({"candidates"}),
-    "reranker": frozenset({"keep"}),
-    "generator": frozenset({"max_tokens"}),
-    "tensor": frozenset({"passthrough"}),
-}
-"""What of `[stages.NAME.options]` is for the stage itself; everything else is for its backend."""
-
 
 def build(spec: StageSpec) -> BatchStage | TokenStage:
     """Open the model on its device and wrap it in the stage; raises what the backend or stage raises."""
@@ -25,37 +18,43 @@ def build(spec: StageSpec) -> BatchStage | TokenStage:
         case "retriever":
             from edged.stages.retriever import Retriever
 
-            own, theirs = _split(spec)
-            return Retriever(cast("TensorSession", _open(spec, theirs)), spec.variant, spec.library, own)
+            own, theirs = split_options(spec.options, Retriever.OPTIONS)
+            return Retriever(
+                cast("TensorSession", open_session(spec, theirs)), spec.variant, spec.library, own
+            )
         case "reranker":
             from edged.stages.reranker import Reranker
 
-            own, theirs = _split(spec)
-            return Reranker(cast("TensorSession", _open(spec, theirs)), spec.variant, own)
+            own, theirs = split_options(spec.options, Reranker.OPTIONS)
+            return Reranker(cast("TensorSession", open_session(spec, theirs)), spec.variant, own)
         case "generator":
             from edged.stages.generator import Generator
 
-            own, theirs = _split(spec)
+            own, theirs = split_options(spec.options, Generator.OPTIONS)
             theirs.setdefault("max_sequences", spec.max_batch)
-            return Generator(cast("TokenSession", _open(spec, theirs)), spec.variant, own)
+            return Generator(cast("TokenSession", open_session(spec, theirs)), spec.variant, own)
         case "tensor":
             from edged.stages.tensor import TensorStage
 
-            own, theirs = _split(spec)
-            session = None if own.get("passthrough") else cast("TensorSession", _open(spec, theirs))
+            own, theirs = split_options(spec.options, TensorStage.OPTIONS)
+            session = None if own.get("passthrough") else cast("TensorSession", open_session(spec, theirs))
             return TensorStage(session, spec.variant, own)
         case unknown:
             raise ConfigError(f"stage {spec.name!r} has the unknown kind {unknown!r}", param="kind")
 
 
-def _split(spec: StageSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the stage, and the rest, which the backend will judge."""
-    own = STAGE_OPTIONS[spec.kind]
-    mine = {key: value for key, value in spec.options.items() if key in own}
-    return mine, {key: value for key, value in spec.options.items() if key not in own}
+def split_options(options: Mapping[str, Any], own: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the stage, and the rest, which the backend will judge.
+
+    >>> split_options({"keep": 3, "threads": 2}, frozenset({"keep"}))
+    ({'keep': 3}, {'threads': 2})
+    """
+    mine = {key: value for key, value in options.items() if key in own}
+    return mine, {key: value for key, value in options.items() if key not in own}
 
 
-def _open(spec: StageSpec, options: dict[str, Any]) -> TensorSession | TokenSession:
+def open_session(spec: StageSpec, options: Mapping[str, Any]) -> TensorSession | TokenSession:
+    """Load the stage's model on its device with the backend's options."""
     backend = plugins.load(spec.backend)
     return backend.open(spec.variant, find_device(backend, spec.device), options)
 

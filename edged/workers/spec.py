@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -43,7 +43,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     stage: StageSpec
     arenas: tuple[ArenaSpec, ...]
     log_level: str
-    log_format: str
+    log_format: Literal["auto", "text", "json"]
 
 
 def to_json(spec: WorkerSpec) -> bytes:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from edged.backend import Capabilities, Device, TokenSession, Variant
-from edged.errors import BackendError, ConfigError
+from edged.errors import BackendError
 from edged_backends.llama_cpp_runtime import (
     Accelerator,
     accelerators,
@@ -21,10 +21,14 @@ from edged_backends.llama_cpp_runtime import (
     runtime,
 )
 from edged_backends.llama_cpp_tokens import LlamaTokenSession, Shape
+from edged_backends.options import read_options, thread_count
 
 _DTYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
 _CONTEXT_STEP = 256
 """llama.cpp rounds the context of a sequence up to a multiple of this."""
+_EXACT_ROWS = 60
+"""With 64 rows or more, ggml's flash attention changes to a tiled kernel that rounds differently; up to 63,
+every kernel gives a row the same bits whatever stands beside it. 60 fills blocks of four."""
 _NODES = Path("/dev")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
@@ -43,8 +47,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
     batch_tokens: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 256
     """Most tokens of one step: larger reads prompts faster, smaller keeps running answers smoother."""
-    flash_attention: bool | None = None
-    """None leaves the choice to llama.cpp."""
+    flash_attention: bool = True
+    exact: bool = True
+    """A greedy answer is the same to the bit alone, in any batch and when resumed (CPU, with flash
+    attention). Reads prompts slower: by a tenth to two fifths, depending on the quantisation."""
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
     """Layers on the accelerator; -1 means all. Of no effect on a CPU."""
 
@@ -62,7 +68,7 @@ class LlamaCppBackend:
 
     def open(self, variant: Variant, device: Device, options: Mapping[str, Any], /) -> TokenSession:
         """Load a GGUF generator; see `Options`. `BackendError` says which file and why not."""
-        settings = _options(options)
+        settings = read_options(Options, options, self.name)
         _check(variant, device)
         accelerator = _accelerator(device)
         with explained() as complaints:
@@ -78,13 +84,6 @@ class LlamaCppBackend:
                 f"tokens with {variant.path.name}; lower context_tokens or max_sequences"
             )
         return LlamaTokenSession(model, context, shape)
-
-
-def _options(options: Mapping[str, Any]) -> Options:
-    try:
-        return msgspec.convert(dict(options), Options)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"options of backend llama_cpp: {error}", param="options") from error
 
 
 def _check(variant: Variant, device: Device) -> None:
@@ -105,7 +104,8 @@ def _shape(settings: Options, variant: Variant) -> Shape:
     wanted = settings.context_tokens or min(variant.context_tokens, 2048)
     context_tokens = -(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP
     batch_tokens = max(settings.batch_tokens, settings.max_sequences)
-    return Shape(context_tokens, settings.max_sequences, batch_tokens)
+    sequence_rows = min(batch_tokens, _EXACT_ROWS) if settings.exact else batch_tokens
+    return Shape(context_tokens, settings.max_sequences, batch_tokens, sequence_rows)
 
 
 def _context(model: Any, settings: Options, shape: Shape, device: Device) -> Any:
@@ -114,10 +114,9 @@ def _context(model: Any, settings: Options, shape: Shape, device: Device) -> Any
     parameters.n_seq_max = shape.max_sequences
     parameters.kv_unified = False
     parameters.n_batch = parameters.n_ubatch = shape.batch_tokens
-    parameters.n_threads = settings.threads or len(device.cores or os.sched_getaffinity(0))
+    parameters.n_threads = thread_count(settings.threads, device)
     parameters.n_threads_batch = settings.threads_batch or parameters.n_threads
-    if settings.flash_attention is not None:
-        parameters.flash_attn_type = int(settings.flash_attention)
+    parameters.flash_attn_type = int(settings.flash_attention)
     return runtime.llama_init_from_model(model, parameters)
 
 

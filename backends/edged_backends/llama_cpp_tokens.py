@@ -21,6 +21,8 @@ class Shape(NamedTuple):
     context_tokens: int
     max_sequences: int
     batch_tokens: int
+    sequence_rows: int
+    """Most tokens of one sequence in one batch."""
 
 
 class _Sequence(msgspec.Struct, eq=False):
@@ -78,11 +80,12 @@ class LlamaTokenSession:
     def __init__(self, model: Any, context: Any, shape: Shape) -> None:
         self._vocabulary = LlamaVocabulary(model)
         self.vocabulary: Vocabulary = self._vocabulary
-        self.context_tokens, self.max_sequences, self._batch_tokens = shape
+        self.context_tokens, self.max_sequences = shape.context_tokens, shape.max_sequences
+        self._shape = shape
         self._model = model
         self._context = context
         self._memory: Any = runtime.llama_get_memory(context)
-        self._batch = _Batch(self._batch_tokens)
+        self._batch = _Batch(shape.batch_tokens)
         self._live: dict[int, _Sequence] = {}
         self._free_slots = set(range(self.max_sequences))
         self._closed = False
@@ -151,7 +154,8 @@ class LlamaTokenSession:
 
     def _plan(self) -> list[_Part]:
         live = sorted(self._live.values(), key=lambda sequence: sequence.slot)
-        takes = shares([sequence.backlog for sequence in live], self._batch_tokens)
+        backlogs = [min(sequence.backlog, self._shape.sequence_rows) for sequence in live]
+        takes = shares(backlogs, self._shape.batch_tokens)
         return [_Part(sequence, take) for sequence, take in zip(live, takes, strict=True)]
 
     def _decode(self, parts: Sequence[_Part]) -> int:

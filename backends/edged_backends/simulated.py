@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import msgspec
 
 from edged.backend import Capabilities, Device, TensorSession, TokenSession, Variant
-from edged.errors import BackendError, ConfigError
+from edged.errors import BackendError
+from edged_backends.options import read_options
 from edged_backends.simulated_costs import Costs
 from edged_backends.simulated_faults import FaultFile, Saboteur
 from edged_backends.simulated_tensors import EmbedderSession, EmptySession, RerankerSession
@@ -66,7 +67,7 @@ class SimulatedBackend:
         self, variant: Variant, device: Device, options: Mapping[str, Any], /
     ) -> TensorSession | TokenSession:
         """Open a session for the variant's task; see `Options`. Its path must exist: /dev/null will do."""
-        settings = _options(options)
+        settings = read_options(Options, options, self.name)
         _check(variant, device)
         saboteur = Saboteur(FaultFile(Path(settings.faults) if settings.faults else None))
         saboteur.loading()
@@ -81,13 +82,6 @@ def _device(identity: str, name: str, capabilities: Capabilities) -> Device:
     return Device(
         id=identity, kind="simulated", name=name, backend=SimulatedBackend.name, capabilities=capabilities
     )
-
-
-def _options(options: Mapping[str, Any]) -> Options:
-    try:
-        return msgspec.convert(dict(options), Options)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"options of backend simulated: {error}", param="options") from error
 
 
 def _check(variant: Variant, device: Device) -> None:

@@ -16,7 +16,9 @@ def requantise(job: Job) -> None:
     parameters.ftype = file_type(job.parameters["type"])
     parameters.allow_requantize = True
     parameters.pure = bool(job.parameters.get("pure", False))
-    status = llama_cpp.llama_model_quantize(job.base.encode(), job.target.encode(), ctypes.pointer(parameters))
+    status = llama_cpp.llama_model_quantize(
+        job.base.encode(), job.target.encode(), ctypes.pointer(parameters)
+    )
     if status:
         raise SystemExit(f"llama.cpp refused {job.base}: status {status}")
 

@@ -32,5 +32,5 @@ def rerank(
     if as_json:
         print_json(rows)
     else:
-        cells = [(f"{row['score']:.4f}", str(row["index"]), str(row["document"])) for row in rows]
+        cells = [(f"{row['score']:.4g}", str(row["index"]), str(row["document"])) for row in rows]
         print_table(("SCORE", "INDEX", "DOCUMENT"), cells)

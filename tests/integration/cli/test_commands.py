@@ -132,7 +132,7 @@ def test_embed_prints_a_vector_a_line(call, daemon):
 
 def test_rerank_puts_the_best_first(call, daemon):
     lines = call("rerank", "how", "no", "yes", "--top", "2").stdout.splitlines()
-    assert [line.split() for line in lines[1:]] == [["0.9000", "1", "yes"], ["0.1000", "0", "no"]]
+    assert [line.split() for line in lines[1:]] == [["0.9", "1", "yes"], ["0.1", "0", "no"]]
     assert daemon.requests[-1][2]["top_n"] == 2
 
 

@@ -1,1 +1,1 @@
-"""Measurements: every row of the goals, and what the manifests of models/ state."""
+"""Measurements of edged: every figure in its documents comes from `python -m benchmarks ID`."""

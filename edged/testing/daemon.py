@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from edged.client import AdminClient, Client
+from edged.config import Config, load
 from edged.errors import EdgedError
 from edged.messages import StageStatus, Status, WorkerStatus
 
@@ -30,7 +31,8 @@ class RunningDaemon:
         self.environment = dict(os.environ if environment is None else environment) | {
             "EDGED_DAEMON__RUNTIME_DIR": str(self.runtime_dir),
         }
-        self.environment.setdefault("EDGED_DAEMON__STATE_DIR", str(folder / "state"))
+        if "state_dir" not in config:
+            self.environment["EDGED_DAEMON__STATE_DIR"] = str(folder / "state")
         self.client = Client(self.runtime_dir / "edged.sock")
         self.admin = AdminClient(self.runtime_dir / "admin.sock")
         with self.log_path.open("ab") as log:
@@ -42,6 +44,11 @@ class RunningDaemon:
                 stderr=log,
                 start_new_session=True,
             )
+
+    @property
+    def config(self) -> Config:
+        """The configuration that it runs with."""
+        return load(self.config_path, self.environment)
 
     @property
     def log(self) -> str:

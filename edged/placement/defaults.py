@@ -83,4 +83,4 @@ def _variant(name: str, stage: Stage, backend: str, store: ModelStore) -> Varian
         )
     if not stage.model:
         raise ConfigError(f"stage {name!r} names no model", param=f"stages.{name}.model")
-    return store.resolve(stage.model, stage.variant, FORMATS.get(backend, ()))
+    return store.resolve(stage.model, stage.variant, FORMATS.get(backend, ()), backend=backend)

@@ -31,7 +31,7 @@ def _log(level: int, text: bytes, _user_data: int) -> None:
     LOGGER.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode("utf-8", "replace").rstrip())
 
 
-runtime.llama_log_set(_log, None)
+runtime.llama_log_set(_log, ctypes.c_void_p())
 
 
 class _Lines(logging.Handler):
@@ -111,7 +111,7 @@ def load_model(path: bytes, accelerator: Accelerator | None, gpu_layers: int) ->
     """Load a GGUF file onto the CPU, or its layers onto one accelerator; None when it cannot."""
     runtime.llama_backend_init()
     handles = (ctypes.c_void_p * 2)(accelerator.handle if accelerator else None, None)
-    parameters = runtime.llama_model_default_params()
+    parameters: Any = runtime.llama_model_default_params()
     parameters.devices = ctypes.cast(handles, ctypes.c_void_p)
     parameters.n_gpu_layers = gpu_layers if accelerator else 0
     return runtime.llama_model_load_from_file(path, parameters)

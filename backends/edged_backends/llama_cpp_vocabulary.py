@@ -60,7 +60,7 @@ class LlamaVocabulary:
         if stray is not None:
             raise BackendError(f"token {stray} is outside the vocabulary of {self.size} tokens")
 
-    def _text_of(self, token: int) -> str:
+    def _text_of(self, token: Any) -> str:
         if not 0 <= token < self.size:
             return ""
         return bytes(runtime.llama_vocab_get_text(self._handle, token)).decode("utf-8", "replace")

@@ -6,10 +6,12 @@ to `<cache_dir>/<key>`; the key covers the weights and the runtime's version, so
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +46,28 @@ def cache_key(variant: Variant) -> str:
 def _convert(variant: Variant, folder: Path, scheduler: Any, target: str, properties: dict[str, Any]) -> Any:
     """Load from the GGUF file and leave the converted model in `folder`, whole or not at all."""
     # GenAI writes beside the file that it is given, so it is given a link in a folder of its own.
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix="convert-", dir=folder.parent))
+    with _empty_folder(folder.with_name(f"{folder.name}.partial")) as work:
         link = work / "model.gguf"
         link.symlink_to(variant.path.resolve())
-    except OSError as error:
-        raise BackendError(f"cache_dir {folder.parent} cannot be written: {error.strerror}") from error
-    try:
         saving = {**properties, "enable_save_ov_model": True}
         engine = genai.ContinuousBatchingPipeline(os.fspath(link), scheduler, target, saving)
         genai.Tokenizer(os.fspath(link), enable_save_ov_model=True)
-        _publish(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        link.unlink()
+        if not folder.exists():
+            work.rename(folder)
     return engine
 
 
-def _publish(work: Path, folder: Path) -> None:
-    (work / "model.gguf").unlink()
-    if not folder.exists():
-        work.rename(folder)
+@contextmanager
+def _empty_folder(work: Path) -> Iterator[Path]:
+    """Give an empty folder to one process at a time; what a killed one left in it is removed first."""
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        with work.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            yield work
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise BackendError(f"cache_dir {work.parent} cannot be written: {error.strerror}") from error

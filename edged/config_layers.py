@@ -33,10 +33,10 @@ def merge(*layers: Mapping[str, Any]) -> Layer:
     for layer in layers:
         for key, value in layer.items():
             below = merged.get(key)
-            both = isinstance(below, dict) and isinstance(value, Mapping)
-            merged[key] = (
-                merge(below, value) if both else merge(value) if isinstance(value, Mapping) else value
-            )
+            if isinstance(value, Mapping):
+                merged[key] = merge(below, value) if isinstance(below, dict) else merge(value)
+            else:
+                merged[key] = value
     return merged
 
 

@@ -96,7 +96,7 @@ def _print_report(report: IngestReport) -> None:
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
     rate = report.passages_embedded / max(report.elapsed_s, 1e-3)
-    took = f"{readable_seconds(report.elapsed_s)} ({rate:.1f}/s)"
+    took = readable_seconds(report.elapsed_s) + (f" ({rate:.1f}/s)" if rate else "")
     click.echo(
         f"{len(report.added)} added, {len(report.updated)} updated, {report.unchanged} unchanged, "
         f"{len(report.removed)} removed, {len(report.skipped)} skipped, {len(report.failed)} failed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress, groupby, pairwise, zip_longest
+from itertools import compress, pairwise, zip_longest
 from typing import Literal
 
 import msgspec
@@ -124,13 +124,21 @@ def heading_path(title: str, heading: Sequence[str]) -> str:
 
 def _sections(blocks: Sequence[Block]) -> Iterator[list[Block]]:
     """Runs of blocks under one heading on one page, without the heading that the context line repeats."""
-    runs = [list(run) for _, run in groupby(blocks, key=lambda block: (block.heading, block.page))]
+    runs: list[list[Block]] = []
+    for block in blocks:
+        if block.shape == "heading" or not runs or _place(block) != _place(runs[-1][0]):
+            runs.append([])
+        runs[-1].append(block)
     for run, following in zip_longest(runs, runs[1:]):
         body = [block for block in run if block.shape != "heading"]
         path = run[0].heading
         has_children = following is not None and following[0].heading[: len(path)] == path
         if body or not has_children:
             yield body or run
+
+
+def _place(block: Block) -> tuple[tuple[str, ...], int]:
+    return block.heading, block.page
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

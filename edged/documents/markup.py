@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -62,7 +62,7 @@ def markdown(text: str) -> tuple[list[Block], str]:
     headings = Headings()
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
     blocks = []
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in zip_longest(tokens, tokens[1:]):
         if token.level or not token.map:
             continue
         if token.type == "heading_open" and following is not None:

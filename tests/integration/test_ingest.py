@@ -1,0 +1,354 @@
+"""Ingest through its public door, with a real embedder: what ends up in the library, and what survives."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import numpy as np
+import pytest
+from pypdf import PdfWriter
+
+from edged import plugins
+from edged.config import Library as Settings
+from edged.documents.access import locked
+from edged.documents.index import current
+from edged.documents.ingest import ingest
+from edged.documents.library import Library
+from edged.errors import AlreadyRunning, IndexMismatch, NotFound, StorageError
+from edged.stages.encoder import Encoder
+
+SETTINGS = Settings(chunk_tokens=64, overlap_tokens=8)
+MANUAL = "# Router\n\nIntro.\n\n## Reset\n\nHold the button for ten seconds to restore factory settings.\n"
+
+
+def open_encoder(variant) -> Encoder:
+    backend = plugins.load("onnx")
+    device = next(device for device in backend.devices() if device.id == "cpu")
+    return Encoder(backend.open(variant, device, {"threads": 1}), variant)
+
+
+@pytest.fixture(scope="module")
+def encoder(variant):
+    return open_encoder(variant("all-minilm-l6-v2", "int8"))
+
+
+@pytest.fixture
+def documents(tmp_path) -> Path:
+    folder = tmp_path / "documents"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "router.md").write_text(MANUAL)
+    (folder / "sub" / "pump.txt").write_text("The pump starts when the float switch closes.\n")
+    return folder
+
+
+@pytest.fixture
+def library(tmp_path) -> Path:
+    return tmp_path / "library"
+
+
+def run(library, paths, encoder, *, prune=False, re_embed=False, settings=SETTINGS):
+    paths = paths if isinstance(paths, list) else [paths]
+    return ingest(
+        library, paths, encoder, settings, prune=prune, progress=lambda step: None, re_embed=re_embed
+    )
+
+
+def ask(library: Library, encoder: Encoder, question: str, count: int = 3):
+    vectors, _ = encoder.embed([question], "query")
+    return library.search([question], vectors, encoder.fingerprint, count)[0]
+
+
+def test_what_was_ingested_is_found_with_its_place(library, documents, encoder):
+    report = run(library, documents, encoder)
+    assert [Path(source).name for source in report.added] == ["router.md", "pump.txt"]
+    with Library.open(library) as opened:
+        best = ask(opened, encoder, "how do I reset to factory settings?")[0]
+        assert best.source == str(documents / "router.md")
+        assert (best.title, best.heading, best.first_line, best.last_line) == ("Router", "Reset", 7, 7)
+        assert set(best.scores) == {"dense", "bm25", "fused"}
+
+
+def test_a_second_run_does_nothing(library, documents, encoder):
+    first = run(library, documents, encoder)
+    second = run(library, documents, encoder)
+    assert (second.unchanged, second.added, second.passages_embedded) == (2, [], 0)
+    assert second.generation == first.generation
+
+
+def test_a_touched_file_with_the_same_content_is_unchanged(library, documents, encoder):
+    run(library, documents, encoder)
+    os.utime(documents / "router.md", ns=(1, 1))
+    assert run(library, documents, encoder).passages_embedded == 0
+
+
+def test_a_changed_file_replaces_its_passages(library, documents, encoder):
+    run(library, documents, encoder)
+    (documents / "router.md").write_text("# Router\n\nPull the plug instead.\n")
+    report = run(library, documents, encoder)
+    assert [Path(source).name for source in report.updated] == ["router.md"]
+    with Library.open(library) as opened:
+        _, passages = opened.show("router.md")
+        assert [passage.text for passage in passages] == ["Pull the plug instead."]
+        texts = [passage.text for passage in ask(opened, encoder, "hold the button", 10)]
+        assert not any("button" in text for text in texts)
+
+
+def test_new_chunk_settings_cut_again(library, documents, encoder):
+    run(library, documents, encoder)
+    report = run(library, documents, encoder, settings=Settings(chunk_tokens=32, overlap_tokens=0))
+    assert len(report.updated) == 2
+
+
+def test_prune_removes_vanished_files_under_the_paths_only(library, documents, encoder):
+    run(library, documents, encoder)
+    (documents / "router.md").unlink()
+    (documents / "sub" / "pump.txt").unlink()
+    assert run(library, documents / "sub", encoder).documents == 2
+    report = run(library, documents / "sub", encoder, prune=True)
+    assert [Path(source).name for source in report.removed] == ["pump.txt"]
+    with Library.open(library) as opened:
+        assert [Path(document.source).name for document in opened.documents()] == ["router.md"]
+
+
+def test_what_is_left_out_has_a_reason(library, documents, encoder):
+    (documents / ".hidden.md").write_text("hidden")
+    (documents / "picture.png").write_bytes(b"\x89PNG")
+    (documents / "big.txt").write_text("x" * 5000)
+    (documents / "link.md").symlink_to("/etc/hostname")
+    (documents / "binary.txt").write_bytes(b"\x7fELF\0\0\0")
+    (documents / "damaged.pdf").write_bytes(b"%PDF-1.7 nothing more")
+    settings = Settings(max_document_bytes=4000)
+    report = run(library, [documents, documents / "missing"], encoder, settings=settings)
+    reasons = {Path(entry.source).name: entry.reason for entry in report.skipped}
+    assert set(reasons) == {"picture.png", "big.txt", "link.md"}
+    failures = {Path(trouble.source).name: trouble.code for trouble in report.failed}
+    assert failures == {"binary.txt": "document", "damaged.pdf": "document", "missing": "not_found"}
+    assert len(report.added) == 2
+
+
+def test_pdf_passages_know_their_page(library, tmp_path, encoder):
+    path = tmp_path / "manual.pdf"
+    path.write_bytes(two_page_pdf())
+    run(library, path, encoder)
+    with Library.open(library) as opened:
+        best = ask(opened, encoder, "float switch of the pump")[0]
+        assert (best.page, best.first_line) == (2, 0)
+        assert "float switch" in best.text
+
+
+def test_an_encrypted_pdf_fails_alone(library, documents, encoder):
+    writer = PdfWriter()
+    writer.add_blank_page(200, 200)
+    writer.encrypt("secret", algorithm="RC4-128")
+    writer.write(documents / "locked.pdf")
+    report = run(library, documents, encoder)
+    assert [trouble.code for trouble in report.failed] == ["document"]
+    assert "encrypted" in report.failed[0].message
+    assert len(report.added) == 2
+
+
+def test_an_older_reader_keeps_its_generation(library, documents, encoder):
+    run(library, documents, encoder)
+    opened = Library.open(library)
+    vectors, _ = encoder.embed(["pump"], "query")
+    generation = opened._generation
+    (documents / "router.md").write_text("# Router\n\nNew text.\n")
+    run(library, documents, encoder)
+    ids = generation.search(vectors, 10)[0][0]
+    rows = opened._connection.execute(
+        f"SELECT COUNT(*) FROM passages WHERE id IN ({','.join(map(str, ids))})"
+    ).fetchone()
+    assert rows[0] == len(ids) == generation.manifest.passages
+    assert ask(opened, encoder, "new text")[0].text == "New text."
+    assert opened.manifest.generation == 2
+    run(library, documents, encoder, settings=Settings(chunk_tokens=40))
+    assert [path.name for path in sorted((library / "generations").iterdir())] == ["2", "3"]
+    opened.close()
+    (documents / "router.md").write_text("# Router\n\nThird text.\n")
+    run(library, documents, encoder)
+    assert [path.name for path in (library / "generations").iterdir()] == ["4"]
+
+
+def test_a_query_goes_on_while_an_ingest_holds_the_library(library, documents, encoder):
+    run(library, documents, encoder)
+    with Library.open(library) as opened:
+        seen = []
+        (documents / "new.txt").write_text("A new document about valves.\n")
+
+        def look(step):
+            seen.append(len(ask(opened, encoder, "valves", 10)))
+
+        ingest(library, [documents], encoder, SETTINGS, prune=False, progress=look)
+        assert seen[0] == 3
+        assert seen == sorted(seen)
+        assert set(seen) <= {3, 4}
+        assert "valves" in ask(opened, encoder, "valves")[0].text
+
+
+def test_two_ingests_exclude_one_another(library, documents, encoder):
+    with locked(library), pytest.raises(AlreadyRunning):
+        run(library, documents, encoder)
+
+
+def test_another_embedder_is_refused_until_re_embedding(library, documents, encoder, variant):
+    run(library, documents, encoder)
+    other = open_encoder(variant("bge-small-en-v1.5", "int8"))
+    with pytest.raises(IndexMismatch, match="edgectl ingest --re-embed"):
+        run(library, documents, other)
+    with Library.open(library) as opened:
+        assert len(ask(opened, encoder, "pump")) > 0
+        with pytest.raises(IndexMismatch):
+            ask(opened, other, "pump")
+        report = run(library, [], other, re_embed=True)
+        assert report.passages_embedded == opened.manifest.passages
+        assert "float switch" in ask(opened, other, "when does the pump start?")[0].text
+    assert run(library, documents, other).unchanged == 2
+
+
+def test_another_quantisation_of_the_same_family_is_accepted(library, documents, encoder, variant):
+    run(library, documents, encoder)
+    precise = open_encoder(variant("all-minilm-l6-v2", "fp32"))
+    assert run(library, documents, precise).passages_embedded == 0
+    with Library.open(library) as opened:
+        assert "float switch" in ask(opened, precise, "when does the pump start?")[0].text
+
+
+def test_documents_can_be_shown_and_removed(library, documents, encoder):
+    run(library, documents, encoder)
+    with Library.open(library) as opened:
+        assert opened.show("sub/pump.txt")[0].chunks == 1
+        assert opened.remove(["pump.txt"]) == [str(documents / "sub" / "pump.txt")]
+        assert opened.statistics().documents == 1
+        with pytest.raises(NotFound):
+            opened.show("pump.txt")
+    assert [Path(source).name for source in run(library, documents, encoder).added] == ["pump.txt"]
+
+
+INGEST_IN_CHILD = """
+import sys
+from pathlib import Path
+from edged.documents import ingest as module
+from edged.errors import EdgedError
+from tests.integration.test_ingest import SETTINGS, open_encoder
+import msgspec
+from edged.backend import Variant
+described = msgspec.json.decode(sys.argv[1])
+variant = msgspec.convert(described, Variant, dec_hook=lambda kind, value: kind(value))
+module.BATCH_PASSAGES = 4
+module.PUBLISH_INTERVAL_S = 0.0
+encoder = open_encoder(variant)
+try:
+    report = module.ingest(Path(sys.argv[2]), [Path(sys.argv[3])], encoder, SETTINGS, prune=False,
+        progress=lambda step: print(step.phase, step.passages_embedded, flush=True))
+except EdgedError as error:
+    print("refused", error.code, flush=True)
+else:
+    print("finished", report.passages_embedded, flush=True)
+"""
+
+
+def child(variant, library, documents, *prefix):
+    described = msgspec.json.encode(variant, enc_hook=str).decode()
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-c", INGEST_IN_CHILD, described, str(library), str(documents)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@pytest.mark.parametrize("embedded", [4, 16, 28])
+def test_a_killed_ingest_loses_no_finished_batch(library, documents, encoder, variant, embedded):
+    for number in range(12):
+        text = "\n\n".join(f"## Part {part}\n\nNote {number} says {part}." for part in range(3))
+        (documents / f"note-{number:02}.md").write_text(f"# Note {number}\n\n{text}\n")
+    with child(variant("all-minilm-l6-v2", "int8"), library, documents) as process:
+        for line in process.stdout:
+            if int(line.split()[-1]) >= embedded:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.stdout.read()
+    with Library.open(library) as opened:
+        for document in opened.documents():
+            assert len(opened.show(document.source)[1]) == document.chunks
+    report = run(library, documents, encoder)
+    assert report.documents == 14
+    assert report.passages_embedded <= report.passages - embedded
+    with Library.open(library) as opened:
+        assert "says 2" in ask(opened, encoder, "what does part 2 of note 7 say?")[0].text
+        assert opened.statistics().passages == sum(document.chunks for document in opened.documents())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_a_clean_error_and_leaves_the_library_intact(tmp_path, documents, encoder, variant):
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    (documents / "long.txt").write_text("\n\n".join(f"Sentence {n} of the log." * 8 for n in range(400)))
+    small = 'mount -t tmpfs -o size=700k none "$0" && exec "$@"'
+    prefix = ("unshare", "-m", "sh", "-c", small, str(mount))
+    with child(variant("all-minilm-l6-v2", "int8"), mount / "library", documents, *prefix) as process:
+        lines = process.stdout.read().splitlines()
+    assert lines[-1] == "refused storage"
+
+
+@pytest.mark.parametrize("fault", ["pointer", "index", "manifest", "database"])
+def test_a_damaged_library_is_a_coded_error(library, documents, encoder, fault):
+    run(library, documents, encoder)
+    number = current(library)
+    damaged = {
+        "pointer": library / "CURRENT",
+        "index": library / "generations" / str(number) / "index.faiss",
+        "manifest": library / "generations" / str(number) / "manifest.json",
+        "database": library / "library.sqlite",
+    }[fault]
+    damaged.write_bytes(b"garbage" * 40)
+    with pytest.raises(StorageError), Library.open(library) as opened:
+        ask(opened, encoder, "pump")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="acting as another user needs root")
+def test_root_writes_as_the_owner_of_the_library(documents, encoder):
+    (documents / "router.md").chmod(0o600)
+    with TemporaryDirectory() as folder:
+        os.chown(folder, 65534, 65534)
+        library = Path(folder, "library")
+        assert len(run(library, documents, encoder).added) == 2
+        assert {path.stat().st_uid for path in (library, *library.rglob("*"))} == {65534}
+    assert os.geteuid() == 0
+
+
+def test_vectors_are_of_unit_length_and_padding_changes_little(encoder):
+    texts = ["short", "a much longer text about pumps and switches " * 5]
+    together, tokens = encoder.embed(texts)
+    alone = np.concatenate([encoder.embed([text])[0] for text in texts])
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    # The int8 weights are quantised per run, so company in the batch shows in the third decimal.
+    assert (together * alone).sum(axis=1).min() > 0.98
+    assert tokens == sum(encoder.embed([text])[1] for text in texts)
+
+
+def two_page_pdf() -> bytes:
+    """A hand-written PDF: one line of text on each of two pages."""
+    streams = [
+        f"BT /F1 12 Tf 20 100 Td ({text}) Tj ET"
+        for text in ("Chapter one is about routers.", "The float switch starts the pump.")
+    ]
+    objects = ["<< /Type /Catalog /Pages 2 0 R >>", "<< /Type /Pages /Kids [3 0 R 4 0 R] /Count 2 >>"]
+    objects += [
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Resources << /Font << /F1 7 0 R >> >> "
+        f"/Contents {number} 0 R >>"
+        for number in (5, 6)
+    ]
+    objects += [f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream" for stream in streams]
+    objects.append("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
+    body, offsets = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        offsets.append(len(body))
+        body += f"{number} 0 obj\n{content}\nendobj\n".encode()
+    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
+    trailer = f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(body)}\n%%EOF\n"
+    return body + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}".encode() + trailer.encode()

@@ -22,7 +22,8 @@ SUPPORTED_SHARE = 0.6
 _NUMBER_WEIGHT = 3.0
 _MARKER = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]")
 _LIST_NUMBER = re.compile(r"^\s*\d{1,3}[.)]\s+", re.MULTILINE)
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?:(?:\s*\[[\d,\s]+\])+|)\s+|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?:\s*\[[\d,\s]+\])*\s+|\n\s*(?=\n|[-*|#>\d])")
+"""A full stop, a blank line, or a line that begins a list item, a table row, a heading or a log record."""
 _WORD = re.compile(r"\w+(?:[.:/'\u2019-]\w+)*")
 _FUNCTION_WORDS = (
     "a an the this that these those it its is are was were be been being am do does did done has have had "
@@ -35,7 +36,7 @@ _IGNORED = frozenset(_FUNCTION_WORDS.split())
 
 
 def sentences(text: str) -> list[str]:
-    """Cut at sentence ends and line ends; a marker stays with the sentence before it.
+    """Cut at sentence ends; a line break inside a sentence is no end, a marker stays with its sentence.
 
     >>> sentences("Hold it for 10 s. [1] Then wait.")
     ['Hold it for 10 s. [1]', 'Then wait.']

@@ -38,8 +38,8 @@ GROUNDED_EXAMPLE = (
 
 It is the same in every prompt, so a runtime that caches prefixes computes it once.
 """
-GROUNDED_STOPS = ("\n\nQuestion:", "\nQuestion:")
-"""A model that goes on like this is inventing the next exchange."""
+GROUNDED_STOPS = ("\n\n", "\nQuestion:")
+"""One sentence is asked for: a small model that goes on repeats itself or invents the next question."""
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ time limit, and nothing else.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -23,12 +24,13 @@ from edged.errors import BadRequest, ModelError
 
 MAX_TEMPLATE_CHARACTERS = 64 << 10
 MAX_WORK = 1 << 20
-"""Loop turns, calls and characters of one rendering."""
+"""Characters of one rendering; a loop turn, a call or a value counts as `_STEP` of them."""
+_STEP = 16
 _MAX_RANGE = 10_000
 _STRING_METHODS = "strip lstrip rstrip split rsplit startswith endswith upper lower title capitalize find"
 _FILTERS = (
     "trim length count first last default d lower upper title capitalize int list items reverse "
-    "map select reject selectattr rejectattr unique safe"
+    "map select reject selectattr rejectattr unique sort dictsort safe"
 )
 _SCALARS = (str, int, float, type(None), Undefined)
 
@@ -110,7 +112,12 @@ class _Bounded(ImmutableSandboxedEnvironment):
             finalize=pass_context(lambda _context, value: self.joined(value)),
         )
         self.left = MAX_WORK
-        self.filters = {name: self.filters[name] for name in _FILTERS.split()} | {"string": self.joined}
+        self.filters = {name: self.filters[name] for name in _FILTERS.split()} | {
+            "string": self.joined,
+            "tojson": self.json,
+            "join": self.glued,
+            "replace": self.replaced,
+        }
         self.globals = {
             "range": self.range,
             "namespace": Namespace,
@@ -125,19 +132,42 @@ class _Bounded(ImmutableSandboxedEnvironment):
     def charge(self, work: int) -> None:
         self.left -= work
         if self.left < 0:
-            raise TemplateError(f"it does more work than {MAX_WORK} steps and characters")
+            raise TemplateError(f"it does more work than {MAX_WORK} characters' worth")
 
     def counted(self, values: Iterable[Any]) -> Iterator[Any]:
         for value in values:
-            self.charge(1)
+            self.charge(_STEP)
             yield value
 
     def joined(self, *values: Any) -> str:
         if not all(isinstance(value, _SCALARS) for value in values):
             raise TemplateError("it prints something that is neither text nor a number")
         text = "".join(map(str, values))
-        self.charge(1 + len(text))
+        self.charge(_STEP + len(text))
         return text
+
+    def json(self, value: Any, indent: int | None = None, **_: Any) -> str:
+        self.walk(value)
+        text = json.dumps(value, ensure_ascii=False, indent=indent and min(indent, 8))
+        self.charge(len(text))
+        return text
+
+    def glued(self, values: Iterable[Any], separator: str = "") -> str:
+        parts = [self.joined(value) for value in self.counted(values)]
+        self.charge(len(separator) * len(parts))
+        return separator.join(parts)
+
+    def replaced(self, text: str, old: str, new: str) -> str:
+        self.charge(len(text) + text.count(old) * len(new))
+        return text.replace(old, new)
+
+    def walk(self, value: Any) -> None:
+        self.charge(_STEP + (len(value) if isinstance(value, str) else 0))
+        children = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        )
+        for child in children:
+            self.walk(child)
 
     def range(self, *limits: int) -> range:
         numbers = range(*limits)
@@ -168,7 +198,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
         """Offer no `str.format`: its width can be any number."""
 
     def call(self, context: Context, function: Any, /, *arguments: Any, **named: Any) -> Any:
-        self.charge(1)
+        self.charge(_STEP)
         return super().call(context, function, *arguments, **named)
 
 

@@ -89,10 +89,13 @@ def test_numbers_of_a_list_are_not_claims():
 
 
 def test_sentences_do_not_end_inside_addresses():
-    assert sentences("Use 192.168.77.1 now! [3] Then wait.\nDone") == [
+    assert sentences("Use 192.168.77.1 now! [3] Then wait\nfor it.\nDone\n\nNET\n| a | b |\n| c | d |") == [
         "Use 192.168.77.1 now! [3]",
-        "Then wait.",
+        "Then wait\nfor it.",
         "Done",
+        "NET",
+        "| a | b |",
+        "| c | d |",
     ]
 
 

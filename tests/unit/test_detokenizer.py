@@ -156,6 +156,6 @@ def test_a_client_that_missed_text_gets_it_with_the_next_token():
 
 
 def test_the_stages_own_stop_strings_come_on_top():
-    filter_ = StopStrings(["a", "b", "c", "d"], own=["\n\nQuestion:", "\nQuestion:"])
+    filter_ = StopStrings(["a", "b", "c", "d"], own=["\n\n", "\nQuestion:"])
     assert filter_.push("It is so.\n\nQuestion: why?") == "It is so."
     assert filter_.reached

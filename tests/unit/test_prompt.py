@@ -126,6 +126,9 @@ BOMBS = [
     "{{ '%1000000000d' % 1 }}",
     "{{ 'a'|center(1000000000) }}",
     "{{ 'a'.ljust(1000000000) }}",
+    "{% set ns = namespace(x=[1]) %}" + "{% set ns.x = [ns.x, ns.x] %}" * 60 + "{{ ns.x|tojson }}",
+    "{{ ([range(999)|join] * 999)|join }}",
+    "{{ 'a'|replace('', 'b' * 1000)|replace('b', 'c' * 1000)|replace('', 'd' * 1000) }}",
     "{{ '{:1000000000}'.format(1) }}",
     "{{ 'a'.replace('', 'b' * 1000).replace('', 'b' * 1000).replace('', 'b' * 1000) }}",
     "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
@@ -179,6 +182,11 @@ def test_templates_of_the_kind_that_models_carry_are_rendered():
     messages = (Message("system", "Be brief."), *USER, Message("assistant", "10 s"), Message("user", "Sure?"))
     expected = "{2}[USER 1]Be brief.\n\nHow long?[ASSISTANT 2]10 s[USER 3]Sure?{1}"
     assert shown(ChatTask(messages=messages), template) == expected
+
+
+def test_the_filters_that_templates_use_give_what_they_should():
+    template = "{{ {'a': ['é', 1, true]}|tojson }} {{ [1, 2]|join(', ') }} {{ 'abc'|replace('b', 'x') }}"
+    assert ChatTemplate(template).render([], "", "") == '{"a": ["é", 1, true]} 1, 2 axc'
 
 
 def test_passages_are_numbered_with_title_and_heading():

@@ -28,11 +28,11 @@ GROUNDED_SYSTEM = (
 GROUNDED_EXAMPLE = (
     Message(
         "user",
-        "[2] Pump - Care: Clean the filter every second week with warm water.\n\n"
-        "[1] Pump - Start: The pump starts at a level of 80 cm and runs for 5 minutes.\n\n"
+        "[1] Pump - Care: Clean the filter every second week with warm water.\n\n"
+        "[2] Pump - Start: The pump starts at a level of 80 cm and runs for 5 minutes.\n\n"
         "Question: At which level does the pump start?",
     ),
-    Message("assistant", "The pump starts at a level of 80 cm [1]."),
+    Message("assistant", "The pump starts at a level of 80 cm [2]."),
 )
 """One worked exchange teaches a model of 135 million parameters what no instruction does.
 
@@ -48,7 +48,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     max_tokens: int
     passages: tuple[Passage, ...] = ()
-    """Those in the prompt, in order: the first is [1]."""
+    """Those in the prompt, in its order: the first is [1], the best comes last."""
     passages_dropped: int = 0
     """How many of the worst passages did not fit the context."""
 
@@ -83,7 +83,7 @@ class PromptBuilder:
         kept = self._passages_that_fit(task)
         prompt = self._fit(self.encode(grounded(task.messages, task.passages[:kept])), task)
         dropped = len(task.passages) - kept
-        return msgspec.structs.replace(prompt, passages=task.passages[:kept], passages_dropped=dropped)
+        return msgspec.structs.replace(prompt, passages=task.passages[:kept][::-1], passages_dropped=dropped)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Tokenise a conversation with the turn of the assistant opened."""
@@ -135,14 +135,15 @@ class PromptBuilder:
 def grounded(messages: Sequence[Message], passages: Sequence[Passage]) -> tuple[Message, ...]:
     """Put the passages in front of the last question, and an example in front of the conversation.
 
-    The best passage, [1], stands last: nearest to the question, a small model finds it. A system message
-    of the client is kept, behind our own instruction.
+    The best passage (the first of `passages`) stands last and has the highest number: nearest to the
+    question, a small model finds it; numbered against the order, a better model miscounts. A system
+    message of the client is kept, behind our own instruction.
     """
     last = max((n for n, m in enumerate(messages) if m.role == "user"), default=None)
     if last is None:
         raise BadRequest("there is no user message to answer from the documents", param="messages")
-    numbered = [_numbered(n, passage) for n, passage in enumerate(passages, 1)]
-    asked = Message("user", "\n\n".join([*reversed(numbered), f"Question: {messages[last].content}"]))
+    numbered = [_numbered(n, passage) for n, passage in enumerate(reversed(passages), 1)]
+    asked = Message("user", "\n\n".join([*numbered, f"Question: {messages[last].content}"]))
     own = [GROUNDED_SYSTEM, *(m.content for m in messages[:1] if m.role == "system")]
     rest = messages[len(own) - 1 : last]
     return (Message("system", "\n".join(own)), *GROUNDED_EXAMPLE, *rest, asked, *messages[last + 1 :])

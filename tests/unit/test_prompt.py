@@ -194,8 +194,8 @@ def test_passages_are_numbered_with_title_and_heading():
         messages=USER, grounded=True, passages=(passage(1, "Hold it."), passage(2, "Wait.", title=""))
     )
     text = shown(task)
-    assert "[1] Manual - Reset: Hold it.\n" in text
-    assert "[2] manual-2.md - Reset: Wait.\n" in text
+    assert "[2] Manual - Reset: Hold it.\n" in text
+    assert "[1] manual-2.md - Reset: Wait.\n" in text
     assert text.index("Wait.") < text.index("Hold it.") < text.index("How long?")
 
 
@@ -214,7 +214,7 @@ def test_the_worst_passages_are_dropped_and_no_more_than_needed(sizes, context, 
     build = builder(context=context).build
     prompt = build(ChatTask(messages=USER, grounded=True, passages=passages, max_tokens=max_tokens))
     kept = len(prompt.passages)
-    assert prompt.passages == passages[:kept]
+    assert prompt.passages == passages[:kept][::-1]
     assert prompt.passages_dropped == len(passages) - kept
     reserve = max_tokens or min(256, context // 4)
     assert len(prompt.tokens) + reserve <= context
@@ -222,7 +222,7 @@ def test_the_worst_passages_are_dropped_and_no_more_than_needed(sizes, context, 
         one_more = ChatTask(
             messages=USER, grounded=True, passages=passages[: kept + 1], max_tokens=max_tokens
         )
-        assert build(one_more).passages == passages[:kept]
+        assert build(one_more).passages == passages[:kept][::-1]
 
 
 def test_a_question_whose_best_passage_does_not_fit_overflows():

@@ -75,11 +75,9 @@ class Library:
             return
         with translated(self.path):
             newer = index.open_current(self.path)
-            if newer and not self._connection:
-                self._connection = connect(self.path, read_only=True)
-        if self._generation:
-            self._generation.close()
-        self._generation, self._stamp = newer, stamp
+            connection = connect(self.path, read_only=True) if newer else None
+        self.close()
+        self._generation, self._connection, self._stamp = newer, connection, stamp
 
     def _read_stamp(self) -> tuple[int, int]:
         """The pointer is replaced by rename, so a new one has another inode or time."""

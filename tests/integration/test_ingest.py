@@ -232,6 +232,7 @@ INGEST_IN_CHILD = """
 import sys
 from pathlib import Path
 from edged.documents import ingest as module
+from edged.documents.library import Library
 from edged.errors import EdgedError
 from tests.integration.test_ingest import SETTINGS, open_encoder
 import msgspec
@@ -246,6 +247,11 @@ try:
         progress=lambda step: print(step.phase, step.passages_embedded, flush=True))
 except EdgedError as error:
     print("refused", error.code, flush=True)
+    with Library.open(Path(sys.argv[2])) as library:
+        shown = [library.show(document.source)[1] for document in library.documents()]
+        vectors, _ = encoder.embed(["float switch"], "query")
+        found = library.search(["float switch"], vectors, encoder.fingerprint, 100)[0]
+    print("intact", len(shown) > 1, len(found) > 1, flush=True)
 else:
     print("finished", report.passages_embedded, flush=True)
 """
@@ -287,12 +293,14 @@ def test_a_killed_ingest_loses_no_finished_batch(library, documents, encoder, va
 def test_a_full_disk_is_a_clean_error_and_leaves_the_library_intact(tmp_path, documents, encoder, variant):
     mount = tmp_path / "mount"
     mount.mkdir()
-    (documents / "long.txt").write_text("\n\n".join(f"Sentence {n} of the log." * 8 for n in range(400)))
-    small = 'mount -t tmpfs -o size=700k none "$0" && exec "$@"'
+    (documents / "switch.md").write_text(MANUAL.replace("Router", "Switch"))
+    long = "\n\n".join(f"Sentence {number} of the log." * 8 for number in range(400))
+    (documents / "sub" / "zlong.txt").write_text(long)
+    small = 'mount -t tmpfs -o size=900k none "$0" && exec "$@"'
     prefix = ("unshare", "-m", "sh", "-c", small, str(mount))
     with child(variant("all-minilm-l6-v2", "int8"), mount / "library", documents, *prefix) as process:
         lines = process.stdout.read().splitlines()
-    assert lines[-1] == "refused storage"
+    assert lines[-2:] == ["refused storage", "intact True True"]
 
 
 @pytest.mark.parametrize("fault", ["pointer", "index", "manifest", "database"])

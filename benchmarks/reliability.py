@@ -100,7 +100,7 @@ def _under_fire(daemon: RunningDaemon, questions: tuple[str, ...], kills: int) -
     outcomes: list[Outcome] = []
 
     def client(number: int) -> None:
-        chooser = random.Random(SEED + number) (a schedule, not a secret)
+        chooser = random.Random(SEED + number)
         while not stop.is_set():
             outcomes.append(ask(daemon.client, chooser.choice(questions)))
 

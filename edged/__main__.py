@@ -11,6 +11,7 @@ import click
 
 from edged import __version__, log
 from edged.config import load
+from edged.config_places import locate
 from edged.daemon import Daemon
 from edged.errors import AlreadyRunning, ConfigError, EdgedError
 
@@ -38,7 +39,7 @@ def _run(path: Path | None, overrides: tuple[str, ...]) -> int:
 
     async def serve() -> None:
         again = lambda: load(path, os.environ, overrides)  # noqa: E731 (a name for what reload does)
-        await Daemon(config, str(path or ""), again).run(os.environ)
+        await Daemon(config, str(locate(path, os.environ) or ""), again).run(os.environ)
 
     asyncio.run(serve())
     return 0

@@ -136,7 +136,7 @@ class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
-    """The working loop is alive."""
+    """The working loop is alive: the answer to a ping, and unasked during work that shows nothing else."""
 
     nonce: int
 

@@ -32,7 +32,12 @@ def load(name: str) -> Backend:
     try:
         backend = cast("type[Backend]", entry.load())
     except ImportError as error:
-        extra = _EXTRAS.get(name)
-        remedy = f"install the extra: pip install 'edged[{extra}]'" if extra else f"reinstall edged ({error})"
-        raise ConfigError(f"backend {name!r} lacks its runtime; {remedy}", param="backend") from error
+        if (error.name or "").split(".")[0] == entry.module.split(".")[0]:
+            raise ConfigError(
+                f"backend {name!r} is not installed properly ({error}); reinstall edged"
+            ) from error
+        extra = f"edged[{_EXTRAS[name]}]" if name in _EXTRAS else "edged"
+        raise ConfigError(
+            f"backend {name!r} lacks its runtime ({error}); run: pip install '{extra}'", param="backend"
+        ) from error
     return backend()

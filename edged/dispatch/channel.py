@@ -27,13 +27,15 @@ class Channel:
         self._arrived.set()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield events until the terminal one."""
+        """Yield events until the terminal one; end without one after `cancel`."""
         while True:
             while self._events:
                 event = self._events.popleft()
                 yield event
                 if isinstance(event, Completed | Rejected):
                     return
+            if self._ended:
+                return
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -41,4 +43,6 @@ class Channel:
         """Tell the dispatcher that nobody waits any more; harmless when it is over."""
         if not self._ended:
             self._ended = True
+            self._events.clear()
+            self._arrived.set()
             self._left(self.request)

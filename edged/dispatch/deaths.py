@@ -7,10 +7,10 @@ from edged.dispatch.events import Command, Died, Kill, Spawn
 from edged.dispatch.ledger import Ledger, Stage, Worker
 from edged.errors import Poisoned, StageUnavailable
 
-CRASH_WEIGHT = 2
-"""A crash, a fault or a hang speaks against what was being worked on."""
+CRASH_WEIGHT = 4
+"""A crash, a fault, a hang or an end for lack of memory speaks against what was being worked on."""
 KILLED_WEIGHT = 1
-"""A SIGKILL from outside (the OOM killer, an operator, a test) speaks against it half as much."""
+"""A SIGKILL from an operator or a test says next to nothing about it."""
 POISON_LIMIT = 2 * CRASH_WEIGHT
 """Two crashes on one request without a token of progress: it is the request."""
 MAX_DEATHS = 12

@@ -37,7 +37,7 @@ from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
 from edged.messages import SlotRef
 from edged.transport.links import Router
 from edged.transport.slots import Arena, Geometry, create, read_only
-from edged.workers.process import Process, kill_all
+from edged.workers.process import Process, kill_all, oom_kills
 from edged.workers.spec import ArenaSpec, StageSpec, WorkerSpec
 
 logger = logging.getLogger("edged.dispatcher")
@@ -64,6 +64,7 @@ class Dispatcher:
         self._descriptors: dict[int, tuple[int, int]] = {}
         self._pending_spawns: set[asyncio.TimerHandle] = set()
         self._stopping = False
+        self._oom_kills = oom_kills()
         self._drained = asyncio.Event()
 
     # ------------------------------------------------------------------ life
@@ -221,10 +222,14 @@ class Dispatcher:
         self._loop.remove_reader(process.pidfd)
         self._listen()  # what it said before it died still counts
         reason = process.reap()
+        starved = oom_kills() > self._oom_kills
+        if starved:
+            self._oom_kills = oom_kills()
+            reason += " while the machine was out of memory"
         worker = self.ledger.workers.get(incarnation)
         level = logging.INFO if worker is not None and worker.state == "stopping" else logging.WARNING
         logger.log(level, "worker gone", extra={"worker": incarnation, "why": reason})
-        self._on(Died(incarnation, reason, process.was_killed))
+        self._on(Died(incarnation, reason, process.killed_from_outside and not starved))
 
     # ------------------------------------------------------------- commands
 

@@ -22,7 +22,7 @@ class Died(msgspec.Struct, frozen=True):
     worker: str
     reason: str
     killed: bool
-    """By a SIGKILL that the dispatcher did not send."""
+    """By a SIGKILL that neither the dispatcher nor the kernel's OOM killer sent."""
 
 
 class Left(msgspec.Struct, frozen=True):

@@ -72,7 +72,7 @@ class Ticket(Protocol):
         ...
 
     def cancel(self) -> None:
-        """Stop working on it; idempotent, and harmless after the terminal event."""
+        """Stop working on it: iteration ends without a terminal event. Idempotent, harmless at the end."""
         ...
 
 

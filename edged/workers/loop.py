@@ -17,6 +17,9 @@ from edged.transport.slots import Arena
 
 Arenas = Mapping[int, Arena]
 
+BEAT_S = 1.0
+"""A token loop that turns over but has nothing to tell (a long prefill) says so this often."""
+
 
 def serve_batches(stage: BatchStage, link: Dealer, arenas: Arenas) -> None:
     """Answer micro-batches until told to stop."""
@@ -100,6 +103,7 @@ class TokenLoop:
         self._arenas = arenas
         self._held: dict[int, tuple[Work, float]] = {}
         self._stopping = False
+        self._told_at = 0.0
 
     def run(self) -> None:
         """Work until told to stop and everything taken is finished."""
@@ -110,6 +114,12 @@ class TokenLoop:
                     return
             for event in self._stage.step() if self._held else ():
                 self._report(event)
+            self._beat()
+
+    def _beat(self) -> None:
+        if self._held and time.monotonic() - self._told_at > BEAT_S:
+            self._told_at = time.monotonic()
+            self._link.send(Pong(0))
 
     def _take(self, message: Batch | Cancel | Ping | Stop) -> None:
         match message:
@@ -143,6 +153,7 @@ class TokenLoop:
 
     def _report(self, event: Progress | Finished | Broken) -> None:
         work, started = self._held[event.request]
+        self._told_at = time.monotonic()
         match event:
             case Progress(request, first, tokens, text):
                 self._link.send(Tokens(request, work.attempt, first, tokens, text))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from edged.workers.spec import WorkerSpec, to_json
 
@@ -56,9 +57,15 @@ class Process:
         return f"exit status {status}"
 
     @property
-    def was_killed(self) -> bool:
-        """Whether somebody else SIGKILLed it."""
+    def killed_from_outside(self) -> bool:
+        """Whether somebody else SIGKILLed it; meaningful once reaped."""
         return self._popen.returncode == -signal.SIGKILL and not self.killed_by_us
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for lack of memory since boot (`oom_kill` of /proc/vmstat)."""
+    with Path("/proc/vmstat").open() as lines:
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def kill_all(processes: Sequence[Process]) -> None:

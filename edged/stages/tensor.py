@@ -116,8 +116,12 @@ class TensorStage:
         self._session = None if options.get("passthrough") else session
         if self._session is None and not options.get("passthrough"):
             raise BadRequest("a tensor stage needs a model, or the option passthrough = true", param="model")
-        names = {"inputs": self._session.inputs, "outputs": self._session.outputs} if self._session is not None else {}
-        self.details: Mapping[str, Any] = {"model": variant.model, "passthrough": self._session is None, **names}
+        names = {"inputs": session.inputs, "outputs": session.outputs} if session is not None else {}
+        self.details: Mapping[str, Any] = {
+            "model": variant.model,
+            "passthrough": self._session is None,
+            **names,
+        }
 
     def run(self, items: Sequence[Item], /) -> list[Payload | EdgedError]:
         """Run one micro-batch; an item that the model refuses fails alone."""

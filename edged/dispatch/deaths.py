@@ -91,8 +91,12 @@ def _respawn(ledger: Ledger, stage: Stage, reason: str, now: float) -> list[Comm
 
 
 def _missing(ledger: Ledger, stage: Stage) -> int:
-    alive = sum(not ledger.workers[name].retiring for name in stage.workers)
-    return stage.desired - alive - stage.starting
+    staying = [
+        worker
+        for name in stage.workers
+        if (worker := ledger.workers[name]).state in {"starting", "ready"} and not worker.retiring
+    ]
+    return stage.desired - len(staying) - stage.starting
 
 
 def _spawn(stage: Stage, count: int, delay_s: float = 0.0) -> list[Command]:

@@ -139,8 +139,10 @@ def _ready(ledger: Ledger, worker: Worker, message: Ready) -> list[Command]:
     worker.load_s, worker.details = message.load_s, message.details
     stage = ledger.stages[worker.stage]
     stage.failed = stage.trouble = ""
-    retired = next((w for w in map(ledger.workers.__getitem__, sorted(stage.workers)) if w.retiring), None)
-    return [] if retired is None else _stop(retired)
+    retired = [
+        w for name in sorted(stage.workers) if (w := ledger.workers[name]).retiring and w.state == "ready"
+    ]
+    return _stop(retired[0]) if retired else []
 
 
 def _stop(worker: Worker) -> list[Command]:

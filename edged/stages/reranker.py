@@ -8,6 +8,8 @@ from math import isfinite
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from edged.backend import TensorSession, Variant
 from edged.documents.chunk import embedded_text
@@ -74,13 +76,36 @@ class Reranker:
         self._session.close()
 
 
-def best_passages(passages: Sequence[Passage], scores: Sequence[float], keep: int) -> tuple[Passage, ...]:
-    """The `keep` passages with the highest score, best first, with the score noted as `rerank`."""
+def best_passages(passages: Sequence[Passage], logits: Sequence[float], keep: int) -> tuple[Passage, ...]:
+    """The `keep` best passages, best first, with the scores `rerank` (the logit) and `blend`.
+
+    `blend`, which orders them, is the sum of the standard scores of the logit and of the dense cosine
+    among these passages (z-score normalisation and CombSUM: Montague and Aslam, "Relevance score
+    normalization for metasearch", CIKM 2001). It beats the logit alone by 2 points of nDCG@10 (row Q1).
+    A passage that only its words found counts as the least similar of them.
+    """
+    cosines = [passage.scores["dense"] for passage in passages if "dense" in passage.scores]
+    lowest = min(cosines, default=0.0)
+    dense = standard_scores([passage.scores.get("dense", lowest) for passage in passages])
+    blend = dense + standard_scores(logits)
     noted = [
-        msgspec.structs.replace(passage, scores={**passage.scores, "rerank": score})
-        for passage, score in zip(passages, scores, strict=True)
+        msgspec.structs.replace(
+            passage, scores={**passage.scores, "rerank": logit, "blend": round(float(score), 4)}
+        )
+        for passage, logit, score in zip(passages, logits, blend, strict=True)
     ]
-    return tuple(sorted(noted, key=lambda passage: -passage.scores["rerank"])[:keep])
+    return tuple(sorted(noted, key=lambda passage: -passage.scores["blend"])[:keep])
+
+
+def standard_scores(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Distance from the mean in standard deviations; 0 for all when they are equal.
+
+    >>> standard_scores([1.0, 3.0]).tolist()
+    [-1.0, 1.0]
+    """
+    array = np.asarray(values, np.float64)
+    deviation = array.std()
+    return (array - array.mean()) / deviation if deviation > 0 else np.zeros_like(array)
 
 
 def _job(item: Item) -> Job:

@@ -6,7 +6,7 @@ from edged import plugins
 from edged.errors import BadRequest, ConfigError, ProtocolError
 from edged.messages import ChatTask, Message, Passage, RerankAnswer, RerankTask, decoder, encode
 from edged.stages.contract import Item
-from edged.stages.reranker import Reranker
+from edged.stages.reranker import Reranker, best_passages
 
 QUESTION = "how do I reset the router to factory settings?"
 RIGHT = "To restore factory settings, hold the reset button of the router for ten seconds."
@@ -45,6 +45,15 @@ def test_the_passage_that_answers_comes_first_with_its_score(reranker):
     assert kept[0].text == RIGHT
     assert kept[0].scores["rerank"] > 0 > kept[1].scores["rerank"]
     assert kept[0].scores["dense"] == 0.5
+
+
+def test_similarity_counts_beside_the_logit(reranker):
+    near, far = (
+        Passage(id=number, text=text, source="s", scores={"dense": cosine})
+        for number, text, cosine in ((1, DECOYS[0], 0.9), (2, DECOYS[1], 0.1))
+    )
+    tied = best_passages([far, near], [3.0, 3.0], 1)
+    assert [passage.id for passage in tied] == [1]
 
 
 def test_a_task_says_how_many_are_kept(reranker):

@@ -144,6 +144,10 @@ class TokenSession(Protocol):
     context_tokens: int
     """Prompt and new tokens of one sequence together."""
     max_sequences: int
+    exact_resume: bool
+    """Whether `admit` with tokens of an earlier answer behind the prompt leaves, to the bit, the state
+    that decoding them left. Where it does not, an interrupted answer is replayed from its prompt.
+    """
 
     @property
     def free_sequences(self) -> int:
@@ -154,7 +158,7 @@ class TokenSession(Protocol):
         """Start a sequence under a number of the caller's choosing, which no live sequence has.
 
         To resume an answer, give prompt and the tokens already produced as `prompt`: under greedy
-        decoding exactly the remaining tokens follow. Stops at an end-of-generation token (which is
+        decoding exactly the remaining tokens follow, if the session has `exact_resume`. Stops at an end-of-generation token (which is
         not reported in `tokens`) or after `max_tokens`. Raises `BackendError` when it cannot.
         """
         ...

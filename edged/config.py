@@ -80,7 +80,7 @@ class Stage(Table, frozen=True):
     variant: str = ""
     """Empty means the best variant that is present and that the backend opens."""
     backend: str = ""
-    """Empty means the documented order: see docs/operations.md."""
+    """Empty means the first of the model's manifest whose runtime is installed: see docs/operations.md."""
     device: str = "cpu"
     """`cpu`, `cpu:0-1` (a core set), `igpu`, `npu`, `cuda:0`: see `edgectl devices`."""
     workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1

@@ -105,7 +105,8 @@ def _shape(settings: Options, variant: Variant) -> Shape:
     context_tokens = -(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP
     batch_tokens = max(settings.batch_tokens, settings.max_sequences)
     sequence_rows = min(batch_tokens, _EXACT_ROWS) if settings.exact else batch_tokens
-    return Shape(context_tokens, settings.max_sequences, batch_tokens, sequence_rows)
+    exact = settings.exact and settings.flash_attention
+    return Shape(context_tokens, settings.max_sequences, batch_tokens, sequence_rows, exact)
 
 
 def _context(model: Any, settings: Options, shape: Shape, device: Device) -> Any:

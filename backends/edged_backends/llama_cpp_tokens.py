@@ -23,6 +23,7 @@ class Shape(NamedTuple):
     batch_tokens: int
     sequence_rows: int
     """Most tokens of one sequence in one batch."""
+    exact: bool
 
 
 class _Sequence(msgspec.Struct, eq=False):
@@ -81,6 +82,7 @@ class LlamaTokenSession:
         self._vocabulary = LlamaVocabulary(model)
         self.vocabulary: Vocabulary = self._vocabulary
         self.context_tokens, self.max_sequences = shape.context_tokens, shape.max_sequences
+        self.exact_resume = shape.exact
         self._shape = shape
         self._model = model
         self._context = context

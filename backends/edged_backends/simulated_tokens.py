@@ -79,6 +79,7 @@ class SimulatedTokenSession:
         self.vocabulary: Vocabulary = ByteVocabulary()
         self.context_tokens = limits.context_tokens
         self.max_sequences = limits.max_sequences
+        self.exact_resume = True
         self._limits = limits
         self._costs = costs
         self._saboteur = saboteur

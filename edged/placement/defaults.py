@@ -1,7 +1,7 @@
 """Where a stage runs when nobody measured: a documented order, and `status` says that it applies.
 
-The order comes from measurements on a two-core server CPU (docs/operations.md, "Default placement"):
-int8 encoders run fastest in onnxruntime; generation in openvino-genai needs no compiler and batches best.
+A stage that names no backend takes the first one of its model's manifest whose runtime is installed; the
+manifests order them by measurement (docs/operations.md, "Default placement").
 """
 
 from __future__ import annotations
@@ -16,18 +16,6 @@ from edged.models.store import ModelStore
 from edged.plugins import names
 from edged.workers.spec import StageSpec
 
-ORDER: dict[str, tuple[str, ...]] = {
-    "retriever": ("onnx", "openvino"),
-    "reranker": ("onnx", "openvino"),
-    "generator": ("openvino", "llama_cpp"),
-    "tensor": ("onnx", "openvino"),
-}
-FORMATS: dict[str, tuple[str, ...]] = {
-    "onnx": ("onnx",),
-    "openvino": ("onnx", "gguf", "openvino"),
-    "llama_cpp": ("gguf",),
-    "simulated": ("none",),
-}
 RUNTIMES: dict[str, tuple[str, str]] = {
     "onnx": ("onnxruntime", "edged"),
     "openvino": ("openvino", "edged"),
@@ -38,23 +26,25 @@ RUNTIMES: dict[str, tuple[str, str]] = {
 
 def place(name: str, stage: Stage, config: Config, store: ModelStore) -> StageSpec:
     """Choose backend and variant for a stage; `ConfigError` or `ModelError` says what is missing."""
-    backend = stage.backend or _first_present(stage.kind)
-    _check_runtime(name, backend)
+    if stage.backend:
+        _check_runtime(name, stage.backend)
+    variant = _variant(name, stage, store)
+    backend = stage.backend or _first_present(variant, store)
+    own_cache = {"cache_dir": str(config.daemon.state_dir / "cache")} if backend == "openvino" else {}
     return StageSpec(
         name=name,
         kind=stage.kind,
         backend=backend,
         device=stage.device,
         max_batch=stage.max_batch,
-        variant=_variant(name, stage, backend, store),
-        options=stage.options,
+        variant=variant,
+        options=own_cache | stage.options,
         library=config.library.dir,
-        cache_dir=config.daemon.state_dir / "cache",
     )
 
 
-def _first_present(kind: str) -> str:
-    order = ORDER[kind]
+def _first_present(variant: Variant, store: ModelStore) -> str:
+    order = store.catalogue.model(variant.model).variant(variant.name).backends
     return next((backend for backend in order if find_spec(RUNTIMES[backend][0])), order[0])
 
 
@@ -67,13 +57,14 @@ def _check_runtime(stage: str, backend: str) -> None:
     module, package = RUNTIMES.get(backend, ("", ""))
     if module and find_spec(module) is None:
         raise ConfigError(
-            f"stage {stage!r} asks for backend {backend!r}, whose runtime is missing: pip install '{package}'",
+            f"stage {stage!r} asks for backend {backend!r}, whose runtime is missing; "
+            f"run: pip install '{package}'",
             param=f"stages.{stage}.backend",
         )
 
 
-def _variant(name: str, stage: Stage, backend: str, store: ModelStore) -> Variant:
-    if backend == "simulated" or (stage.kind == "tensor" and not stage.model):
+def _variant(name: str, stage: Stage, store: ModelStore) -> Variant:
+    if stage.backend == "simulated":
         return Variant(
             model=stage.model or name,
             name=stage.variant or "none",
@@ -83,4 +74,4 @@ def _variant(name: str, stage: Stage, backend: str, store: ModelStore) -> Varian
         )
     if not stage.model:
         raise ConfigError(f"stage {name!r} names no model", param=f"stages.{name}.model")
-    return store.resolve(stage.model, stage.variant, FORMATS.get(backend, ()), backend=backend)
+    return store.resolve(stage.model, stage.variant, backend=stage.backend)

@@ -1,8 +1,8 @@
 """The generator: conversations in, answers out token by token, several side by side.
 
 An answer can be taken up again by another worker: the item then carries the tokens that the client's
-answer already has, they are put behind the prompt, and everything (limit, usage, text, stop strings) is
-counted as if there had been no interruption.
+answer already has. They are put behind the prompt where that is exact, and said again in silence where it
+is not; everything (limit, usage, text, stop strings) is counted as if there had been no interruption.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edged.backend import Finish, TokenEvent, TokenSession, Variant
+from edged.backend import Finish, Sampling, TokenEvent, TokenSession, Variant
 from edged.errors import BackendError, BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError
 from edged.messages import Answer, ChatTask, decoder, encode
 from edged.stages.citations import cite
@@ -44,6 +44,11 @@ class _Live(msgspec.Struct):
     """Tokens of the answer so far, with those before a resumption."""
     grounded: bool
     resumed: bool
+    sampling: Sampling
+    known: tuple[int, ...]
+    """Tokens that the answer had when it was resumed."""
+    replay: tuple[int, ...] = ()
+    """Those of them that the session has still to say again."""
 
 
 class Generator:
@@ -93,7 +98,7 @@ class Generator:
         if live.stream.stopped or live.count >= live.prompt.max_tokens:
             self._settled[item.request] = self._finish(live, "stop" if live.stream.stopped else "length")
             return
-        self._start(live, item, task)
+        self._start(live)
 
     def _begin(self, item: Item, task: ChatTask) -> _Live:
         decode = self._session.vocabulary.decode
@@ -105,12 +110,25 @@ class Generator:
             count=len(item.resume_tokens),
             grounded=task.grounded,
             resumed=bool(item.resume_tokens),
+            sampling=task.sampling,
+            known=item.resume_tokens,
         )
 
-    def _start(self, live: _Live, item: Item, task: ChatTask) -> None:
+    def _start(self, live: _Live) -> None:
+        """Begin the answer, or repeat it up to where it was when prefill would not be exact."""
+        if live.known and not self._session.exact_resume:
+            live.replay = live.known
+            self._admit(live, live.prompt.tokens, live.prompt.max_tokens)
+        else:
+            self._start_behind_known(live)
+
+    def _start_behind_known(self, live: _Live) -> None:
+        live.replay = ()
+        self._admit(live, (*live.prompt.tokens, *live.known), live.prompt.max_tokens - live.count)
+
+    def _admit(self, live: _Live, tokens: tuple[int, ...], max_tokens: int) -> None:
         sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
-        tokens = (*live.prompt.tokens, *item.resume_tokens)
-        self._session.admit(sequence, tokens, task.sampling, live.prompt.max_tokens - live.count)
+        self._session.admit(sequence, tokens, live.sampling, max_tokens)
         self._live[sequence] = live
 
     def step(self) -> list[Event]:
@@ -130,7 +148,10 @@ class Generator:
         if live is None:
             return []
         try:
-            events, ended = self._advance(live, event)
+            fresh = self._unknown(live, event)
+            if fresh is None:
+                return []
+            events, ended = self._advance(live, fresh)
         except DeviceLost:
             raise
         except EdgedError as error:
@@ -140,6 +161,24 @@ class Generator:
             if event.finish is None:
                 self._session.cancel(event.sequence)
         return events
+
+    def _unknown(self, live: _Live, event: TokenEvent) -> TokenEvent | None:
+        """What an event adds to the answer that the client has; None while it only repeats it.
+
+        A repetition that takes another turn (arithmetic need not be the same in other company) is
+        given up: the answer goes on behind the known tokens instead, by prefill.
+        """
+        if not live.replay or event.finish == "error":
+            return event
+        expected, rest = live.replay[: len(event.tokens)], live.replay[len(event.tokens) :]
+        if event.tokens[: len(expected)] != expected or (event.finish and rest):
+            del self._live[event.sequence]
+            self._session.cancel(event.sequence)
+            self._start_behind_known(live)
+            return None
+        live.replay = rest
+        fresh = event.tokens[len(expected) :]
+        return TokenEvent(event.sequence, fresh, event.finish) if fresh or event.finish else None
 
     def _advance(self, live: _Live, event: TokenEvent) -> tuple[list[Event], bool]:
         if event.finish == "error":

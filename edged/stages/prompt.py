@@ -17,6 +17,7 @@ import msgspec
 from edged.backend import Vocabulary
 from edged.errors import BadRequest, ContextOverflow, ModelError
 from edged.messages import ChatTask, Message, Passage
+from edged.stages.tables import spelled_out
 from edged.stages.template import ChatTemplate
 
 DEFAULT_MAX_TOKENS = 256
@@ -152,7 +153,7 @@ def grounded(messages: Sequence[Message], passages: Sequence[Passage]) -> tuple[
 def _numbered(number: int, passage: Passage) -> str:
     label = passage.title or passage.source
     place = " - ".join(part for part in (label, passage.heading) if part)
-    return f"[{number}] {place}: {passage.text.strip()}"
+    return f"[{number}] {place}: {spelled_out(passage.text.strip())}"
 
 
 def _overflow(got: int, limit: int, what: str, param: str) -> ContextOverflow:

@@ -31,7 +31,6 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
     variant: Variant
     options: dict[str, Any]
     library: Path
-    cache_dir: Path
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,10 +46,13 @@ class Vocabulary:
 class Scripted:
     """Continues every prompt with what is missing of the reply: resumable as a greedy model is."""
 
-    def __init__(self, reply: str = REPLY, context: int = 2_000, *, per_event: int = 1) -> None:
+    def __init__(
+        self, reply: str = REPLY, context: int = 2_000, *, per_event: int = 1, exact: bool = True
+    ) -> None:
         self.vocabulary = Vocabulary()
         self.context_tokens = context
         self.max_sequences = 4
+        self.exact_resume = exact
         self.reply = reply.encode()
         self.per_event = per_event
         self.live: dict[int, tuple[int, int]] = {}
@@ -174,8 +177,10 @@ def test_sampling_is_passed_on():
     st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
     st.integers(1, 30),
     st.integers(0, 30),
+    st.booleans(),
+    st.integers(1, 4),
 )
-def test_a_resumed_answer_goes_on_as_if_nothing_had_happened(reply, stop, max_tokens, cut):
+def test_a_resumed_answer_goes_on_as_if_nothing_had_happened(reply, stop, max_tokens, cut, exact, per_event):
     task = {"max_tokens": max_tokens, "stop": tuple(stop)}
     before, whole = run(stage(Scripted(reply)), item(**task))
     sent = before[:cut]
@@ -183,7 +188,8 @@ def test_a_resumed_answer_goes_on_as_if_nothing_had_happened(reply, stop, max_to
     text = "".join(event.text for event in sent)
     if not tokens:
         return
-    after, resumed = run(stage(Scripted(reply)), item(1, tokens, len(text), **task))
+    session = Scripted(reply, per_event=per_event, exact=exact)
+    after, resumed = run(stage(session), item(1, tokens, len(text), **task))
     check_contiguous(after, len(tokens))
     assert text + "".join(event.text for event in after) == whole.text
     assert tokens + [t for event in after for t in event.tokens] == [t for e in before for t in e.tokens]
@@ -194,6 +200,38 @@ def test_a_resumed_answer_goes_on_as_if_nothing_had_happened(reply, stop, max_to
         whole.completion_tokens,
         whole.prompt_tokens,
     )
+
+
+def test_without_exact_prefill_an_answer_is_repeated_from_its_prompt():
+    session = Scripted(exact=False)
+    known = REPLY.encode()[:9]
+    _, resumed = run(stage(session), item(1, known, 9))
+    ((prompt, _, max_tokens),) = session.admitted
+    assert bytes(prompt[-10:]) == b"assistant\n"
+    assert max_tokens == 256
+    assert (resumed.text, resumed.resumed) == (REPLY, 1)
+
+
+def test_a_repetition_that_takes_another_turn_goes_on_behind_what_the_client_has():
+    session = Scripted(exact=False)
+    known = REPLY.encode()[:9]
+    slips = iter([TokenEvent(0, (ord("x"),))])
+    session.inject = lambda sequence: next(slips, None) if session.live[sequence][0] == 4 else None
+    after, resumed = run(stage(session), item(1, known, 9))
+    check_contiguous(after, 9)
+    assert len(session.admitted) == 2
+    assert bytes(session.admitted[1][0][-9:]) == known
+    assert session.admitted[1][2] == 256 - 9
+    assert resumed.text == REPLY
+
+
+def test_a_repetition_that_ends_early_goes_on_behind_what_the_client_has():
+    session = Scripted(exact=False)
+    known = REPLY.encode()[:9]
+    slips = iter([TokenEvent(0, (), "stop")])
+    session.inject = lambda sequence: next(slips, None) if session.live[sequence][0] == 4 else None
+    _, resumed = run(stage(session), item(1, known, 9))
+    assert resumed.text == REPLY
 
 
 def test_resume_tokens_that_complete_the_answer_finish_it_without_the_model():

@@ -37,6 +37,7 @@ class Router:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 24)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # the ledger bounds what is sent: nothing may be dropped
         self._path = path
         self._socket.bind(f"ipc://{path}")
         self.fileno = int(self._socket.getsockopt(zmq.FD))
@@ -59,14 +60,14 @@ class Router:
         """Yield what has arrived, without waiting; a malformed message counts as its sender's `Fault`."""
         while True:
             try:
-                identity, body = self._socket.recv_multipart(zmq.DONTWAIT)
+                identity, *frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
             try:
-                message = _from_worker(body)
+                message = _from_worker(b"".join(frames))
             except ProtocolError as error:
                 message = Fault(error.code, error.message)
-            yield identity.decode(), message
+            yield identity.decode(errors="replace"), message
 
     def close(self) -> None:
         """Close at once and remove the socket file."""

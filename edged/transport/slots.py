@@ -12,6 +12,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from zlib import crc32
 
 import msgspec
@@ -50,20 +51,31 @@ def create(name: str, geometry: Geometry) -> int:
     Memory is committed now, so that a full machine is a sentence at start and not a SIGBUS later.
     Raises `ConfigError` when there is not enough.
     """
+    if geometry.total_bytes > (available := _available_bytes()):
+        raise _no_memory(name, geometry, f"{available >> 20} MiB are available")
     descriptor = os.memfd_create(f"edged:{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.posix_fallocate(descriptor, 0, geometry.total_bytes)
     except OSError as error:
         os.close(descriptor)
-        size = geometry.total_bytes >> 20
-        raise ConfigError(
-            f"no memory for the {size} MiB arena of {name!r}: {error.strerror}; "
-            "lower queue.slots or queue.slot_bytes",
-            param="queue.slots",
-        ) from error
+        raise _no_memory(name, geometry, str(error.strerror)) from error
     os.fchmod(descriptor, 0o400)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     return descriptor
+
+
+def _no_memory(name: str, geometry: Geometry, why: str) -> ConfigError:
+    return ConfigError(
+        f"no memory for the {geometry.total_bytes >> 20} MiB arena of {name!r}: {why}; "
+        "lower queue.slots or queue.slot_bytes",
+        param="queue.slots",
+    )
+
+
+def _available_bytes() -> int:
+    """`MemAvailable` of /proc/meminfo: beyond it the kernel does not refuse, it ends processes."""
+    with Path("/proc/meminfo").open() as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
 
 
 def read_only(descriptor: int) -> int:

@@ -16,8 +16,8 @@ HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
 QUESTIONS = (
     "How long must the reset button be held to restore the factory settings?",
-    "What does a blinking amber NET LED mean?",
     "Which TCP port does the Modbus bridge listen on?",
+    "Which firmware version must an update from 3.x to 5.x go through?",
 )
 
 

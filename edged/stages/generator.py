@@ -63,7 +63,12 @@ class Generator:
         self._session = session
         self._model = variant.model
         limit = _default_max_tokens(options)
-        self._prompts = PromptBuilder(session.vocabulary, session.context_tokens, limit)
+        self._prompts = PromptBuilder(
+            session.vocabulary,
+            session.context_tokens,
+            limit,
+            most_passages=variant.details.get("passages", 0),
+        )
         self._live: dict[int, _Live] = {}
         self._settled: dict[int, list[Event]] = {}
         """Events, by request, of answers that were complete when they were admitted."""

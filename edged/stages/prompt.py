@@ -62,11 +62,18 @@ class PromptBuilder:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, context_tokens: int, default_max_tokens: int = DEFAULT_MAX_TOKENS
+        self,
+        vocabulary: Vocabulary,
+        context_tokens: int,
+        default_max_tokens: int = DEFAULT_MAX_TOKENS,
+        *,
+        most_passages: int = 0,
     ) -> None:
+        """`most_passages` is how many the model can tell apart, from its manifest; 0 means any number."""
         self._vocabulary = vocabulary
         self._context_tokens = context_tokens
         self._default_max_tokens = default_max_tokens
+        self._most_passages = most_passages
         if _OPEN in vocabulary.chat_template:
             raise ModelError("the model's chat template contains U+E000, which edged uses as a placeholder")
         self._template = ChatTemplate(vocabulary.chat_template) if vocabulary.chat_template else None
@@ -81,6 +88,8 @@ class PromptBuilder:
             raise BadRequest("there is no message to answer", param="messages")
         if not task.grounded:
             return self._fit(self.encode(task.messages), task)
+        if self._most_passages:
+            task = msgspec.structs.replace(task, passages=task.passages[: self._most_passages])
         kept = self._passages_that_fit(task)
         prompt = self._fit(self.encode(grounded(task.messages, task.passages[:kept])), task)
         dropped = len(task.passages) - kept

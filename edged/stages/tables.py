@@ -9,9 +9,9 @@ _RULE = re.compile(r"\s*\|?\s*:?-{3,}:?\s*(\|\s*:?-{3,}:?\s*)*\|?\s*")
 
 
 def spelled_out(text: str) -> str:
-    """Rewrite the Markdown tables of a passage, a sentence per row; other lines stay as they are.
+    r"""Rewrite the Markdown tables of a passage, a sentence per row; other lines stay as they are.
 
-    >>> print(spelled_out("| LED | meaning |\\n|---|---|\\n| NET | searching |"))
+    >>> print(spelled_out("| LED | meaning |\n|---|---|\n| NET | searching |"))
     LED: NET; meaning: searching.
     """
     return "\n".join(_lines(text.split("\n")))

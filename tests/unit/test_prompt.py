@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edged.errors import BadRequest, ContextOverflow, ModelError
 from edged.messages import ChatTask, Message, Passage
 from edged.stages.prompt import GROUNDED_SYSTEM, PromptBuilder
+from edged.stages.tables import spelled_out
 from edged.stages.template import MAX_TEMPLATE_CHARACTERS, ChatTemplate
 
 CONTROLS = ("<|im_start|>", "<|im_end|>", "<s>")
@@ -223,6 +224,20 @@ def test_the_worst_passages_are_dropped_and_no_more_than_needed(sizes, context, 
             messages=USER, grounded=True, passages=passages[: kept + 1], max_tokens=max_tokens
         )
         assert build(one_more).passages == passages[:kept][::-1]
+
+
+def test_a_model_that_mixes_passages_up_gets_only_the_best_of_them():
+    passages = tuple(passage(n, f"text {n}") for n in range(1, 5))
+    task = ChatTask(messages=USER, grounded=True, passages=passages)
+    prompt = PromptBuilder(ByteVocabulary(), 4_000, most_passages=2).build(task)
+    assert prompt.passages == passages[:2][::-1]
+    assert prompt.passages_dropped == 0
+
+
+@given(st.text("ab|-\n :", max_size=60))
+def test_spelling_tables_out_loses_no_word(text):
+    words = set(re.findall("[ab]+", text))
+    assert words <= set(re.findall("[ab]+", spelled_out(text)))
 
 
 def test_a_question_whose_best_passage_does_not_fit_overflows():

@@ -42,7 +42,7 @@ RERANKER = ("ms-marco-minilm-l12-v2", "int8")
 CANDIDATES = 20
 DEPTH = 10
 FULL_QUESTIONS = 160
-QUICK_QUESTIONS, QUICK_CONTEXTS = 30, 50
+QUICK_QUESTIONS, QUICK_CONTEXTS = 40, 50
 METHODS = ("dense", "bm25", "hybrid", "logit only", "hybrid+rerank")
 """`logit only` orders by the reranker alone; `hybrid+rerank` is what the reranker stage does."""
 

@@ -105,7 +105,7 @@ def open_current(library: Path) -> Generation | None:
         generation = _open(library, number)
         if generation:
             return generation
-    raise StorageError(f"generation {number} of {library} is missing; run `edgectl ingest` again")
+    raise StorageError(f"the generation in force of {library} is missing; remove the folder and ingest again")
 
 
 def _open(library: Path, number: int) -> Generation | None:

@@ -87,7 +87,8 @@ def _pin(device: str) -> None:
             f"device {device!r} names cores that this process may not use; allowed: {sorted(allowed)}",
             param="device",
         )
-    os.sched_setaffinity(0, wanted)
+    for thread in Path("/proc/self/task").iterdir():  # the link's and the libraries' threads run already
+        os.sched_setaffinity(int(thread.name), wanted)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from zlib import crc32
 
 import pytest
@@ -91,16 +92,16 @@ def test_a_consumers_mapping_cannot_be_made_writable_later(consumer: Arena) -> N
 
 
 def test_an_arena_has_no_name(descriptor: int) -> None:
-    assert os.readlink(f"/proc/self/fd/{descriptor}") == "/memfd:edged:test (deleted)"
+    assert str(Path(f"/proc/self/fd/{descriptor}").readlink()) == "/memfd:edged:test (deleted)"
     assert os.fstat(descriptor).st_nlink == 0
 
 
 def test_too_little_memory_is_a_sentence_and_leaks_nothing() -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(ConfigError, match=r"no memory for the \d+ MiB arena of 'big'.*queue\.slots") as error:
         create("big", Geometry(slots=1 << 16, slot_bytes=1 << 30))  # 64 TiB
     assert error.value.param == "queue.slots"
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_file_size_limit_is_a_sentence_too() -> None:
@@ -128,7 +129,7 @@ def test_closing_with_live_views_keeps_their_bytes(descriptor: int) -> None:
 def test_a_closed_arena_gives_its_mapping_back(descriptor: int) -> None:
     arena = Arena(descriptor, GEOMETRY, writable=True)
     arena.close()
-    with open("/proc/self/maps") as maps:
+    with Path("/proc/self/maps").open() as maps:
         assert not any("memfd:edged:test" in line for line in maps)
 
 

@@ -35,7 +35,8 @@ workers = 0
 [pipelines.empty]
 stages = ["first", "second", "third"]
 """ + "".join(
-    f"[stages.{name}]\nkind = 'tensor'\nbackend = 'simulated'\ndevice = 'sim:cpu'\noptions = {{ passthrough = true }}\n"
+    f"[stages.{name}]\nkind = 'tensor'\nbackend = 'simulated'\ndevice = 'sim:cpu'\n"
+    "options = { passthrough = true }\n"
     for name in ("first", "second", "third")
 )
 

@@ -158,8 +158,9 @@ class TokenSession(Protocol):
         """Start a sequence under a number of the caller's choosing, which no live sequence has.
 
         To resume an answer, give prompt and the tokens already produced as `prompt`: under greedy
-        decoding exactly the remaining tokens follow, if the session has `exact_resume`. Stops at an end-of-generation token (which is
-        not reported in `tokens`) or after `max_tokens`. Raises `BackendError` when it cannot.
+        decoding exactly the remaining tokens follow, if the session has `exact_resume`. Stops at an
+        end-of-generation token (which is not reported in `tokens`) or after `max_tokens`. Raises
+        `BackendError` when it cannot.
         """
         ...
 

@@ -50,7 +50,8 @@ def from_file(path: Path) -> Layer:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; is it the right file?")
-    return _anchored(_parsed(path, data), path.absolute().parent)
+    anchored: Layer = _anchored(_parsed(path, data), path.absolute().parent)
+    return anchored
 
 
 def _parsed(path: Path, data: bytes) -> Layer:

@@ -251,6 +251,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     passages_dropped: int = 0
     """How many of the passages found, the worst ones, did not fit the context."""
 
+
 # ---------------------------------------------------------------------- status
 
 

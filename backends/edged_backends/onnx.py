@@ -15,7 +15,9 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as native
+from onnxruntime.capi import (
+    onnxruntime_pybind11_state as native,  # pyright: ignore[reportAttributeAccessIssue] (no stubs)
+)
 
 from edged.backend import Array, Capabilities, Device, Kind, TensorSession, Variant
 from edged.errors import BackendError, DeviceLost

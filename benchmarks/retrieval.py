@@ -215,7 +215,7 @@ def measure(
     return {method: [ndcg(ranked[method], relevant) for ranked, relevant in found] for method in METHODS}
 
 
-def q1(quick: bool, cache: Path) -> dict[str, Any]:  # noqa: FBT001 - the form that every row has
+def q1(quick: bool, cache: Path) -> dict[str, Any]:
     """What hybrid search and reranking gain over dense search alone, in points of nDCG@10."""
     started = time.monotonic()
     models = ModelStore(cache.parent / "models", Catalogue.discover())

@@ -43,12 +43,12 @@ class TokenOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_size_mib: int = 1024
     """Memory for the KV cache; the engine takes whole GiB, so this is rounded up."""
     prefix_caching: bool = True
-    exact: bool = False
+    exact: bool = True
     """Give the same greedy tokens whether a token was read in a prompt or produced by a step (CPU).
 
-    Without it an interrupted answer is repeated from its prompt before it goes on. With it it goes on at
-    once, and activations are not quantised and the KV cache is float32: measured about 1.6 times the CPU
-    time in batches of 8, 1.2 times alone, 1.5 times for prompts.
+    Activations are not quantised then, and the KV cache is float32: about 1.5 times the CPU time
+    (`python -m benchmarks I1`). Without it a greedy answer may take another word in other company, where
+    two are about equally probable, and an interrupted one is repeated from its prompt before it goes on.
     """
 
 

@@ -6,7 +6,7 @@ There are two shapes: a batch stage answers whole batches; a token stage streams
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -60,8 +60,11 @@ class BatchStage(Protocol):
         """Facts for `edgectl status`, msgpack-friendly: model, fingerprint, limits."""
         ...
 
-    def run(self, items: Sequence[Item], /) -> Sequence[Payload | EdgedError]:
-        """Run one micro-batch. A raised `DeviceLost` ends the worker; other errors fail the batch."""
+    def run(self, items: Sequence[Item], /) -> Iterable[Payload | EdgedError]:
+        """Run one micro-batch; a result that is given before the others is sent at once.
+
+        A raised `DeviceLost` ends the worker; other errors fail the items that have no result yet.
+        """
         ...
 
     def close(self) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -52,21 +51,21 @@ class Reranker:
             "keep": self._keep,
         }
 
-    def run(self, items: Sequence[Item]) -> Sequence[Payload | EdgedError]:
-        """Answer a micro-batch; the pairs of all items are scored together, sorted by length."""
-        jobs = [each(_job, item) for item in items]
-        pairs = [pair for job in jobs if isinstance(job, Job) for pair in job.pairs]
-        scored = zip(*self._encoder.score_pairs(pairs), strict=True)
-        return [
-            self._answer(item, job, list(islice(scored, len(job.pairs)))) if isinstance(job, Job) else job
-            for item, job in zip(items, jobs, strict=True)
-        ]
+    def run(self, items: Sequence[Item]) -> Iterator[Payload | EdgedError]:
+        """Answer a micro-batch, item by item: the pairs of one question are a full batch already.
 
-    def _answer(self, item: Item, job: Job, scored: list[tuple[float, int]]) -> Payload | EdgedError:
-        """`scored`: logit and tokens of each of the job's pairs."""
+        Models quantised dynamically to int8 give other scores in other company (one scale serves the
+        whole run), so a question's pairs never share a run with another's.
+        """
+        for item in items:
+            yield each(self._answer, item)
+
+    def _answer(self, item: Item) -> Payload:
+        job = _job(item)
+        scored = list(zip(*self._encoder.score_pairs(job.pairs), strict=True))
         scores = tuple(round(float(score), 4) for score, _ in scored)
         if not all(map(isfinite, scores)):
-            return BackendError("the reranker gave a score that is not finite; try another variant or device")
+            raise BackendError("the reranker gave a score that is not finite; try another variant or device")
         if isinstance(job.task, RerankTask):
             return encode(RerankAnswer(scores=scores, tokens=int(sum(tokens for _, tokens in scored))))
         if not job.pairs:

@@ -8,6 +8,7 @@ from typing import Any
 
 import faiss
 import msgspec
+import numpy as np
 
 from edged.backend import TensorSession, Variant
 from edged.documents.index import check_family
@@ -56,7 +57,7 @@ class Retriever:
         }
 
     def run(self, items: Sequence[Item]) -> Sequence[Payload | EdgedError]:
-        """Answer a micro-batch; the questions of all its chats are embedded in one run."""
+        """Answer a micro-batch; the questions of all its chats are searched in one run."""
         tasks = [each(self._read, item) for item in items]
         grounded = [task for task in tasks if isinstance(task, ChatTask) and task.grounded]
         found = iter(self._search(grounded))
@@ -103,7 +104,8 @@ class Retriever:
             return [[] for _ in tasks]
         questions = [question(task) for task in tasks]
         wanted = [task.candidates or self._candidates for task in tasks]
-        vectors, _ = self._encoder.embed(questions, "query")
+        # One at a time: a model quantised dynamically to int8 gives other vectors in other company.
+        vectors = np.concatenate([self._encoder.embed([text], "query")[0] for text in questions])
         found = self._library.search(questions, vectors, self._encoder.fingerprint, max(wanted))
         return [passages[:count] for passages, count in zip(found, wanted, strict=True)]
 

@@ -7,7 +7,7 @@ knows where else the work could go on.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from edged.errors import DeviceLost, EdgedError
 from edged.messages import Batch, Cancel, Done, Failed, Gone, Ping, Pong, SlotRef, Stop, Tokens, Work
@@ -44,20 +44,23 @@ def _run_batch(stage: BatchStage, link: Dealer, arenas: Arenas, works: tuple[Wor
             _fail(link, work, error)
     if not items:
         return
-    started = time.perf_counter()
-    results = _results(stage, [item for _, item in items])
-    compute_s = time.perf_counter() - started
-    for (work, _), result in zip(items, results, strict=True):
-        _answer(link, arenas, work, result, compute_s, len(items))
+    began = time.perf_counter()
+    for (work, _), result in zip(items, _results(stage, [item for _, item in items]), strict=True):
+        _answer(link, arenas, work, result, time.perf_counter() - began, len(items))
+        began = time.perf_counter()
 
 
-def _results(stage: BatchStage, items: list[Item]) -> list[Payload | EdgedError]:
+def _results(stage: BatchStage, items: list[Item]) -> Iterator[Payload | EdgedError]:
+    """The stage's results; an error of the stage is the result of every item that has none yet."""
+    given = 0
     try:
-        return list(stage.run(items))
+        for result in stage.run(items):
+            given += 1
+            yield result
     except DeviceLost:
         raise
     except EdgedError as error:
-        return [error] * len(items)
+        yield from [error] * (len(items) - given)
 
 
 def _item(work: Work, arenas: Arenas) -> Item:

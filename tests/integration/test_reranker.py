@@ -87,7 +87,7 @@ def test_texts_beyond_the_context_are_truncated(reranker):
 
 
 def test_a_bad_item_fails_alone(reranker):
-    answers = reranker.run([item(b"\xc1"), chat(RIGHT), item(b"", "embed")])
+    answers = [*reranker.run([item(b"\xc1"), chat(RIGHT), item(b"", "embed")])]
     assert isinstance(answers[0], ProtocolError)
     assert passages(answers[1])[0].text == RIGHT
     assert isinstance(answers[2], BadRequest)
@@ -95,7 +95,7 @@ def test_a_bad_item_fails_alone(reranker):
 
 def test_an_ungrounded_chat_passes_through_unchanged(reranker):
     task = ChatTask(messages=(Message("user", "hello"),))
-    assert reranker.run([item(task)]) == [encode(task)]
+    assert [*reranker.run([item(task)])] == [encode(task)]
 
 
 def test_no_documents_is_an_empty_answer(reranker):
@@ -106,3 +106,12 @@ def test_no_documents_is_an_empty_answer(reranker):
 def test_options_are_checked(reranker):
     with pytest.raises(ConfigError, match="keep"):
         Reranker(reranker._session, reranker._encoder.variant, {"keep": 0})
+
+
+def test_scores_do_not_depend_on_the_company(reranker):
+    """The int8 model shares one scale per run: a long stranger in the batch would change the scores."""
+    task = RerankTask(query="how do I reset the router?", documents=("Hold the button for 10 s.", "Wait."))
+    stranger = RerankTask(query="pumps", documents=("The pump runs for five minutes. " * 30,))
+    (alone,) = reranker.run([item(task, "rerank")])
+    first, _ = reranker.run([item(task, "rerank"), item(stranger, "rerank")])
+    assert first == alone

@@ -144,3 +144,9 @@ def test_a_library_that_is_re_embedded_under_it_fails_the_chats_and_not_the_embe
 def test_options_are_checked(weights, tmp_path, value):
     with pytest.raises(ConfigError, match="candidates"):
         Retriever(*weights, tmp_path, {"candidates": value})
+
+
+def test_what_is_found_does_not_depend_on_the_company(retriever):
+    (alone,) = retriever.run([asking("how do I reset it?")])
+    first, _ = retriever.run([asking("how do I reset it?"), asking("when does the pump start? " * 20)])
+    assert first == alone

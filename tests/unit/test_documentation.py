@@ -29,6 +29,7 @@ DOCUMENTS = sorted(
 ROW = re.compile(r"^\| `(\w+)` \| (\d{3}) \| (yes|no) \| (.+) \| (.+) \|$", re.MULTILINE)
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
+PLACE = re.compile(r"(?:edged|backends|models|docs|tests|benchmarks|systemd|examples)/[a-z0-9_./*-]*")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 END = {"|", "||", "&&", ";", "&", ">", ">>", "<", "#", ")"}
 
@@ -144,6 +145,12 @@ def test_the_check_tells_right_from_wrong(text, wrong):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
     assert not [link for link in LINK.findall(path.read_text()) if not (path.parent / link).exists()]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(path):
+    named = {span for span in SPAN.findall(FENCE.sub("", path.read_text())) if PLACE.fullmatch(span)}
+    assert not {span for span in named if not any(ROOT.glob(span.rstrip("/")))}
 
 
 def test_decisions_are_numbered_and_shaped():

@@ -7,7 +7,7 @@ Control messages are tagged unions, one per receiver; payload structs travel in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -15,6 +15,10 @@ from edged.backend import Sampling
 from edged.errors import BadRequest, ProtocolError
 
 T = TypeVar("T")
+
+Credit = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+"""Neither infinite nor NaN: one absurd number would spoil every prediction that it is averaged into."""
 
 # ---------------------------------------------------------------- descriptors
 
@@ -86,9 +90,9 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     subtracts what it sends, so an announcement can never race with work already on its way.
     """
 
-    credit: int
+    credit: Credit
     pid: int
-    load_s: float
+    load_s: Seconds
     details: dict[str, Any]
     """What `status` shows: context_tokens, fingerprint, ..."""
 
@@ -99,10 +103,10 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     request: int
     attempt: int
     target: SlotRef
-    compute_s: float
-    batch: int
+    compute_s: Seconds
+    batch: Annotated[int, msgspec.Meta(ge=1)]
     """Size of the micro-batch that it ran in."""
-    credit: int = 1
+    credit: Credit = 1
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
@@ -113,7 +117,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     code: str
     message: str
     param: str | None = None
-    credit: int = 1
+    credit: Credit = 1
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
@@ -132,7 +136,7 @@ class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
 
     request: int
     attempt: int
-    credit: int = 1
+    credit: Credit = 1
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):

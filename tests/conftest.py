@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,20 @@ from edged.catalogue import Catalogue
 from edged.models import ModelStore
 
 MODELS = Path(__file__).parents[1] / ".edged" / "models"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Random histories can be told again: `pytest tests/faults --seed 7`."""
+    parser.addoption("--seed", type=int, default=None, help="seed of the random fault histories")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Seed of a random history; printed, so that a failure shows it."""
+    chosen: int | None = request.config.getoption("--seed")
+    drawn = secrets.randbelow(1 << 32) if chosen is None else chosen
+    print(f"replay with --seed {drawn}")
+    return drawn
 
 
 @pytest.fixture(scope="session")

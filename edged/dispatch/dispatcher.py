@@ -46,6 +46,7 @@ LogFormat = Literal["auto", "text", "json"]
 
 BUSY_TICK_S = 0.1
 IDLE_TICK_S = 1.0
+SPAWN_AGAIN_S = 1.0
 PROBE = b"edged self-test"
 
 
@@ -253,7 +254,8 @@ class Dispatcher:
                 self._finish(request, Rejected(error))
             case Kill(worker, reason):
                 logger.warning("killing worker", extra={"worker": worker, "why": reason})
-                self._processes[worker].kill()
+                if process := self._processes.get(worker):  # else its last word came behind its death
+                    process.kill()
             case Spawn(stage, delay_s):
                 self._schedule_spawn(stage, delay_s)
             case _:
@@ -299,7 +301,12 @@ class Dispatcher:
         now = self._loop.time()
         self.ledger.last_worker += 1
         incarnation = f"{name}-{self.ledger.last_worker}"
-        process = Process(self._worker_spec(incarnation, name))
+        try:
+            process = Process(self._worker_spec(incarnation, name))
+        except OSError as error:  # no descriptors, memory or process numbers left: not for ever
+            logger.warning("worker not started", extra={"worker": incarnation, "why": str(error)})
+            self._schedule_spawn(name, SPAWN_AGAIN_S)
+            return
         self.ledger.workers[incarnation] = Worker(incarnation, name, heard_at=now, started_at=now)
         stage = self.ledger.stages[name]
         stage.workers.add(incarnation)

@@ -25,9 +25,17 @@ class Process:
             start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which drains
         )
         self.pid = self._popen.pid
-        self.pidfd = os.pidfd_open(self.pid)
+        self.pidfd = self._open_pidfd()
         self.killed_by_us = False
         self._tell(to_json(spec))
+
+    def _open_pidfd(self) -> int:
+        try:
+            return os.pidfd_open(self.pid)
+        except OSError:  # no descriptor left: what cannot be watched may not live
+            with self._popen as unwatched:
+                unwatched.kill()
+            raise
 
     def _tell(self, spec: bytes) -> None:
         assert self._popen.stdin is not None

@@ -8,10 +8,12 @@ import time
 import click
 import msgspec
 
-from benchmarks import identity, overhead, reliability
+from benchmarks import identity, overhead, reliability, retrieval
 from benchmarks.measurement import Measurement, Row, say
 
-ROWS: dict[str, Row] = {row.id: row for row in (*overhead.ROWS, *reliability.ROWS, *identity.ROWS)}
+ROWS: dict[str, Row] = {
+    row.id: row for row in (*overhead.ROWS, *retrieval.ROWS, *reliability.ROWS, *identity.ROWS)
+}
 
 
 @click.command()

@@ -230,6 +230,15 @@ class Daemon:
             )
         if set(config.stages) != set(self.config.stages):
             raise ConfigError("adding or removing a stage needs a restart of the daemon", param="stages")
+        switched = [
+            name
+            for name, stage in config.stages.items()
+            if bool(stage.workers) != bool(self.config.stages[name].workers)
+        ]
+        if switched:
+            raise ConfigError(
+                f"switching {', '.join(switched)} on or off needs a restart of the daemon", param="stages"
+            )
         placed = {
             name: place(name, stage, config, self._store)
             for name, stage in config.stages.items()

@@ -27,6 +27,7 @@ def open_encoder(config: Config) -> Iterator[Encoder]:
     name, stage = _retriever(config)
     spec = place(name, stage, config, ModelStore(config.daemon.state_dir / "models", Catalogue.discover()))
     _, options = split_options(spec.options, Retriever.OPTIONS)
+    options.pop("cache_dir", None)  # the daemon's, which a file of root's would spoil
     session = cast("TensorSession", open_session(spec, options))
     try:
         yield Encoder(session, spec.variant)

@@ -20,7 +20,7 @@ STOPPED = "stopped; what was embedded is kept: run the same command again to con
 
 
 @click.command(epilog=example("edgectl ingest ~/manuals --prune"))
-@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option("--prune", is_flag=True, help="Remove documents below PATHS whose files are gone.")
 @click.option("--re-embed", is_flag=True, help="Embed the whole library again, as after a change of model.")
 @json_option
@@ -29,8 +29,11 @@ def ingest(session: Session, paths: tuple[Path, ...], prune: bool, re_embed: boo
     """Read, cut and embed the documents below PATHS.
 
     Files that did not change cost next to nothing. Ctrl-C stops cleanly; a rerun continues.
+    With --re-embed alone, what the library holds is embedded again and nothing is read.
     A running daemon answers from the new documents as soon as they are published.
     """
+    if not paths and not re_embed:
+        raise click.UsageError("name the files or folders to read: edgectl ingest PATH...")
     os.nice(NICENESS)
     try:
         report = _run(session, paths, prune=prune, re_embed=re_embed)

@@ -6,6 +6,7 @@ order. No clock, no process, no log, no socket here, so every race is a sequence
 
 from __future__ import annotations
 
+from math import inf
 from typing import assert_never
 
 from edged.dispatch.batching import dispatch
@@ -40,6 +41,8 @@ from edged.errors import (
 from edged.messages import Done, Failed, Fault, FromWorker, Gone, Ping, Pong, Ready, SlotRef, Stop, Tokens
 
 PING_INTERVAL_S = 5.0
+MINIMUM_WAIT_S = 1.0
+"""The shortest wait that a refused client is told; before anything was measured, the only one."""
 
 
 def decide(ledger: Ledger, event: Event, now: float) -> list[Command]:
@@ -83,12 +86,11 @@ def _entry_slot(ledger: Ledger, route: tuple[str, ...]) -> SlotRef:
         raise Draining("the daemon is stopping; try again when it is back", retry_after_s=5)
     for stage in map(ledger.stages.__getitem__, route):
         if stage.failed:
-            raise StageUnavailable(
-                f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=RETRY_FAILED_S
-            )
+            again_s = None if stage.retry_at == inf else RETRY_FAILED_S
+            raise StageUnavailable(f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=again_s)
     slot = ledger.entry.lease()
     if slot is None:
-        wait_s = ledger.predicted_wait_s(route)
+        wait_s = max(MINIMUM_WAIT_S, ledger.predicted_wait_s(route))
         raise Overloaded(
             f"all {ledger.entry.count} entry slots are taken; try again in {wait_s:.1f} s",
             retry_after_s=wait_s,

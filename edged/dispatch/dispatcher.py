@@ -55,7 +55,8 @@ class Dispatcher:
 
     def __init__(self, runtime_dir: Path, geometry: Geometry, log_level: str, log_format: LogFormat) -> None:
         self._geometry = geometry
-        self._log_level, self._log_format = log_level, log_format
+        self._log_level = log_level
+        self._log_format: LogFormat = log_format
         self._endpoint = runtime_dir / "workers.sock"
         self.ledger = Ledger(Slots(ENTRY, geometry.slots))
         self.specs: dict[str, StageSpec] = {}

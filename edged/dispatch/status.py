@@ -74,7 +74,7 @@ def stage_state(ledger: Ledger, stage: Stage) -> Literal["ready", "starting", "d
     ready = sum(ledger.workers[name].state == "ready" for name in stage.workers)
     if ready >= stage.desired:
         return "ready"
-    return "degraded" if ready or stage.restarts else "starting"
+    return "degraded" if ready else "starting"
 
 
 def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> StageStatus:

@@ -45,7 +45,12 @@ def place(name: str, stage: Stage, config: Config, store: ModelStore) -> StageSp
 
 def _first_present(variant: Variant, store: ModelStore) -> str:
     order = store.catalogue.model(variant.model).variant(variant.name).backends
-    return next((backend for backend in order if find_spec(RUNTIMES[backend][0])), order[0])
+    return next((backend for backend in order if _installed(backend)), order[0])
+
+
+def _installed(backend: str) -> bool:
+    module, _ = RUNTIMES.get(backend, ("", ""))
+    return backend in names() and (not module or find_spec(module) is not None)
 
 
 def _check_runtime(stage: str, backend: str) -> None:

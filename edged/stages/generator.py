@@ -152,6 +152,7 @@ class Generator:
         live = self._live.get(event.sequence)
         if live is None:
             return []
+        events: list[Event]
         try:
             fresh = self._unknown(live, event)
             if fresh is None:

@@ -258,6 +258,9 @@ def test_a_bad_reload_changes_nothing_and_a_good_one_swaps_in_place(daemon: Star
     running.config_path.write_text("[queue]\nslots = 8\n" + simulated(generator=STREAM))
     with pytest.raises(EdgedError, match="restart"):
         running.admin.reload()
+    running.config_path.write_text(simulated(generator="workers = 0"))
+    with pytest.raises(EdgedError, match="restart"):
+        running.admin.reload()
     running.config_path.write_text(simulated(generator=STREAM.replace("60", "20")))
     running.admin.reload()
     assert len(stream.result().text) == 60

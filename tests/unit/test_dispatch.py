@@ -142,8 +142,28 @@ def test_a_full_entry_refuses_with_a_predicted_wait() -> None:
     world.submit(), world.submit()
     with pytest.raises(Overloaded) as refused:
         world.submit()
-    assert refused.value.retry_after_s is not None
+    assert refused.value.retry_after_s == 1.0  # nothing was measured yet
     assert world.ledger.entry.peak == 2
+    assert world.ledger.rejected == {"overloaded": 1}
+
+
+def test_a_stage_that_nobody_will_start_promises_no_return() -> None:
+    world = World()
+    stage = world.ledger.stages["rank"]
+    stage.failed, stage.retry_at = "it is switched off", float("inf")
+    with pytest.raises(StageUnavailable, match="switched off") as refused:
+        world.submit()
+    assert refused.value.retry_after_s is None
+    world.submit(("embed",))
+
+
+def test_the_predicted_wait_counts_what_is_ahead(world: World) -> None:
+    worker = world.worker("speak")
+    for _ in range(3):
+        world.submit(("speak",))
+    work = world.inbox[worker][0]
+    world.event(Spoke(worker, Done(work.request, work.attempt, work.target, 4.0, 1)))
+    assert world.ledger.predicted_wait_s(("speak",)) == pytest.approx(2 * 4.0 / 2)
 
 
 def test_no_free_output_slot_means_no_dispatch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import click
@@ -99,12 +100,19 @@ def place(cited: Cited) -> str:
     >>> place(Cited(number=1, source="manual.md", first_line=12, last_line=18))
     'manual.md:12-18'
     """
+    source = _from_here(cited.source)
     if cited.page:
-        return f"{cited.source} page {cited.page}"
+        return f"{source} page {cited.page}"
     if not cited.first_line:
-        return cited.source
+        return source
     last = f"-{cited.last_line}" if cited.last_line > cited.first_line else ""
-    return f"{cited.source}:{cited.first_line}{last}"
+    return f"{source}:{cited.first_line}{last}"
+
+
+def _from_here(source: str) -> str:
+    """Shorten a path below the working folder."""
+    path, here = Path(source), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else source
 
 
 def _quoted(cited: Cited) -> str:

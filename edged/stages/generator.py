@@ -152,7 +152,8 @@ class Generator:
         live = self._live.get(event.sequence)
         if live is None:
             return []
-        events: list[Event]
+        events: list[Event] = []
+        ended = True
         try:
             fresh = self._unknown(live, event)
             if fresh is None:
@@ -161,7 +162,7 @@ class Generator:
         except DeviceLost:
             raise
         except EdgedError as error:
-            events, ended = [Broken(live.request, error)], True
+            events.append(Broken(live.request, error))
         if ended:
             del self._live[event.sequence]
             if event.finish is None:

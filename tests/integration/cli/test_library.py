@@ -85,6 +85,14 @@ def test_another_embedder_is_refused_until_the_library_is_embedded_again(call, p
     again = json.loads(call(*other, "--re-embed", "--json").stdout)
     assert again["passages_embedded"] == first["passages_embedded"] > 0
     assert "all-minilm" in call("documents", "stats").stdout
+    back = json.loads(call("ingest", "--re-embed", "--json").stdout)
+    assert back["passages_embedded"] == first["passages_embedded"]
+    assert "bge-small" in call("documents", "stats").stdout
+
+
+def test_ingest_wants_to_know_what(call):
+    refused = call("ingest")
+    assert (refused.exit_code, "name the files or folders" in refused.stderr) == (2, True)
 
 
 def test_a_document_that_is_not_there(call):

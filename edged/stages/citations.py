@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+import msgspec
+
 from edged.messages import Answer, Citation, Passage
 
 ATTRIBUTION_SHARE = 0.5
@@ -85,6 +87,16 @@ def cite(text: str, passages: Sequence[Passage]) -> tuple[Citation, ...]:
     return tuple(
         _citation(number, passages[number - 1], frozenset(words), known[number - 1])
         for number, words in sorted(attributed.items())
+    )
+
+
+def renumbered(text: str, citations: Sequence[Citation]) -> tuple[Citation, ...]:
+    """Number the citations from 1, the best supported first, where the text itself shows no number."""
+    if markers(text, max((citation.number for citation in citations), default=0)):
+        return tuple(citations)
+    best_first = sorted(citations, key=lambda citation: -citation.support)
+    return tuple(
+        msgspec.structs.replace(citation, number=number) for number, citation in enumerate(best_first, 1)
     )
 
 

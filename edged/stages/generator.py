@@ -15,7 +15,7 @@ import msgspec
 from edged.backend import Finish, Sampling, TokenEvent, TokenSession, Variant
 from edged.errors import BackendError, BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError
 from edged.messages import Answer, ChatTask, decoder, encode
-from edged.stages.citations import cite
+from edged.stages.citations import cite, renumbered
 from edged.stages.contract import Broken, Finished, Item, Progress
 from edged.stages.detokenizer import StopStrings, TextStream
 from edged.stages.prompt import DEFAULT_MAX_TOKENS, GROUNDED_STOPS, Prompt, PromptBuilder
@@ -202,7 +202,7 @@ class Generator:
 
     def _finish(self, live: _Live, finish: Finish) -> list[Event]:
         rest, text = live.stream.finish(), live.stream.text
-        citations = cite(text, live.prompt.passages) if live.grounded else ()
+        citations = renumbered(text, cite(text, live.prompt.passages)) if live.grounded else ()
         note = UNSUPPORTED if live.grounded and not citations else ""
         answer = Answer(
             text=text + note,

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.messages import Answer, Citation, Passage
-from edged.stages.citations import ATTRIBUTION_SHARE, cite, content_words, sentences, share, supported
+from edged.stages.citations import (
+    ATTRIBUTION_SHARE,
+    cite,
+    content_words,
+    renumbered,
+    sentences,
+    share,
+    supported,
+)
 
 
 def passage(number: int, text: str) -> Passage:
@@ -113,6 +121,16 @@ def test_any_answer_gives_citations_that_are_true(text, bodies):
         assert citation.passage is passages[citation.number - 1]
         assert citation.quote in citation.passage.text
         assert 0 <= citation.support <= 1
+
+
+def test_numbers_that_the_reader_never_saw_begin_at_1_with_the_best():
+    text = "Hold the recessed button for 12 hours. The default address of the gateway is 192.168.77.1."
+    found = cite(text, MANUAL)
+    assert numbers(found) == [2, 3]
+    plain = renumbered(text, found)
+    assert numbers(plain) == [1, 2]
+    assert plain[0].passage is MANUAL[2]
+    assert renumbered("As in [3].", found) == found
 
 
 @given(texts)

@@ -337,7 +337,7 @@ def test_an_item_that_cannot_start_raises_its_answer():
 def test_a_grounded_answer_cites_what_it_rests_on():
     decoy = Passage(id=8, text="The LED is amber.", source="leds.md")
     _, whole = run(stage(), item(grounded=True, passages=(GATEWAY, decoy)))
-    assert [(c.number, c.passage, c.quote) for c in whole.citations] == [(2, GATEWAY, GATEWAY.text)]
+    assert [(c.number, c.passage, c.quote) for c in whole.citations] == [(1, GATEWAY, GATEWAY.text)]
     assert whole.passages_dropped == 0
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,3 +41,53 @@ def variant() -> Callable[[str, str], Variant]:
         return store.resolve(model, name) if store.present(model, name) else store.pull(model, name)
 
     return find
+
+
+# ------------------------------------------------------------------ nothing is left behind
+
+PATIENCE_S = 2.0
+
+
+def _children() -> set[str]:
+    """Processes that this one started and has not reaped."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {f"child process {pid}" for path in lists for pid in path.read_text().split()}
+
+
+def _shared_memory() -> set[str]:
+    folder = Path("/dev/shm")
+    return {f"shared memory {path.name}" for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _threads() -> set[str]:
+    """Threads of ours, and those of anybody that keep the interpreter from ending."""
+    ours = [t for t in threading.enumerate() if t.name.startswith(("edged", "log")) or not t.daemon]
+    return {f"thread {thread.name} {thread.ident}" for thread in ours}
+
+
+def _possessions() -> set[str]:
+    return _children() | _shared_memory() | _threads()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Every test gives back what it took; what wider fixtures hold was there before it."""
+    before = _possessions()
+    yield
+    deadline = time.monotonic() + PATIENCE_S
+    while (left := _possessions() - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left, f"the test leaves behind: {sorted(left)}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_process_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No process outlives the session that has a runtime folder of a test in its environment."""
+    yield
+    marker = f"EDGED_DAEMON__RUNTIME_DIR={tmp_path_factory.getbasetemp()}/".encode()
+    left = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if marker in (path / "environ").read_bytes():
+                left.append(f"{path.name} {(path / 'cmdline').read_bytes()!r}")
+    assert not left, f"the session leaves behind: {left}"

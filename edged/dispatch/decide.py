@@ -144,7 +144,9 @@ def _ready(ledger: Ledger, worker: Worker, message: Ready) -> list[Command]:
     retired = [
         w for name in sorted(stage.workers) if (w := ledger.workers[name]).retiring and w.state == "ready"
     ]
-    return _stop(retired[0]) if retired else []
+    serving = sum(ledger.workers[name].state == "ready" for name in stage.workers)
+    count = max(1, serving - stage.desired)  # more than one where fewer are wanted than before
+    return [command for old in retired[:count] for command in _stop(old)]
 
 
 def _stop(worker: Worker) -> list[Command]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from edged.client import AdminClient, Client
@@ -22,7 +22,15 @@ POLL_S = 0.02
 class RunningDaemon:
     """A started daemon; stop it with `stop`, or let the context manager `running` do it."""
 
-    def __init__(self, folder: Path, config: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        command: Sequence[str] = (sys.executable, "-m", "edged"),
+        stderr: int | None = None,
+    ) -> None:
         self.folder = folder
         self.runtime_dir = folder / "run"
         self.log_path = folder / "daemon.log"
@@ -37,11 +45,11 @@ class RunningDaemon:
         self.admin = AdminClient(self.runtime_dir / "admin.sock")
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edged", "--config", str(self.config_path)],
+                [*command, "--config", str(self.config_path)],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
+                stderr=log if stderr is None else stderr,
                 start_new_session=True,
             )
 

@@ -182,7 +182,7 @@ def test_sampling_is_passed_on():
 )
 def test_a_resumed_answer_goes_on_as_if_nothing_had_happened(reply, stop, max_tokens, cut, exact, per_event):
     task = {"max_tokens": max_tokens, "stop": tuple(stop)}
-    before, whole = run(stage(Scripted(reply)), item(**task))
+    before, whole = run(stage(Scripted(reply, per_event=per_event)), item(**task))
     sent = before[:cut]
     tokens = [token for event in sent for token in event.tokens]
     text = "".join(event.text for event in sent)

@@ -107,7 +107,6 @@ class Crowd:
     """One for each client."""
     seed: int
     outcomes: list[Outcome] = field(default_factory=list)
-    begun: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 

@@ -85,10 +85,10 @@ def real(library: Path, generator: str = "") -> str:
     )
 
 
-def kill_in_mid_answer(daemon: RunningDaemon, crowd: Crowd) -> None:
+def kill_in_mid_answer(daemon: RunningDaemon, begun: list[str]) -> None:
     """Kill the generator once while a client has part of its answer."""
-    begun = len(crowd.begun)
-    daemon.wait_for(lambda _: len(crowd.begun) > begun, "an answer to begin")
+    before = len(begun)
+    daemon.wait_for(lambda _: len(begun) > before, "an answer to begin")
     os.kill(daemon.stage("generator").workers[0].pid, signal.SIGKILL)
 
 
@@ -102,16 +102,17 @@ def test_deaths_of_real_models_in_mid_answer(
     """Whoever dies, the answer is the one that an undisturbed run gives, to the letter."""
     config = real(library, f"backend = '{backend}'\nmax_batch = 4\n")
     chooser = random.Random(seed)
+    begun: list[str] = []
     with running(tmp_path, config) as daemon:
 
         def question(own: random.Random) -> Outcome:
-            return ask(daemon.client, own.choice(QUESTIONS), "rag", begun=crowd.begun, max_tokens=24)
+            return ask(daemon.client, own.choice(QUESTIONS), "rag", begun=begun, max_tokens=24)
 
         reference = {text: ask(daemon.client, text, "rag", max_tokens=24) for text in QUESTIONS}
         assert {outcome.code for outcome in reference.values()} == {""}
         with Crowd([question] * 4, seed) as crowd:
             done = under_fire(daemon, chooser, kills, pause_s)
-            kill_in_mid_answer(daemon, crowd)
+            kill_in_mid_answer(daemon, begun)
         healed(daemon)
         crowd.judge({text: outcome.text for text, outcome in reference.items()})
         restarts = sum(stage.restarts for stage in daemon.client.status().stages)

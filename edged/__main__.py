@@ -10,8 +10,7 @@ from pathlib import Path
 import click
 
 from edged import __version__, log
-from edged.config import load
-from edged.config_places import locate
+from edged.config import load, locate
 from edged.daemon import Daemon
 from edged.errors import AlreadyRunning, ConfigError, EdgedError
 

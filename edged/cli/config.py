@@ -19,7 +19,7 @@ def config() -> None:
 def check(session: Session, as_json: bool) -> None:
     """Check the configuration as the daemon would read it, with the models and backends that it names."""
     from edged.cli.checks import check_names
-    from edged.config_places import locate
+    from edged.config import locate
 
     check_names(session.config)
     file = locate(session.file, session.environment)

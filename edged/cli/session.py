@@ -55,7 +55,7 @@ class Session:
         return self.socket or _path(self.environment.get("EDGED_SOCKET"))
 
     def _configured(self, *, admin: bool) -> Path:
-        from edged.config_places import find_socket
+        from edged.config import find_socket
 
         return find_socket(self.config, self.environment, admin=admin)
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged import config_places
 from edged.config import BUILT_IN, Config, load, schema
-from edged.config_layers import MAX_FILE_BYTES, from_environment, from_flags, merge
-from edged.config_places import find_socket, locate
+from edged.config import places as config_places
+from edged.config.layers import MAX_FILE_BYTES, from_environment, from_flags, merge
+from edged.config.places import find_socket, locate
 from edged.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -312,8 +312,8 @@ def test_only_root_and_we_decide(write, monkeypatch, owner, mode, accepted):
     status = os.stat_result(
         (file.stat().st_mode, 1, 1, 1, {"us": 1234, "root": 0, "other": 99}[owner], 0, 0, 0, 0, 0)
     )
-    monkeypatch.setattr("edged.config_layers.os.fstat", lambda _: status)
-    monkeypatch.setattr("edged.config_layers.os.geteuid", lambda: 1234)
+    monkeypatch.setattr("edged.config.layers.os.fstat", lambda _: status)
+    monkeypatch.setattr("edged.config.layers.os.geteuid", lambda: 1234)
     if accepted:
         load(file, HOME)
     else:
@@ -358,7 +358,7 @@ def test_the_systems_file_means_the_systems_folders(write, tmp_path):
 
 
 def test_without_a_login_sockets_stay_out_of_tmp(tmp_path, monkeypatch):
-    monkeypatch.setattr("edged.config_places.os.getuid", lambda: 987654)
+    monkeypatch.setattr("edged.config.places.os.getuid", lambda: 987654)
     config = load(None, {"XDG_STATE_HOME": "/home/x/state"})
     assert config.daemon.runtime_dir == Path("/home/x/state/edged/run")
 

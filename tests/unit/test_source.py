@@ -36,7 +36,7 @@ IMPURE_MODULES = frozenset(
 
 ENVIRONMENT_READERS = {
     "edged/__main__.py": "hands the environment to the configuration and the daemon",
-    "edged/config.py": "the layer between file and flags",
+    "edged/config/loader.py": "the layer between file and flags",
     "edged/log.py": "how systemd wants lines: INVOCATION_ID, JOURNAL_STREAM",
     "edged/notify.py": "the service manager's protocol: NOTIFY_SOCKET, WATCHDOG_USEC",
     "edged/cli/root.py": "hands it to the session of a command",
@@ -184,7 +184,7 @@ def unfinished(module: ast.Module) -> Iterator[int]:
                 yield node.lineno
 
 
-SCHEMA_HOOKS = {"edged/config.py": "msgspec's way for a schema hook to say that a type is not its own"}
+SCHEMA_HOOKS = {"edged/config/loader.py": "msgspec's way for a schema hook to say that a type is not its own"}
 
 
 def test_nothing_is_left_for_later():

@@ -10,7 +10,7 @@ from edged.backend import parse_cores
 from edged.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edged.config import Config, Pipeline, Stage
+    from edged.config.tables import Config, Pipeline, Stage
 
 PAGE_BYTES = 4096
 MAX_ARENA_BYTES = 16 << 30

@@ -1,20 +1,11 @@
-"""`edged.toml` as frozen values, and the only reader of files and environment.
-
-Precedence: built-in < file < environment < flags. A file is sparse: an empty one works.
-"""
+"""The tables of `edged.toml` as frozen values, and the built-in layer."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-
-from edged.config_layers import check, from_environment, from_file, from_flags, merge, require
-from edged.config_places import locate, resolve
-from edged.config_rules import cross_check
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -119,41 +110,3 @@ BUILT_IN: dict[str, Any] = {
     "pipelines": {"rag": {"stages": ["retriever", "reranker", "generator"]}},
 }
 """The built-in layer: what an empty file means."""
-
-
-def load(
-    path: Path | None = None, environment: Mapping[str, str] | None = None, overrides: Sequence[str] = ()
-) -> Config:
-    """Read every layer once and return the configuration in force, all paths absolute.
-
-    `path` is the file that `--config` names; None looks in the documented places. `overrides` are
-    `queue.slots=8` as `--set` takes them. Raises `ConfigError` that names the field, its value and the limit.
-    """
-    environment = os.environ if environment is None else environment
-    file = locate(path, environment)
-    layers = [BUILT_IN]
-    for source, layer in (
-        (str(file), from_file(file) if file else {}),
-        ("environment", from_environment(environment, Config)),
-        ("--set", from_flags(overrides, Config)),
-    ):
-        check(Config, layer, source)
-        layers.append(layer)
-    merged = merge(*layers)
-    require(Config, merged)
-    config = msgspec.convert(merged, Config, dec_hook=lambda _, value: Path(value))
-    config = resolve(config, environment, file)
-    cross_check(config)
-    return config
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of `edged.toml`, for editors and linters."""
-    described = msgspec.json.schema(Config, schema_hook=_path_schema)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "edged.toml", **described}
-
-
-def _path_schema(kind: type) -> dict[str, Any]:
-    if issubclass(kind, Path):
-        return {"type": "string"}
-    raise NotImplementedError

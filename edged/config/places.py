@@ -12,7 +12,7 @@ import msgspec
 from edged.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edged.config import Config
+    from edged.config.tables import Config
 
 SYSTEM_FILE = Path("/etc/edged/edged.toml")
 SYSTEM_RUNTIME = Path("/run/edged")

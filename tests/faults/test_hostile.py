@@ -296,6 +296,30 @@ def test_the_last_word_of_the_dead_may_be_one_that_would_kill_them(play: Play, w
     play(scene, speak=1)
 
 
+@pytest.mark.parametrize("then", ["it dies", "something is sent"])
+def test_a_word_whose_doorbell_is_lost_is_found(play: Play, then: str) -> None:
+    """The descriptor is edge-triggered: a death and every send look for what it did not announce."""
+
+    async def scene(stand: Stand) -> None:
+        (actor,) = await stand.all_ready()
+        channel = stand.submit(b"question", "first")
+        work = await actor.work()
+        asyncio.get_running_loop().remove_reader(stand.dispatcher._router.fileno)
+        actor.finish(work)
+        while not stand.dispatcher._router.pending():
+            pass
+        if then == "it dies":
+            os.kill(stand.dispatcher.processes()[actor.incarnation].pid, signal.SIGKILL)
+        else:
+            stand.submit(b"another", "first")
+        _, end = await outcome(channel)
+        assert isinstance(end, Completed)
+        assert end.payload == turned(b"question", "first")
+        assert stand.ledger.stale == 0
+
+    play(scene, first=1)
+
+
 def test_a_process_that_cannot_be_started_is_started_later(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:

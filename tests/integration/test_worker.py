@@ -321,6 +321,16 @@ def test_a_cancelled_answer_is_gone_within_a_token(bench: Bench) -> None:
     assert bench.listen() == Pong(3), "something followed `Gone`"
 
 
+def test_a_cancelled_answer_makes_room(bench: Bench) -> None:
+    bench.ready("generator", max_batch=1, decode_ms=5, context_tokens=20_000)
+    bench.give(work(0, bench.put(0, chat("hello", max_tokens=9000)), "chat"))
+    bench.expect(Tokens)
+    bench.send(Cancel(0, 1))
+    bench.until(Gone)
+    bench.give(work(1, bench.put(1, chat("next", max_tokens=5)), "chat"))
+    assert len(stream(bench, 1)[0]) == 5
+
+
 def test_a_cancel_of_another_attempt_is_ignored(bench: Bench) -> None:
     bench.ready("generator", decode_ms=5)
     bench.give(work(0, bench.put(0, chat("hello", max_tokens=20)), "chat"))

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import openvino as ov
 
 from edged.backend import Array, Device, TensorSession, TokenSession, Variant
 from edged.errors import BackendError
 from edged_backends.onnx_files import check_external_data
 from edged_backends.openvino_devices import BACKEND, ERRORS, list_devices, runtime_name, translated
+from edged_backends.openvino_runtime import ov
 from edged_backends.openvino_tokens import TokenOptions, open_tokens
 from edged_backends.options import read_options, thread_count
 from edged_backends.static_shapes import StaticShapeSession, buckets

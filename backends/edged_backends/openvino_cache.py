@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import openvino_genai as genai
-
 from edged.backend import Variant
 from edged.errors import BackendError
+from edged_backends.openvino_runtime import genai
 
 _PARTS = ("openvino_model.xml", "openvino_model.bin", "openvino_tokenizer.xml", "openvino_detokenizer.xml")
 

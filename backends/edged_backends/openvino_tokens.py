@@ -14,13 +14,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import openvino as ov
-import openvino_genai as genai
 
 from edged.backend import Device, Finish, Sampling, TokenEvent, Variant, Vocabulary
 from edged.errors import BackendError, ContextOverflow
 from edged_backends.openvino_cache import load_engine
 from edged_backends.openvino_devices import ERRORS, translated
+from edged_backends.openvino_runtime import genai, ov
 from edged_backends.openvino_vocabulary import OpenvinoVocabulary
 from edged_backends.options import thread_count
 

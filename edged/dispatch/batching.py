@@ -34,15 +34,15 @@ def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
         if (worker := ledger.workers[name]).state == "ready"
         and worker.credit > 0
         and (stage.streaming or not worker.held)
-        and not (suspect and _holds_unproven(ledger, worker))
+        and not _would_blur(ledger, worker, suspect=suspect)
     ]
     return max(free, key=lambda worker: worker.credit, default=None)
 
 
-def _holds_unproven(ledger: Ledger, worker: Worker) -> bool:
-    """Whether another death now would leave open which request is to blame."""
+def _would_blur(ledger: Ledger, worker: Worker, *, suspect: bool) -> bool:
+    """Whether a death after one more item would leave open who is to blame: a suspect runs alone."""
     return any(
-        len(request.tokens) == request.tokens_at_dispatch
+        (suspect or request.suspicion) and len(request.tokens) == request.tokens_at_dispatch
         for held in worker.held
         if (request := ledger.requests[held]).phase == "running"
     )

@@ -7,13 +7,13 @@ from edged.dispatch.events import Command, Died, Kill, Spawn
 from edged.dispatch.ledger import Ledger, Stage, Worker
 from edged.errors import Poisoned, StageUnavailable
 
-CRASH_WEIGHT = 4
+CRASH_WEIGHT = 8
 """A crash, a fault, a hang or an end for lack of memory speaks against what was being worked on."""
 KILLED_WEIGHT = 1
 """A SIGKILL from an operator or a test says next to nothing about it."""
 POISON_LIMIT = 2 * CRASH_WEIGHT
 """Two crashes on one request without a token of progress: it is the request."""
-MAX_DEATHS = 12
+MAX_DEATHS = 24
 """However much progress it makes, a request that outlives this many workers is given up."""
 LOOP_LIMIT = 5 * CRASH_WEIGHT
 """More than five crashes within `LOOP_WINDOW_S` without one finished item: it is the stage (Erlang/OTP's
@@ -21,6 +21,7 @@ restart intensity, scaled to processes that load models)."""
 LOOP_WINDOW_S = 60.0
 RETRY_FAILED_S = 30.0
 MAX_BACKOFF_S = 5.0
+STAYING = frozenset({"starting", "ready"})
 
 
 def kill(worker: Worker, reason: str) -> list[Command]:
@@ -94,7 +95,7 @@ def _missing(ledger: Ledger, stage: Stage) -> int:
     staying = [
         worker
         for name in stage.workers
-        if (worker := ledger.workers[name]).state in {"starting", "ready"} and not worker.retiring
+        if (worker := ledger.workers[name]).state in STAYING and not worker.retiring
     ]
     return stage.desired - len(staying) - stage.starting
 
@@ -107,24 +108,25 @@ def _spawn(stage: Stage, count: int, delay_s: float = 0.0) -> list[Command]:
 def _give_up(ledger: Ledger, stage: Stage, reason: str, now: float) -> list[Command]:
     """Stop trying for a while; old workers that wait to be replaced serve on instead."""
     stage.misfortunes.clear()
+    stage.retry_at = now + RETRY_FAILED_S
     for name in stage.workers:
         ledger.workers[name].retiring = False
-    if stage.workers:
+    if any(ledger.workers[name].state in STAYING for name in stage.workers):
         stage.trouble = f"replacement failed, the old worker serves on: {reason}"
         return []
     stage.failed = reason
-    stage.retry_at = now + RETRY_FAILED_S
     error = StageUnavailable(f"stage {stage.name!r} is down: {reason}", retry_after_s=RETRY_FAILED_S)
     return [command for number in list(stage.queue) for command in abandon(ledger, number, error)]
 
 
 def retry_failed(ledger: Ledger, now: float) -> list[Command]:
-    """A stage that gave up is tried again now and then: nobody may be there to ask for it."""
+    """What a stage gave up is tried again now and then: nobody may be there to ask for it."""
     commands: list[Command] = []
     for stage in ledger.stages.values():
-        if stage.failed and now >= stage.retry_at and not ledger.draining:
-            stage.retry_at = now + RETRY_FAILED_S
-            commands += _spawn(stage, _missing(ledger, stage))
+        if 0 < stage.retry_at <= now and not ledger.draining:
+            missing = _missing(ledger, stage)
+            stage.retry_at = now + RETRY_FAILED_S if missing > 0 else 0.0
+            commands += _spawn(stage, missing)
     return commands
 
 
@@ -141,6 +143,14 @@ def replace(ledger: Ledger, stage: Stage) -> list[Command]:
         elif worker.state == "ready":
             worker.retiring = True
     return commands + _spawn(stage, _missing(ledger, stage))
+
+
+def wanted(ledger: Ledger, stage: Stage) -> bool:
+    """Whether a spawn that was decided on is still due; one too many (a reload meanwhile) is called off."""
+    if _missing(ledger, stage) >= 0:
+        return True
+    stage.starting -= 1
+    return False
 
 
 def start(ledger: Ledger, stage: Stage) -> list[Command]:

@@ -113,7 +113,7 @@ def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[C
     worker.heard_at = now
     match message:
         case Ready():
-            return _ready(ledger, worker, message)
+            return _ready(ledger, worker, message, now)
         case Done():
             return _done(ledger, worker, message, now)
         case Failed():
@@ -134,7 +134,7 @@ def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[C
             assert_never(message)
 
 
-def _ready(ledger: Ledger, worker: Worker, message: Ready) -> list[Command]:
+def _ready(ledger: Ledger, worker: Worker, message: Ready, now: float) -> list[Command]:
     if worker.state != "starting":
         return []
     worker.state, worker.credit = "ready", message.credit
@@ -146,11 +146,11 @@ def _ready(ledger: Ledger, worker: Worker, message: Ready) -> list[Command]:
     ]
     serving = sum(ledger.workers[name].state == "ready" for name in stage.workers)
     count = max(1, serving - stage.desired)  # more than one where fewer are wanted than before
-    return [command for old in retired[:count] for command in _stop(old)]
+    return [command for old in retired[:count] for command in _stop(old, now)]
 
 
-def _stop(worker: Worker) -> list[Command]:
-    worker.state, worker.retiring, worker.credit = "stopping", False, 0
+def _stop(worker: Worker, now: float) -> list[Command]:
+    worker.state, worker.retiring, worker.credit, worker.heard_at = "stopping", False, 0, now
     return [Send(worker.incarnation, Stop())]
 
 

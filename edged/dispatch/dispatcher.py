@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, assert_never
 
 from edged.dispatch.channel import Channel
-from edged.dispatch.deaths import start
+from edged.dispatch.deaths import start, wanted
 from edged.dispatch.decide import admit, decide, enqueue
 from edged.dispatch.endings import abandon_all
 from edged.dispatch.events import (
@@ -195,7 +195,12 @@ class Dispatcher:
         return self._processes
 
     def self_test(self) -> bool:
-        """Turn an entry slot over: lease, write, check, give back. A full entry that moves is fine too."""
+        """Whether time passes and an entry slot can be turned over: lease, write, check, give back.
+
+        A full entry is no fault: every slot of it belongs to a request.
+        """
+        if self._ticker.done():
+            return False
         ref = self.ledger.entry.lease()
         if ref is None:
             return bool(self.ledger.requests)
@@ -210,6 +215,8 @@ class Dispatcher:
         self._apply(decide(self.ledger, event, self._loop.time()))
 
     def _listen(self) -> None:
+        if self._stopping:
+            return
         for worker, message in self._router.receive():
             self._on(Spoke(worker, message))
 
@@ -297,7 +304,7 @@ class Dispatcher:
         self._pending_spawns.add(timer)
 
     def _spawn(self, name: str) -> None:
-        if self._stopping:
+        if self._stopping or not wanted(self.ledger, self.ledger.stages[name]):
             return
         now = self._loop.time()
         self.ledger.last_worker += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,3 +256,15 @@ def test_devices_are_named_by_kind(name: str, kind: str, expected: str) -> None:
     assert device.id == expected
     assert device.capabilities.static_shapes == (expected == "npu")
     assert device.capabilities.dtypes == ("f16",)
+
+
+def test_the_runtime_is_loaded_without_its_telemetry():
+    """In a process of its own: this one may have imported the runtime by another door."""
+    script = (
+        "import sys, threading; import edged_backends.openvino;"
+        "print(sys.modules['openvino_telemetry'], [thread.name for thread in threading.enumerate()])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    assert answer.stdout == "None ['MainThread']\n"

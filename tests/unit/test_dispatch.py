@@ -263,7 +263,7 @@ def test_two_crashes_without_progress_poison_a_request(world: World) -> None:
 
 def test_kills_from_outside_hardly_count(world: World) -> None:
     request = world.submit()
-    for _ in range(7):
+    for _ in range(15):
         world.die(world.worker("embed"), killed=True)
         world.ready(world.spawn())
     assert world.terminals[request] == 0

@@ -36,7 +36,7 @@ $(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
 	@touch $@
 
 demo: setup
-	@EDGED_DEMO_STATE=$(STATE) KEEP=$(KEEP) $(BIN)/python examples/demo.py
+	@EDGED_DEMO_STATE="$(STATE)" KEEP="$(KEEP)" $(BIN)/python examples/demo.py
 
 test: setup-test
 	@$(BIN)/python -m pytest
@@ -56,4 +56,4 @@ bench: setup-test
 	@$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(STATE) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) "$(STATE)" .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -7,7 +7,9 @@ import fcntl
 import logging
 import os
 import signal
+import stat
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -69,24 +71,23 @@ class Daemon:
     async def _run_locked(self, environment: Mapping[str, str]) -> None:
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
-        listeners = self._listeners(environment)
-        self._dispatcher.start()
-        try:
-            for name, stage in self.config.stages.items():
-                self._add_stage(name, stage)
-            self._dispatcher.start_workers()
-            await self._serve(listeners)
-        finally:
-            await self._dispatcher.stop()
-            for listener in listeners:
-                listener.close()
-            logger.info("stopped")
-
-    async def _serve(self, listeners: list[socket]) -> None:
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
+        with ExitStack() as sockets:
+            listeners = self._listeners(environment, sockets)
+            self._dispatcher.start()
+            try:
+                for name, stage in self.config.stages.items():
+                    self._add_stage(name, stage)
+                self._dispatcher.start_workers()
+                await self._serve(listeners)
+            finally:
+                await self._dispatcher.stop()
+                logger.info("stopped")
+
+    async def _serve(self, listeners: list[socket]) -> None:
+        loop = asyncio.get_running_loop()
         client, admin = listeners
         limits = limits_of(self.config)
         drain_s = self.config.daemon.drain_s
@@ -107,15 +108,25 @@ class Daemon:
             for server in servers:
                 group.create_task(server.stop())
 
-    def _listeners(self, environment: Mapping[str, str]) -> list[socket]:
-        """The client socket and the admin socket: systemd's where it passed them, else our own."""
+    def _listeners(self, environment: Mapping[str, str], sockets: ExitStack) -> list[socket]:
+        """The client socket and the admin socket: systemd's where it passed them, else our own.
+
+        `sockets` closes them all, and removes the files of our own, however the daemon ends.
+        """
         passed = passed_sockets(environment)
         api = self.config.api
         wanted = (
             (api.socket, CLIENT_NAME, int(api.socket_mode, 8)),
             (api.admin_socket, ADMIN_NAME, ADMIN_MODE),
         )
-        self._bound = {path: bind_unix(path, mode) for path, name, mode in wanted if name not in passed}
+        for listener in passed.values():
+            sockets.callback(listener.close)
+        self._bound = {}
+        for path, name, mode in wanted:
+            if name not in passed:
+                self._bound[path] = bind_unix(path, mode)
+                sockets.callback(self._bound[path].close)
+                sockets.callback(unlink_own, self._bound[path], path)
         return [passed.get(name) or self._bound[path] for path, name, _ in wanted]
 
     async def _drain(self) -> None:
@@ -279,9 +290,21 @@ class Daemon:
 
 
 def take_lock(runtime_dir: Path) -> int:
-    """Make the runtime folder and lock it, before any bind; the kernel frees the lock when we die."""
-    runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(runtime_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Make the runtime folder and lock it, before any bind; the kernel frees the lock when we die.
+
+    `ConfigError` for a folder that cannot be made, or in which others could put sockets of their own.
+    """
+    try:
+        runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_foreign(runtime_dir)
+        descriptor = os.open(
+            runtime_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use the runtime folder {runtime_dir}: {error.strerror}; set daemon.runtime_dir",
+            param="daemon.runtime_dir",
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -290,3 +313,14 @@ def take_lock(runtime_dir: Path) -> int:
             f"another daemon runs in {runtime_dir}; stop it, or set daemon.runtime_dir"
         ) from error
     return descriptor
+
+
+def _refuse_foreign(runtime_dir: Path) -> None:
+    """Whoever may write in the folder could replace the sockets in it and be taken for the daemon."""
+    found = runtime_dir.stat()
+    if found.st_uid not in {0, os.geteuid()} or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"the runtime folder {runtime_dir} can be written by others; make it yours (chmod 700), or set "
+            "daemon.runtime_dir",
+            param="daemon.runtime_dir",
+        )

@@ -39,10 +39,10 @@ def temperature() -> Temperature:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 when it is gone."""
+    """Resident memory of a process; 0 when it is gone, or no descriptor is left to look."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return 0
 
 

@@ -39,7 +39,15 @@ class Router:
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 24)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # the ledger bounds what is sent: nothing may be dropped
         self._path = path
-        self._socket.bind(f"ipc://{path}")
+        try:
+            self._socket.bind(f"ipc://{path}")
+        except zmq.ZMQError as error:
+            self._context.destroy()
+            raise ConfigError(
+                f"cannot listen for workers on {path}: {error}; set daemon.runtime_dir to a short path of "
+                "your own",
+                param="daemon.runtime_dir",
+            ) from error
         self.fileno = int(self._socket.getsockopt(zmq.FD))
 
     def send(self, incarnation: str, message: ToWorker) -> bool:

@@ -25,7 +25,7 @@ from edged.workers.spec import WorkerSpec, from_json
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS = 38
-OOM_SCORE = "500"
+OOM_SCORE = 500
 """A worker is a better victim than the daemon, which will replace it."""
 
 logger = logging.getLogger("edged.worker")
@@ -74,7 +74,9 @@ def _settle(spec: WorkerSpec) -> None:
         sys.exit(1)
     prctl(PR_SET_NAME, f"edged:{spec.stage.name}"[:15].encode(), 0, 0, 0)
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    score = Path("/proc/self/oom_score_adj")
+    if int(score.read_text()) < OOM_SCORE:  # only root may lower what root has set
+        score.write_text(str(OOM_SCORE))
 
 
 def _pin(device: str) -> None:

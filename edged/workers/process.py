@@ -18,7 +18,8 @@ class Process:
     def __init__(self, spec: WorkerSpec) -> None:
         self.incarnation = spec.incarnation
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "edged.workers", spec.incarnation],
+            # -P: no module is taken from the folder that the daemon happened to be started in
+            [sys.executable, "-P", "-m", "edged.workers", spec.incarnation],
             stdin=subprocess.PIPE,
             stdout=sys.stderr.fileno(),
             pass_fds=[arena.descriptor for arena in spec.arenas],
@@ -61,7 +62,7 @@ class Process:
         status = self._popen.wait()
         os.close(self.pidfd)
         if status < 0:
-            return f"killed by {signal.Signals(-status).name}"
+            return f"killed by {_signal_name(-status)}"
         return f"exit status {status}"
 
     @property
@@ -70,10 +71,24 @@ class Process:
         return self._popen.returncode == -signal.SIGKILL and not self.killed_by_us
 
 
+def _signal_name(number: int) -> str:
+    """`SIGKILL`; real-time signals have no name of their own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def oom_kills() -> int:
-    """How often the kernel has killed for lack of memory since boot (`oom_kill` of /proc/vmstat)."""
-    with Path("/proc/vmstat").open() as lines:
-        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    """How often the kernel has killed for lack of memory since boot (`oom_kill` of /proc/vmstat).
+
+    0 where that cannot be read: whoever asks must not fail for want of a descriptor.
+    """
+    try:
+        with Path("/proc/vmstat").open() as lines:
+            return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0
 
 
 def kill_all(processes: Sequence[Process]) -> None:

@@ -1,4 +1,4 @@
-"""How a stage comes back: nothing that the dispatcher gave up on stays given up, nobody is blamed for another."""
+"""How a stage comes back: nothing stays given up, and nobody is blamed for what another did."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ ALIGNMENT_BYTES = 64
 MAX_HEADER_BYTES = 64 << 10
 MAX_TENSORS = 64
 MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 1 << 40
 DTYPES = frozenset(
     (
         "bool",
@@ -57,6 +58,8 @@ def decode_tensors(payload: memoryview) -> dict[str, Array]:
         size = math.prod(shape) * dtype.itemsize
         if size > len(payload) - offset:
             raise _malformed(f"tensor {name[:80]!r} needs {size} bytes, {len(payload) - offset} are left")
+        if math.prod(extent or 1 for extent in shape) > MAX_ELEMENTS:  # numpy refuses it even if it is empty
+            raise _malformed(f"tensor {name[:80]!r} has the shape {list(shape)}")
         arrays[name] = np.frombuffer(payload[offset : offset + size], dtype).reshape(shape)
         offset = min(offset + size + _padding(size), len(payload))
     if offset != len(payload):

@@ -64,6 +64,13 @@ def test_a_dtype_that_is_not_data_is_not_carried():
         encode_tensors({"x": np.array([object()])})
 
 
+def test_an_empty_tensor_of_absurd_shape_is_refused():
+    header = msgspec.msgpack.encode({"x": ("float32", (0, 14_066, 176_035, 931_236_732))})
+    payload = len(header).to_bytes(4, "little") + header
+    with pytest.raises(BadRequest, match="shape"):
+        decode_tensors(memoryview(payload.ljust(-(-len(payload) // 64) * 64, b"\0")))
+
+
 @given(st.binary(max_size=300))
 def test_garbage_is_refused(data):
     with suppress(BadRequest):

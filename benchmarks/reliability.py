@@ -109,20 +109,19 @@ def _under_fire(daemon: RunningDaemon, questions: tuple[str, ...], kills: int) -
         while not stop.is_set():
             outcomes.append(ask(daemon.client, chooser.choice(questions)))
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
     chooser = random.Random(SEED)
     done = 0
-    try:
-        while done < kills:
-            time.sleep(chooser.uniform(0.5, 2.5))
-            done += _kill_one(daemon, chooser)
-            say(f"R1: {done} of {kills} kills, {len(outcomes)} answers")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(client, number) for number in range(CLIENTS)]
+        try:
+            while done < kills:
+                time.sleep(chooser.uniform(0.5, 2.5))
+                done += _kill_one(daemon, chooser)
+                say(f"R1: {done} of {kills} kills, {len(outcomes)} answers")
+        finally:
+            stop.set()
+    for ended in clients:
+        ended.result()  # a client that broke down would be an answer that nobody counts
     return outcomes, done
 
 

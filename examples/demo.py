@@ -45,7 +45,7 @@ def start_daemon(env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         daemon = subprocess.Popen(["edged"], env=env, stdout=output, stderr=output, start_new_session=True)
     try:
         run(["edgectl", "status", "--wait", "120"], env)
-    except SystemExit:
+    except (SystemExit, KeyboardInterrupt):
         print(f"the daemon's log ends with:\n{log.read_text(errors='replace')[-2000:]}")
         stop_daemon(daemon)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,12 @@ def _library(session: Session) -> Library:
     from edged.documents.library import Library
 
     return Library.open(session.config.library.dir)
+
+
+def _named(library: Library, source: str) -> str:
+    """Spell a path as `edgectl ingest` does if the library holds it; else leave the end of one as it is."""
+    path = os.path.realpath(source)
+    return path if any(document.source == path for document in library.documents()) else source
 
 
 @documents.command("list", epilog=example("edgectl documents list --json | jq '.[].source'"))
@@ -51,7 +58,7 @@ def list_documents(session: Session, as_json: bool) -> None:
 def show(session: Session, source: str, as_json: bool) -> None:
     """Show a document's passages as they are searched; SOURCE is its path or the end of it."""
     with _library(session) as library:
-        document, passages = library.show(source)
+        document, passages = library.show(_named(library, source))
     if as_json:
         print_json({"document": document, "passages": passages})
         return
@@ -69,7 +76,7 @@ def show(session: Session, source: str, as_json: bool) -> None:
 def remove(session: Session, sources: tuple[str, ...], as_json: bool) -> None:
     """Take documents out of the library; the files themselves stay."""
     with _library(session) as library:
-        gone = library.remove(sources)
+        gone = library.remove(list(dict.fromkeys(_named(library, source) for source in sources)))
     if as_json:
         print_json({"removed": gone})
         return

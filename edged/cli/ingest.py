@@ -20,7 +20,7 @@ STOPPED = "stopped; what was embedded is kept: run the same command again to con
 
 
 @click.command(epilog=example("edgectl ingest ~/manuals --prune"))
-@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, type=click.Path(exists=True, resolve_path=True, path_type=Path))
 @click.option("--prune", is_flag=True, help="Remove documents below PATHS whose files are gone.")
 @click.option("--re-embed", is_flag=True, help="Embed the whole library again, as after a change of model.")
 @json_option
@@ -69,7 +69,7 @@ def _run(session: Session, paths: tuple[Path, ...], *, prune: bool, re_embed: bo
 
         return run(
             library.dir,
-            [path.absolute() for path in paths],
+            paths,
             encoder,
             library,
             prune=prune,

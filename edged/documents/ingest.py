@@ -81,8 +81,9 @@ def ingest(
     """Ingest files and folders; unchanged documents cost a look at their size and time.
 
     A document that cannot be read is reported and the others go on. `prune` removes the documents
-    under `paths` whose files vanished. `re_embed` embeds what is there with `encoder`, whatever
-    embedded it before. Raises `AlreadyRunning`, `IndexMismatch`, `StorageError`, `BackendError`.
+    under `paths` whose files vanished, but none below a folder that cannot be listed. `re_embed`
+    embeds what is there with `encoder`, whatever embedded it before. Raises `AlreadyRunning`,
+    `IndexMismatch`, `StorageError`, `BackendError`.
     """
     started = time.monotonic()
     owner = Owner(library)
@@ -142,14 +143,16 @@ class _Ingest:
         with self._owner.reading():
             found = list(walk(paths, self._settings.max_document_bytes))
         files = [entry for entry in found if isinstance(entry, File)]
-        self._leave_out([entry for entry in found if isinstance(entry, LeftOut)], prune=prune)
+        left_out = [entry for entry in found if isinstance(entry, LeftOut)]
+        self._leave_out(left_out, prune=prune)
         self._files_total = len(files)
         for file in files:
             self._tell("reading", str(file.path))
             self._take(file)
             self._files_done += 1
         if prune:
-            self._prune([path.absolute() for path in paths], {str(file.path) for file in files})
+            unknown = [Path(entry.source) for entry in left_out if entry.unreadable]
+            self._prune([path.absolute() for path in paths], unknown, {str(file.path) for file in files})
 
     def finish(self) -> IngestReport:
         """Embed the rest and publish, if anything changed."""
@@ -164,7 +167,9 @@ class _Ingest:
 
     def _leave_out(self, entries: list[LeftOut], *, prune: bool) -> None:
         for entry in entries:
-            if not entry.missing:
+            if entry.unreadable:
+                self._fail(entry.source, DocumentError(entry.reason))
+            elif not entry.missing:
                 self._report.skipped.append(entry)
             elif not prune:
                 self._fail(entry.source, NotFound("there is no such file or folder"))
@@ -261,13 +266,11 @@ class _Ingest:
             self._store.stage(index.current(self._library) + 1)
         self._waiting = 0
 
-    def _prune(self, roots: Sequence[Path], present: set[str]) -> None:
-        under = tuple(f"{root}/" for root in roots)
-        exact = {str(root) for root in roots}
+    def _prune(self, roots: Sequence[Path], unknown: Sequence[Path], present: set[str]) -> None:
         gone = [
             source
             for source in self._store.sources()
-            if source not in present and (source in exact or source.startswith(under))
+            if source not in present and _below(source, roots) and not _below(source, unknown)
         ]
         number = index.current(self._library) + 1
         with self._store:
@@ -301,3 +304,8 @@ class _Ingest:
                 passages_embedded=self._report.passages_embedded,
             )
         )
+
+
+def _below(source: str, paths: Sequence[Path]) -> bool:
+    """Whether a source is one of `paths`, or lies below one."""
+    return any(Path(source).is_relative_to(path) for path in paths)

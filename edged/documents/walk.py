@@ -28,6 +28,8 @@ class LeftOut(msgspec.Struct, frozen=True):
     source: str
     reason: str
     missing: bool = False
+    unreadable: bool = False
+    """What lies at or below `source` is unknown: it exists, and cannot be looked at."""
 
 
 def walk(paths: Sequence[Path], max_bytes: int) -> Iterator[File | LeftOut]:
@@ -35,18 +37,28 @@ def walk(paths: Sequence[Path], max_bytes: int) -> Iterator[File | LeftOut]:
     seen: set[str] = set()
     for root in paths:
         for found in _under(root.absolute()):
-            if str(found) not in seen:
+            if isinstance(found, LeftOut):
+                yield found
+            elif str(found) not in seen:
                 seen.add(str(found))
                 yield _judge(found, max_bytes, named=found == root.absolute())
 
 
-def _under(root: Path) -> Iterator[Path]:
-    if not root.is_dir():
+def _under(root: Path) -> Iterator[Path | LeftOut]:
+    if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises where a parent may not be entered
         yield root
         return
-    for folder, folders, files in os.walk(root):
+    unlisted: list[OSError] = []
+    for folder, folders, files in os.walk(root, onerror=unlisted.append):
         folders[:] = sorted(name for name in folders if not _ignored(name))
         yield from (Path(folder, name) for name in sorted(files) if not _ignored(name))
+    yield from (_unlisted(error) for error in unlisted if not isinstance(error, FileNotFoundError))
+
+
+def _unlisted(error: OSError) -> LeftOut:
+    reason = f"the folder cannot be listed: {error.strerror}; documents below it stay as they are"
+    source = str(error.filename).encode(errors="backslashreplace").decode()
+    return LeftOut(source, reason, unreadable=True)
 
 
 def _ignored(name: str) -> bool:
@@ -62,7 +74,8 @@ def _judge(path: Path, max_bytes: int, *, named: bool) -> File | LeftOut:
         return LeftOut(ascii(source), "the file name is not valid UTF-8; rename it")
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
-        return LeftOut(source, f"cannot be read: {error.strerror}", missing=missing)
+        reason = f"cannot be read: {error.strerror}"
+        return LeftOut(source, reason, missing=missing, unreadable=not missing)
     reason = _objection(path, status, max_bytes)
     return LeftOut(source, reason) if reason else File(path, status.st_size, status.st_mtime_ns)
 

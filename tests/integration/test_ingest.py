@@ -1,5 +1,6 @@
 """Ingest through its public door, with a real embedder: what ends up in the library, and what survives."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -101,6 +102,51 @@ def test_new_chunk_settings_cut_again(library, documents, encoder):
     run(library, documents, encoder)
     report = run(library, documents, encoder, settings=Settings(chunk_tokens=32, overlap_tokens=0))
     assert len(report.updated) == 2
+
+
+@pytest.fixture
+def closed(documents, monkeypatch):
+    """Makes a folder one that nobody may list, root included."""
+    folder, scandir = documents / "sub", os.scandir
+
+    def refuse(path="."):
+        if Path(os.fsdecode(path)) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scandir(path)
+
+    def close() -> Path:
+        monkeypatch.setattr(os, "scandir", refuse)
+        return folder
+
+    return close
+
+
+@pytest.mark.parametrize("prune", [False, True])
+@pytest.mark.parametrize("below", ["", "sub"])
+def test_a_folder_that_cannot_be_listed_failed_and_keeps_its_documents(
+    library, documents, encoder, closed, prune, below
+):
+    run(library, documents, encoder)
+    folder = closed()
+    report = run(library, documents / below, encoder, prune=prune)
+    assert [(trouble.source, trouble.code) for trouble in report.failed] == [(str(folder), "document")]
+    assert "cannot be listed: Permission denied" in report.failed[0].message
+    assert (report.removed, report.documents) == ([], 2)
+
+
+def test_prune_keeps_a_file_that_cannot_be_looked_at(library, documents, encoder, monkeypatch):
+    run(library, documents, encoder)
+    lstat = Path.lstat
+
+    def refuse(path):
+        if path.name == "pump.txt":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    report = run(library, documents, encoder, prune=True)
+    assert [Path(trouble.source).name for trouble in report.failed] == ["pump.txt"]
+    assert report.removed == []
 
 
 def test_prune_removes_vanished_files_under_the_paths_only(library, documents, encoder):

@@ -76,6 +76,18 @@ def test_a_second_ingest_has_nothing_to_do_and_prunes_what_is_gone(call, papers)
     assert [Path(source).name for source in report["removed"]] == ["notes.txt"]
 
 
+def test_a_file_is_one_document_however_it_is_spelt(call, papers, monkeypatch):
+    (papers.parent / "link").symlink_to(papers)
+    monkeypatch.chdir(papers)
+    for spelling in (".", "../papers", "../link/manual.md", str(papers)):
+        report = json.loads(call("ingest", spelling, "--json").stdout)
+    assert (report["documents"], report["unchanged"]) == (2, 2)
+    shown = json.loads(call("documents", "show", "../link/../papers/manual.md", "--json").stdout)
+    assert shown["document"]["source"] == str(papers / "manual.md")
+    removed = call("documents", "remove", "../link/notes.txt", "./notes.txt")
+    assert removed.stdout == f"{papers / 'notes.txt'}: removed\n"
+
+
 def test_another_embedder_is_refused_until_the_library_is_embedded_again(call, papers):
     other = ["--set", "stages.retriever.model=all-minilm-l6-v2", "ingest", str(papers)]
     first = json.loads(call("ingest", str(papers), "--json").stdout)

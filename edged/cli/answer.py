@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edged.cli.output import readable_seconds, styled
+from edged.cli.output import readable_seconds, styled, visible, visible_text
 from edged.replies import Cited, Delta, Final
 
 Events = Generator[Delta | Final, None, None]
@@ -55,7 +55,7 @@ def print_answer(events: Events) -> Final:
     watch = Watch()
     with closing(events):
         for text, answer in _told(events, watch):
-            click.echo(text, nl=False)
+            click.echo(visible_text(text), nl=False)
             if answer is not None:
                 click.echo()
                 print_evidence(answer)
@@ -87,11 +87,14 @@ def print_evidence(answer: Final) -> None:
     if answer.citations:
         click.echo()
     for cited in answer.citations:
-        click.echo(f"{styled(f'[{cited.number}]', bold=True)} {place(cited)}{_quoted(cited)}")
+        click.echo(
+            f"{styled(f'[{cited.number}]', bold=True)} {visible(place(cited))}{visible(_quoted(cited))}"
+        )
     if answer.finish == "length":
         click.echo("note: cut at the limit of new tokens; raise it with --max-tokens", err=True)
     if answer.resumed:
-        click.echo(f"note: continued {answer.resumed} times by another worker", err=True)
+        times = "once" if answer.resumed == 1 else f"{answer.resumed} times"
+        click.echo(f"note: continued {times} by another worker", err=True)
 
 
 def place(cited: Cited) -> str:

@@ -7,16 +7,20 @@ import sys
 import click
 
 from edged.cli.output import print_json
-from edged.cli.session import Session, example, json_option, with_session
+from edged.cli.session import TEXT, Session, example, json_option, text_from, with_session
 
 
 @click.command(
     epilog=example('edgectl ask "How do I reset the gateway?" --max-tokens 200'),
     short_help="Ask one question.",
 )
-@click.argument("question", required=False)
+@click.argument("question", required=False, type=TEXT)
 @click.option(
-    "--model", default="rag", show_default=True, help="Pipeline or model; see `edgectl models list`."
+    "--model",
+    type=TEXT,
+    default="rag",
+    show_default=True,
+    help="Pipeline or model; see `edgectl models list`.",
 )
 @click.option("--max-tokens", type=click.IntRange(1), help="Most new tokens of the answer.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token.")
@@ -54,7 +58,7 @@ def ask(  # noqa: PLR0917 - one argument per option, passed by name
 
 
 def _from_input() -> str:
-    text = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+    text = "" if sys.stdin.isatty() else text_from(sys.stdin.read).strip()
     if not text:
         raise click.UsageError("give a QUESTION, or pipe one in")
     return text

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from edged.cli.output import styled
-from edged.cli.session import Session, example, with_session
+from edged.cli.output import styled, visible
+from edged.cli.session import TEXT, Session, example, text_from, with_session
 from edged.errors import EdgedError, Unreachable
 
 WELCOME = "Ask away. /clear forgets the conversation, /quit leaves, Ctrl-C stops an answer."
@@ -18,7 +18,11 @@ WELCOME = "Ask away. /clear forgets the conversation, /quit leaves, Ctrl-C stops
     short_help="Hold a conversation.",
 )
 @click.option(
-    "--model", default="rag", show_default=True, help="Pipeline or model; see `edgectl models list`."
+    "--model",
+    type=TEXT,
+    default="rag",
+    show_default=True,
+    help="Pipeline or model; see `edgectl models list`.",
 )
 @click.option("--max-tokens", type=click.IntRange(1), help="Most new tokens of an answer.")
 @with_session
@@ -50,7 +54,8 @@ def _line_editing() -> None:
 
 def _next_line(interactive: bool) -> str | None:
     try:
-        return input(styled("> ", bold=True) if interactive else "").strip()
+        prompt = styled("> ", bold=True) if interactive else ""
+        return text_from(lambda: input(prompt)).strip()
     except EOFError:
         if interactive:
             click.echo(err=True)
@@ -79,6 +84,6 @@ def _turn(
         conversation.pop()
         if not interactive or isinstance(error, Unreachable):
             raise
-        click.echo(f"error [{error.code}]: {error.message}", err=True)
+        click.echo(f"error [{error.code}]: {visible(error.message)}", err=True)
     else:
         conversation.append({"role": "assistant", "content": answer.text})

@@ -9,6 +9,7 @@ from edged.errors import ConfigError, NotFound
 
 if TYPE_CHECKING:
     from edged.config import Config, Stage
+    from edged.models.store import ModelStore
 
 TASKS = {"retriever": "embed", "reranker": "rerank", "generator": "generate"}
 
@@ -36,3 +37,27 @@ def _problems(stage: Stage) -> Iterator[tuple[str, str]]:
         return
     if TASKS.get(stage.kind, model.task) != model.task:
         yield "model", f"{stage.model!r} is a model for {model.task!r}, which a {stage.kind} cannot use"
+
+
+def absent(config: Config) -> Iterator[str]:
+    """Say of each stage in use whose weights are not on this machine what to run."""
+    from edged.catalogue import Catalogue
+    from edged.models.store import ModelStore
+
+    store = ModelStore(config.daemon.state_dir / "models", Catalogue.discover())
+    for name, stage in config.stages.items():
+        if stage.workers and stage.model and stage.backend != "simulated" and not _here(store, stage):
+            wanted = f"{stage.model} {stage.variant}".rstrip()
+            yield (
+                f"stages.{name}.model: {wanted} is not on this machine ({store.path}); "
+                f"run `edgectl models pull {wanted}`"
+            )
+
+
+def _here(store: ModelStore, stage: Stage) -> bool:
+    """Whether a variant that the stage may use is here; without a name, any that its backend opens."""
+    return any(
+        store.present(stage.model, rung.name)
+        for rung in store.catalogue.model(stage.model).variants
+        if stage.variant in {"", rung.name} and (not stage.backend or stage.backend in rung.backends)
+    )

@@ -18,15 +18,18 @@ def config() -> None:
 @with_session
 def check(session: Session, as_json: bool) -> None:
     """Check the configuration as the daemon would read it, with the models and backends that it names."""
-    from edged.cli.checks import check_names
+    from edged.cli.checks import absent, check_names
     from edged.config import locate
 
     check_names(session.config)
     file = locate(session.file, session.environment)
+    warnings = list(absent(session.config))
     if as_json:
-        print_json({"valid": True, "file": file})
+        print_json({"valid": True, "file": file, "warnings": warnings})
     else:
         click.echo(f"{file or 'built-in configuration'}: valid")
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
 
 
 @config.command(epilog=example("edgectl --set queue.slots=8 config show", "edgectl config show --running"))

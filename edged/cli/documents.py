@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edged.cli.output import print_json, print_table, readable_bytes, styled
-from edged.cli.session import Session, example, json_option, with_session
+from edged.cli.output import print_json, print_table, readable_bytes, styled, visible, visible_text
+from edged.cli.session import TEXT, Session, example, json_option, with_session
 
 if TYPE_CHECKING:
     from edged.documents.library import Library
+    from edged.messages import Passage
 
 HEADINGS = ("SOURCE", "TITLE", "SIZE", "PASSAGES", "INGESTED")
 
@@ -52,7 +53,7 @@ def list_documents(session: Session, as_json: bool) -> None:
 
 
 @documents.command(epilog=example("edgectl documents show manual.md"))
-@click.argument("source")
+@click.argument("source", type=TEXT)
 @json_option
 @with_session
 def show(session: Session, source: str, as_json: bool) -> None:
@@ -62,15 +63,21 @@ def show(session: Session, source: str, as_json: bool) -> None:
     if as_json:
         print_json({"document": document, "passages": passages})
         return
-    click.echo(styled(f"{document.source}  {document.title}", bold=True))
+    click.echo(styled(visible(f"{document.source}  {document.title}"), bold=True))
     for passage in passages:
-        where = f"page {passage.page}" if passage.page else f"lines {passage.first_line}-{passage.last_line}"
-        heading = f"  {passage.heading}" if passage.heading else ""
-        click.echo(f"\n{styled(f'{where}{heading}', dim=True)}\n{passage.text}")
+        heading = styled(visible(_heading(passage)), dim=True)
+        click.echo("\n" + (f"{heading}\n" if heading else "") + visible_text(passage.text))
+
+
+def _heading(passage: Passage) -> str:
+    """Say where a passage is, as far as its format has pages or lines, and below which headings."""
+    lines = f"lines {passage.first_line}-{passage.last_line}" if passage.first_line else ""
+    where = f"page {passage.page}" if passage.page else lines
+    return "  ".join(filter(None, (where, passage.heading)))
 
 
 @documents.command(epilog=example("edgectl documents remove old/manual.md"))
-@click.argument("sources", nargs=-1, required=True)
+@click.argument("sources", nargs=-1, required=True, type=TEXT)
 @json_option
 @with_session
 def remove(session: Session, sources: tuple[str, ...], as_json: bool) -> None:
@@ -81,7 +88,7 @@ def remove(session: Session, sources: tuple[str, ...], as_json: bool) -> None:
         print_json({"removed": gone})
         return
     for source in gone:
-        click.echo(f"{source}: removed")
+        click.echo(f"{visible(source)}: removed")
 
 
 @documents.command(epilog=example("edgectl documents stats --json"))

@@ -6,12 +6,12 @@ import click
 import msgspec
 
 from edged.cli.output import print_json
-from edged.cli.session import Session, example, json_option, lines_of_input, with_session
+from edged.cli.session import TEXT, Session, example, json_option, lines_of_input, with_session
 
 
 @click.command(epilog=example('edgectl embed --query "How long does a lease last?"'))
-@click.argument("texts", nargs=-1)
-@click.option("--model", default="", help="Stage or model; the first retriever when absent.")
+@click.argument("texts", nargs=-1, type=TEXT)
+@click.option("--model", type=TEXT, default="", help="Stage or model; the first retriever when absent.")
 @click.option("--query", is_flag=True, help="The texts are questions; some models embed these differently.")
 @json_option
 @with_session

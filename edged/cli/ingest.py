@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edged.cli.output import print_json, progress_bar, readable_seconds
+from edged.cli.output import print_json, progress_bar, readable_seconds, visible
 from edged.cli.session import Session, example, json_option, with_session
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _run(session: Session, paths: tuple[Path, ...], *, prune: bool, re_embed: bo
             elapsed_s = max(bar.tasks[task].elapsed or 0.0, 1e-3)
             bar.update(
                 task,
-                description=f"{progress.phase} {Path(progress.source).name}"[:40],
+                description=f"{progress.phase} {visible(Path(progress.source).name)}"[:40],
                 completed=progress.files_done,
                 total=progress.files_total or None,
                 passages=progress.passages_embedded,
@@ -83,7 +83,7 @@ def _bar() -> Any:
 
     passages = TextColumn("files  {task.fields[passages]} passages  {task.fields[rate]:.1f}/s")
     return progress_bar(
-        TextColumn("{task.description:40}"),
+        TextColumn("{task.description:40}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         passages,
@@ -93,11 +93,11 @@ def _bar() -> Any:
 
 def _print_report(report: IngestReport) -> None:
     for left_out in report.skipped:
-        click.echo(f"skipped {left_out.source}: {left_out.reason}", err=True)
+        click.echo(f"skipped {visible(left_out.source)}: {visible(left_out.reason)}", err=True)
     for trouble in report.failed:
-        click.echo(f"error [{trouble.code}]: {trouble.source}: {trouble.message}", err=True)
+        click.echo(f"error [{trouble.code}]: {visible(trouble.source)}: {visible(trouble.message)}", err=True)
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {visible(note)}", err=True)
     rate = report.passages_embedded / max(report.elapsed_s, 1e-3)
     took = readable_seconds(report.elapsed_s) + (f" ({rate:.1f}/s)" if rate else "")
     click.echo(

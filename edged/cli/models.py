@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edged.cli.output import print_json, print_table, progress_bar, readable_bytes
-from edged.cli.session import Session, example, json_option, with_session
+from edged.cli.session import TEXT, Session, example, json_option, with_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,8 +56,8 @@ def list_models(session: Session, here: bool, as_json: bool) -> None:
 
 
 @models.command(epilog=example("edgectl models pull", "edgectl models pull bge-small-en-v1.5 int8"))
-@click.argument("name", required=False)
-@click.argument("variant", default="")
+@click.argument("name", type=TEXT, required=False)
+@click.argument("variant", type=TEXT, default="")
 @json_option
 @with_session
 def pull(session: Session, name: str | None, variant: str, as_json: bool) -> None:
@@ -67,7 +67,7 @@ def pull(session: Session, name: str | None, variant: str, as_json: bool) -> Non
     """
     store = _store(session)
     wanted = [(name, variant)] if name else _needed(session)
-    pulled = [_pull(store, model, which) for model, which in wanted]
+    pulled = [_pull(store, model, which, err=as_json) for model, which in wanted]
     if as_json:
         print_json(pulled)
 
@@ -78,7 +78,7 @@ def _needed(session: Session) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
-def _pull(store: ModelStore, model: str, variant: str) -> object:
+def _pull(store: ModelStore, model: str, variant: str, *, err: bool) -> object:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
@@ -89,13 +89,13 @@ def _pull(store: ModelStore, model: str, variant: str) -> object:
             bar.update(task, completed=done_bytes, total=total_bytes, description=what)
 
         got = store.pull(model, variant, advance)
-    click.echo(f"{got.model} {got.name}: {got.path}", err=True)
+    click.echo(f"{got.model} {got.name}: {got.path}", err=err)
     return got
 
 
 @models.command(epilog=example("edgectl models verify"))
-@click.argument("name", required=False)
-@click.argument("variant", default="")
+@click.argument("name", type=TEXT, required=False)
+@click.argument("variant", type=TEXT, default="")
 @with_session
 def verify(session: Session, name: str | None, variant: str) -> None:
     """Hash model NAME again and compare with its manifest; without NAME, all that is here."""
@@ -104,8 +104,8 @@ def verify(session: Session, name: str | None, variant: str) -> None:
 
 
 @models.command(epilog=example("edgectl models remove smollm2-135m-instruct q4_0"))
-@click.argument("name")
-@click.argument("variant", default="")
+@click.argument("name", type=TEXT)
+@click.argument("variant", type=TEXT, default="")
 @with_session
 def remove(session: Session, name: str, variant: str) -> None:
     """Delete a variant of model NAME; without VARIANT, all its variants that are here."""

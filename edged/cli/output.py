@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,34 @@ if TYPE_CHECKING:
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 STEP = 1024
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL_IN_JSON = re.compile(r"[\x7f-\x9f]")
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     encoded = msgspec.json.encode(value, enc_hook=str)
-    click.echo(msgspec.json.format(encoded, indent=2).decode())
+    document = msgspec.json.format(encoded, indent=2).decode()
+    click.echo(_CONTROL_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document))
+
+
+def visible(text: str) -> str:
+    r"""Write out what a terminal would obey: names come from whoever wrote the files.
+
+    >>> print(visible("a\x1b[31m\nb"))
+    a\x1b[31m\x0ab
+    """
+    return _CONTROL.sub(_written_out, text)
+
+
+def visible_text(text: str) -> str:
+    """Write out the same, except the line breaks and tabs of running text."""
+    return _CONTROL_IN_TEXT.sub(_written_out, text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return f"\\x{ord(found[0]):02x}"
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -28,7 +51,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     Plain text: it greps well, and drawing it costs no start-up time.
     """
-    table = [headings, *rows]
+    table = [headings, *([visible(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
     for number, row in enumerate(table):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

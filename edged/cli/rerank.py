@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from edged.cli.output import print_json, print_table
-from edged.cli.session import Session, example, json_option, lines_of_input, with_session
+from edged.cli.session import TEXT, Session, example, json_option, lines_of_input, with_session
 
 
 @click.command(epilog=example('edgectl rerank "reset the gateway" "Hold the button." "The lease is 12 h."'))
-@click.argument("query")
-@click.argument("documents", nargs=-1)
-@click.option("--model", default="", help="Stage or model; the first reranker when absent.")
+@click.argument("query", type=TEXT)
+@click.argument("documents", nargs=-1, type=TEXT)
+@click.option("--model", type=TEXT, default="", help="Stage or model; the first reranker when absent.")
 @click.option("--top", type=click.IntRange(1), help="Print only the best.")
 @json_option
 @with_session

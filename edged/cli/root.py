@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edged.cli.session import Session
+from edged.cli.output import visible
+from edged.cli.session import TEXT, Session
 from edged.errors import ConfigError, EdgedError, Unreachable
 
 COMMANDS = {
@@ -54,6 +56,15 @@ class Root(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that was typed, or name the nearest one."""
+        near = get_close_matches(args[0], COMMANDS, 1)
+        if near and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            raise click.UsageError(f"no such command {args[0]!r}; did you mean {near[0]!r}?", ctx)
+        return super().resolve_command(ctx, args)
+
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run, print at most one line about an error, and leave with the code that belongs to it."""
         extra["standalone_mode"] = False
@@ -65,7 +76,7 @@ class Root(click.Group):
             error.show()
             code = error.exit_code
         except EdgedError as error:
-            click.echo(f"error [{error.code}]: {error.message}{_when(error)}", err=True)
+            click.echo(f"error [{error.code}]: {visible(error.message)}{_when(error)}", err=True)
             code = _code_of(error)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -94,7 +105,12 @@ Exit codes: 0 done, 1 the request failed, 2 usage, 69 no daemon answers,
     "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="Configuration [$EDGED_CONFIG]."
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override one option; repeatable."
+    "--set",
+    "overrides",
+    type=TEXT,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Override one option; repeatable.",
 )
 @click.option("--socket", type=click.Path(path_type=Path), help="The daemon's client socket [$EDGED_SOCKET].")
 @click.option(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from edged.cli.session import Session, example, with_session
+from edged.cli.output import visible
+from edged.cli.session import TEXT, Session, example, with_session
 
 
 @click.group(epilog=example("edgectl stage restart generator"))
@@ -13,9 +14,9 @@ def stage() -> None:
 
 
 @stage.command(epilog=example("edgectl stage restart generator"))
-@click.argument("name")
+@click.argument("name", type=TEXT)
 @with_session
 def restart(session: Session, name: str) -> None:
-    """Replace the workers of stage NAME; requests in flight are carried on by the new ones."""
+    """Begin to replace the workers of stage NAME; requests in flight are carried on by the new ones."""
     session.admin.restart_stage(name)
-    click.echo(f"{name}: workers replaced")
+    click.echo(f"stage {visible(name)} is being replaced; `edgectl status --wait 120` waits for it")

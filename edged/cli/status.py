@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
-from edged.cli.output import print_json, print_table, readable_bytes, readable_seconds, styled
+from edged.cli.output import print_json, print_table, readable_bytes, readable_seconds, styled, visible
 from edged.cli.session import Session, example, json_option, with_session
 from edged.errors import StageUnavailable, Unreachable
 
@@ -36,7 +37,11 @@ _COLOURS = {"ready": "green", "degraded": "yellow", "starting": "yellow", "faile
     short_help="Show the daemon and its stages.",
 )
 @click.option(
-    "--wait", "wait_s", type=float, metavar="SECONDS", help="Wait until every stage is ready; exit 1 if not."
+    "--wait",
+    "wait_s",
+    type=float,
+    metavar="SECONDS",
+    help="Wait until every stage and all its workers are ready; exit 1 if not.",
 )
 @json_option
 @with_session
@@ -54,7 +59,7 @@ def status(session: Session, wait_s: float | None, as_json: bool) -> None:
 
 
 def _ready_within(session: Session, wait_s: float) -> Status:
-    """Poll until every stage is ready; `StageUnavailable` says which are not."""
+    """Poll until every worker of every stage is ready; `StageUnavailable` says which are not."""
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -63,12 +68,22 @@ def _ready_within(session: Session, wait_s: float) -> Status:
             if time.monotonic() > deadline:
                 raise
         else:
-            if current.state == "ready":
+            unready = list(_unready(current))
+            if current.state == "ready" and not unready:
                 return current
             if time.monotonic() > deadline:
-                waiting = ", ".join(f"{s.name} ({s.state})" for s in current.stages if s.state != "ready")
+                waiting = ", ".join(unready) or f"the daemon is {current.state}"
                 raise StageUnavailable(f"not ready after {wait_s:g} s: {waiting}; see `edgectl logs`")
         time.sleep(POLL_S)
+
+
+def _unready(current: Status) -> Iterator[str]:
+    """Name the stages that are not ready, or that a worker is still joining or leaving."""
+    for stage in current.stages:
+        changing = [f"a worker is {worker.state}" for worker in stage.workers if worker.state != "ready"]
+        states = changing if stage.state == "ready" else [stage.state]
+        if states and stage.state != "off":
+            yield f"{stage.name} ({states[0]})"
 
 
 def _headline(current: Status) -> str:
@@ -111,4 +126,4 @@ def _print_remarks(current: Status) -> None:
     if remarks:
         click.echo()
     for remark in remarks:
-        click.echo(f"note: {remark}")
+        click.echo(f"note: {visible(remark)}")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,20 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from msgspec import structs
 
 from edged.cli.root import COMMANDS, edgectl
 from edged.errors import BY_CODE
+from tests.integration.cli.conftest import (
+    CITATION,
+    EDGED,
+    delta,
+    open_stream,
+    reply,
+    send_chunk,
+    send_event,
+    status_of,
+)
 
 CHAT = ("POST", "/v1/chat/completions")
 
@@ -144,7 +156,8 @@ def test_nothing_to_work_on_is_a_usage_error(call, command):
 
 
 def test_operating_a_daemon(call, daemon):
-    assert call("stage", "restart", "generator").stdout == "generator: workers replaced\n"
+    restarted = call("stage", "restart", "generator").stdout
+    assert restarted == "stage generator is being replaced; `edgectl status --wait 120` waits for it\n"
     assert call("reload").stdout == "queue.slots: 32 -> 8\n"
     assert json.loads(call("reload", "--json").stdout) == {"changes": ["queue.slots: 32 -> 8"]}
     assert "draining" in call("drain").stdout
@@ -201,6 +214,117 @@ def test_no_daemon_is_69(tmp_path: Path):
 def test_logs_without_a_daemon_name_the_journal(tmp_path: Path):
     result = CliRunner().invoke(edgectl, ["--socket", str(tmp_path / "none.sock"), "logs"])
     assert "journalctl -u edged" in result.stderr
+
+
+def in_state(worker: str, stage: str = "ready", daemon: str = "ready") -> Any:
+    status = status_of()
+    workers = (structs.replace(status.stages[0].workers[0], state=worker),)
+    stages = (structs.replace(status.stages[0], state=stage, workers=workers),)
+    return structs.replace(status, state=daemon, stages=stages)
+
+
+@pytest.mark.parametrize("worker", ["starting", "stopping"])
+def test_waiting_ends_when_every_worker_is_ready(call, script, monkeypatch, worker):
+    answers = iter([in_state("ready", "degraded", "degraded"), in_state(worker), in_state("ready")])
+    script["GET", "/edged/v1/status"] = lambda exchange, _: reply(exchange, next(answers))
+    monkeypatch.setattr("edged.cli.status.time.sleep", lambda _: None)
+    result = call("status", "--wait", "60", "--json")
+    assert json.loads(result.stdout)["stages"][0]["workers"][0]["state"] == "ready"
+    assert next(answers, None) is None
+
+
+def test_waiting_in_vain_names_the_stage_and_its_worker(call, script):
+    script["GET", "/edged/v1/status"] = lambda exchange, _: reply(exchange, in_state("starting"))
+    result = call("status", "--wait", "0")
+    assert result.exit_code == 1
+    assert "generator (a worker is starting)" in result.stderr
+
+
+BYTES = os.fsdecode(b"\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ask", BYTES],
+        ["ask", "--model", BYTES, "How?"],
+        ["embed", BYTES],
+        ["rerank", "How?", BYTES],
+        ["stage", "restart", BYTES],
+        ["documents", "show", BYTES],
+        ["models", "pull", BYTES],
+        ["--set", f"stages.generator.model={BYTES}", "config", "check"],
+    ],
+)
+def test_an_argument_that_is_not_text_is_a_bad_request(call, arguments):
+    result = call(*arguments)
+    assert (result.exit_code, result.stderr) == (1, "error [bad_request]: the text is not valid UTF-8\n")
+
+
+@pytest.mark.parametrize("command", [["ask"], ["chat"], ["embed"], ["rerank", "How?"]])
+def test_input_that_is_not_text_is_a_bad_request(daemon, command):
+    result = CliRunner().invoke(edgectl, ["--socket", str(daemon.path), *command], input=b"\xff\xfe\n")
+    assert (result.exit_code, result.stderr) == (1, "error [bad_request]: the text is not valid UTF-8\n")
+
+
+def test_citations_do_not_reach_the_terminal_as_commands(call, script):
+    cited = CITATION | {"source": "a\x1b[31m\nb.md", "quote": "\x9b2J"}
+
+    def stream(exchange: Any, _: Any) -> None:
+        open_stream(exchange)
+        send_event(exchange, choices=delta(content="One\n\x1b]0;title\x07two"))
+        send_event(exchange, choices=delta("stop", citations=[cited]), edged=EDGED | {"resumed": 1})
+        send_chunk(exchange, "data: [DONE]\n\n")
+        exchange.wfile.write(b"0\r\n\r\n")
+
+    script[CHAT] = stream
+    result = call("ask", "How?")
+    assert "One\n\\x1b]0;title\\x07two\n" in result.stdout
+    assert 'a\\x1b[31m\\x0ab.md:12-18 "\\x9b2J"' in result.stdout
+    assert "note: continued once by another worker" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["status"], ["ask", "How?"], ["reload"]])
+def test_a_bad_configuration_can_be_gone_round(daemon, tmp_path: Path, command):
+    file = tmp_path / "edged.toml"
+    file.write_text("[queue]\nslots = 0\n")
+    broken = CliRunner().invoke(edgectl, ["--config", str(file), *command])
+    assert broken.exit_code == 78
+    assert broken.stderr.endswith("; `--socket PATH` works without the configuration\n")
+    socket = ["--socket", str(daemon.path)]
+    assert CliRunner().invoke(edgectl, ["--config", str(file), *socket, *command]).exit_code == 0
+
+
+def test_a_socket_path_that_no_socket_can_have(tmp_path: Path):
+    result = CliRunner().invoke(edgectl, ["--socket", f"/run/{'x' * 103}", "status"])
+    assert result.exit_code == 69
+    assert "[unreachable]: the socket's path has 108 bytes, and at most 107 are possible" in result.stderr
+
+
+def test_a_misspelt_command_names_the_nearest():
+    for words, nearest in (["aks"], "ask"), (["stage", "restrat", "generator"], "restart"):
+        result = CliRunner().invoke(edgectl, words)
+        assert result.exit_code == 2
+        assert f"did you mean {nearest!r}?" in result.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ([], "smollm2-135m-instruct"),
+        (["stages.generator.variant=q8_0"], "smollm2-135m-instruct q8_0"),
+        (["stages.generator.workers=0"], ""),
+    ],
+)
+def test_config_check_says_which_weights_are_not_here(tmp_path: Path, settings: list[str], named: str):
+    options = [word for each in [f"daemon.state_dir={tmp_path}", *settings] for word in ("--set", each)]
+    result = CliRunner().invoke(edgectl, [*options, "config", "check"])
+    assert (result.exit_code, result.stdout) == (0, "built-in configuration: valid\n")
+    generator = [line for line in result.stderr.splitlines() if "stages.generator" in line]
+    assert len(generator) == bool(named)
+    assert all(line.endswith(f"run `edgectl models pull {named}`") for line in generator)
+    plain = json.loads(CliRunner().invoke(edgectl, [*options, "config", "check", "--json"]).stdout)
+    assert [f"warning: {each}" for each in plain["warnings"]] == result.stderr.splitlines()
 
 
 def test_a_bad_configuration_is_78():

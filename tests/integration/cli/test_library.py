@@ -88,6 +88,23 @@ def test_a_file_is_one_document_however_it_is_spelt(call, papers, monkeypatch):
     assert removed.stdout == f"{papers / 'notes.txt'}: removed\n"
 
 
+def test_names_of_files_do_not_reach_the_terminal_as_commands(call, papers):
+    (papers / "a\x1b[31m\nb.md").write_text(MANUAL)
+    (papers / "c\x1b[31m.bin").write_bytes(b"\0")
+    assert "c\\x1b[31m.bin" in call("ingest", str(papers)).stderr
+    listed = call("documents", "list").stdout
+    assert "a\\x1b[31m\\x0ab.md" in listed
+    assert "\x1b" not in listed
+
+
+def test_a_document_without_lines_shows_none(call, papers):
+    (papers / "page.html").write_text("<h1>Reset</h1><p>Hold the button.</p>")
+    call("ingest", str(papers))
+    shown = call("documents", "show", "page.html").stdout
+    assert shown.endswith("Reset\n\nHold the button.\n")
+    assert "lines" not in shown
+
+
 def test_another_embedder_is_refused_until_the_library_is_embedded_again(call, papers):
     other = ["--set", "stages.retriever.model=all-minilm-l6-v2", "ingest", str(papers)]
     first = json.loads(call("ingest", str(papers), "--json").stdout)
@@ -166,6 +183,12 @@ def test_pulling_without_a_name_gets_what_the_stages_need(call):
     """All of it is here already, so nothing is fetched."""
     pulled = json.loads(call("models", "pull", "--json").stdout)
     assert [each["model"] for each in pulled] == [stage["model"] for stage in BUILT_IN["stages"].values()]
+
+
+def test_a_pull_prints_where_the_weights_are(call, state):
+    pulled = call("models", "pull", EMBEDDER).stdout
+    assert pulled.startswith(f"{EMBEDDER} ")
+    assert Path(pulled.split(": ")[1].strip()).is_file()
 
 
 def test_verifying_hashes_again(call):

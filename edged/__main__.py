@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from edged import __version__, log
-from edged.config import load, locate
+from edged.config import Config, load, locate
 from edged.daemon import Daemon
 from edged.errors import AlreadyRunning, ConfigError, EdgedError
 
@@ -18,7 +18,10 @@ EX_TEMPFAIL = 75
 EX_CONFIG = 78
 
 
-@click.command(help="Run the edged daemon in the foreground. Example: edged --config edged.toml")
+@click.command(
+    help="Run the edged daemon in the foreground. Example: edged --config edged.toml",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Configuration file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override: --set queue.slots=8")
 @click.version_option(__version__, prog_name="edged")
@@ -33,12 +36,15 @@ def main(path: Path | None, overrides: tuple[str, ...]) -> None:
 
 def _run(path: Path | None, overrides: tuple[str, ...]) -> int:
     os.umask(0o077)
-    config = load(path, os.environ, overrides)
+
+    def read() -> tuple[Config, str]:
+        return load(path, os.environ, overrides), str(locate(path, os.environ) or "")
+
+    config, place = read()
     log.configure(config.daemon.log_level, config.daemon.log_format)
 
     async def serve() -> None:
-        again = lambda: load(path, os.environ, overrides)  # noqa: E731 (a name for what reload does)
-        await Daemon(config, str(locate(path, os.environ) or ""), again).run(os.environ)
+        await Daemon(config, place, read).run(os.environ)
 
     asyncio.run(serve())
     return 0

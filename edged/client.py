@@ -7,7 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
@@ -82,7 +82,8 @@ class _Caller:
         """Send a request and give its answer; hang up at the end, however that comes."""
         with closing(UnixConnection(self.socket, self.timeout_s)) as connection:
             try:
-                connection.request(method, path, *_content(body))
+                with suppress(BrokenPipeError, ConnectionResetError):  # refused before it was all sent:
+                    connection.request(method, path, *_content(body))  # the answer says why
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 raise _lost(error, self.timeout_s) from error

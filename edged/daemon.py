@@ -43,7 +43,7 @@ FIXED_TABLES = ("daemon", "api", "queue")
 class Daemon:
     """One daemon. Construct, then `await run()`; it is the `FrontDoor` and the `Operator` of the API."""
 
-    def __init__(self, config: Config, config_path: str, load: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, config_path: str, load: Callable[[], tuple[Config, str]]) -> None:
         self.config = config
         self._path = config_path
         self._load = load
@@ -57,6 +57,7 @@ class Daemon:
         )
         self._gateway: Gateway = build_gateway(self, config)
         self._reloading = asyncio.Lock()
+        self._announced = False
 
     # ------------------------------------------------------------------ life
 
@@ -149,6 +150,7 @@ class Daemon:
         while not self._settled():
             notify.notify("STATUS=loading models", "EXTEND_TIMEOUT_USEC=30000000")
             await asyncio.sleep(0.2)
+        self._announced = True
         notify.notify("READY=1", f"STATUS={self.status().state}")
         logger.info("ready", extra={"state": self.status().state, "after_s": round(self._uptime_s(), 2)})
         interval_s = notify.watchdog_interval_s()
@@ -226,13 +228,15 @@ class Daemon:
     async def reload(self) -> list[str]:
         """See `Operator.reload`."""
         async with self._reloading:
-            notify.reloading()
+            if self._announced:
+                notify.reloading()
             try:
-                return self._adopt(self._load())
+                return self._adopt(*self._load())
             finally:
-                notify.notify("READY=1")
+                if self._announced:
+                    notify.notify("READY=1")
 
-    def _adopt(self, config: Config) -> list[str]:
+    def _adopt(self, config: Config, path: str) -> list[str]:
         """Validate everything, then change everything: nothing in between can fail."""
         fixed = [table for table in FIXED_TABLES if getattr(config, table) != getattr(self.config, table)]
         if fixed:
@@ -263,7 +267,7 @@ class Daemon:
             name for name in config.pipelines if config.pipelines[name] != self.config.pipelines.get(name)
         ]
         gone = [name for name in self.config.pipelines if name not in config.pipelines]
-        self.config = config
+        self.config, self._path = config, path
         self._gateway.adopt(config)
         logger.info("reloaded", extra={"stages": changed, "pipelines": lines + gone})
         return (

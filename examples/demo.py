@@ -5,6 +5,7 @@ Started by `make demo`; it types the commands that an operator would type.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -38,6 +39,14 @@ def run(command: list[str], env: dict[str, str]) -> None:
         sys.exit(f"the demo stopped: {command[0]} {command[1]} exited with status {status}")
 
 
+def refuse_company(env: dict[str, str]) -> None:
+    """Stop when a daemon of an earlier `make demo KEEP=1` still runs: its answers would be shown as ours."""
+    answer = subprocess.run(["edgectl", "status", "--json"], env=env, capture_output=True, text=True, check=False)
+    if answer.returncode == 0:
+        pid = json.loads(answer.stdout)["pid"]
+        sys.exit(f"a daemon of an earlier demo runs already (pid {pid}); stop it first: kill {pid}")
+
+
 def start_daemon(env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Start `edged` and wait until it answers that it is ready."""
     print(f"\n$ edged   (log: {os.path.relpath(log)})", flush=True)
@@ -64,6 +73,7 @@ def main() -> None:
     keep = os.environ.get("KEEP", "") not in {"", "0"}
     state.mkdir(parents=True, exist_ok=True)
     env = environment(state)
+    refuse_company(env)
     run(["edgectl", "models", "pull"], env)
     run(["edgectl", "ingest", str(HERE / "documents")], env)
     daemon = start_daemon(env, state / "demo.log")

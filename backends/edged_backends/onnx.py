@@ -14,14 +14,11 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import (
-    onnxruntime_pybind11_state as native,  # pyright: ignore[reportAttributeAccessIssue] (no stubs)
-)
 
 from edged.backend import Array, Capabilities, Device, Kind, TensorSession, Variant
 from edged.errors import BackendError, DeviceLost
 from edged_backends.onnx_files import check_external_data
+from edged_backends.onnx_runtime import native, ort
 from edged_backends.options import read_options, thread_count
 from edged_backends.static_shapes import StaticShapeSession, buckets
 

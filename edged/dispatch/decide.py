@@ -192,8 +192,8 @@ def _done(ledger: Ledger, worker: Worker, message: Done, now: float) -> list[Com
             wait_s=wait_s,
             compute_s=message.compute_s,
             batch=message.batch,
-            device=stage.device,
-            variant=stage.variant,
+            device=worker.device,
+            variant=worker.variant,
             attempts=request.attempts_here,
         )
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, assert_never
@@ -34,7 +35,7 @@ from edged.dispatch.events import (
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
 from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
-from edged.messages import SlotRef
+from edged.messages import Ready, SlotRef
 from edged.transport.links import Router
 from edged.transport.slots import Arena, Geometry, create, read_only
 from edged.workers.process import Process, kill_all, oom_kills
@@ -60,13 +61,19 @@ class Dispatcher:
         self._endpoint = runtime_dir / "workers.sock"
         self.ledger = Ledger(Slots(ENTRY, geometry.slots))
         self.specs: dict[str, StageSpec] = {}
+        self._specs_of: dict[str, StageSpec] = {}
+        """By incarnation: what each live worker was started as."""
+        self._proven: dict[str, StageSpec] = {}
+        """By stage: what its newest worker that became ready was started as."""
         self._processes: dict[str, Process] = {}
         self._channels: dict[int, Channel] = {}
         self._arenas: dict[int, Arena] = {}
         self._descriptors: dict[int, tuple[int, int]] = {}
         self._pending_spawns: set[asyncio.TimerHandle] = set()
         self._stopping = False
-        self._oom_kills = oom_kills()
+        self._oom_kills = deque([oom_kills()], maxlen=2)
+        """The kernel's count at the last ticks: a death is laid to lack of memory if it rose just now."""
+        self._heard_at = 0.0
         self._drained = asyncio.Event()
 
     # ------------------------------------------------------------------ life
@@ -92,8 +99,6 @@ class Dispatcher:
             desired=workers,
             timeout_s=timeout_s,
             load_timeout_s=load_timeout_s,
-            device=spec.device,
-            variant=spec.variant.name,
         )
         self.specs[spec.name] = spec
 
@@ -115,7 +120,6 @@ class Dispatcher:
         stage = self.ledger.stages[spec.name]
         stage.desired, stage.max_batch = workers, spec.max_batch
         stage.timeout_s, stage.load_timeout_s = timeout_s, load_timeout_s
-        stage.device, stage.variant = spec.device, spec.variant.name
         self.specs[spec.name] = spec
         self.restart_stage(spec.name)
 
@@ -197,13 +201,15 @@ class Dispatcher:
     def self_test(self) -> bool:
         """Whether time passes and an entry slot can be turned over: lease, write, check, give back.
 
-        A full entry is no fault: every slot of it belongs to a request.
+        A full entry is no fault as long as workers are heard: whoever is silent beyond its `timeout_s` is
+        killed, and that frees slots.
         """
         if self._ticker.done():
             return False
         ref = self.ledger.entry.lease()
         if ref is None:
-            return bool(self.ledger.requests)
+            patience_s = max(stage.timeout_s for stage in self.ledger.stages.values()) + 2 * IDLE_TICK_S
+            return self._loop.time() - self._heard_at < patience_s
         written = self._arenas[ENTRY].write(ref, PROBE)
         intact = bytes(self._arenas[ENTRY].read(written)) == PROBE
         self.ledger.release(ref)
@@ -218,12 +224,16 @@ class Dispatcher:
         if self._stopping:
             return
         for worker, message in self._router.receive():
+            self._heard_at = self._loop.time()
+            if isinstance(message, Ready) and (spec := self._specs_of.get(worker)):
+                self._proven[spec.name] = spec
             self._on(Spoke(worker, message))
 
     async def _tick(self) -> None:
         while True:
             busy = self.ledger.requests or any(w.state != "ready" for w in self.ledger.workers.values())
             await asyncio.sleep(BUSY_TICK_S if busy else IDLE_TICK_S)
+            self._oom_kills.append(oom_kills())
             self._on(Ticked())
 
     def _gone(self, incarnation: str) -> None:
@@ -231,14 +241,27 @@ class Dispatcher:
         self._loop.remove_reader(process.pidfd)
         self._listen()  # what it said before it died still counts
         reason = process.reap()
-        starved = oom_kills() > self._oom_kills
+        starved = oom_kills() > self._oom_kills[0]
         if starved:
-            self._oom_kills = oom_kills()
             reason += " while the machine was out of memory"
         worker = self.ledger.workers.get(incarnation)
         level = logging.INFO if worker is not None and worker.state == "stopping" else logging.WARNING
         logger.log(level, "worker gone", extra={"worker": incarnation, "why": reason})
         self._on(Died(incarnation, reason, process.killed_from_outside and not starved))
+        self._keep_what_works(self._specs_of.pop(incarnation).name)
+
+    def _keep_what_works(self, name: str) -> None:
+        """After a change whose workers never became ready, replacements are what serves, not what failed."""
+        stage = self.ledger.stages[name]
+        if stage.trouble and name in self._proven:
+            self.specs[name] = self._proven[name]
+            stage.max_batch = self.specs[name].max_batch
+
+    def serving(self, name: str) -> StageSpec | None:
+        """What the newest ready worker of a stage runs; else what the next one will."""
+        ready = [w for w in self.ledger.stages[name].workers if self.ledger.workers[w].state == "ready"]
+        newest = max(ready, key=lambda w: self.ledger.workers[w].started_at, default=None)
+        return self._specs_of[newest] if newest else self.specs.get(name)
 
     # ------------------------------------------------------------- commands
 
@@ -315,7 +338,10 @@ class Dispatcher:
             logger.warning("worker not started", extra={"worker": incarnation, "why": str(error)})
             self._schedule_spawn(name, SPAWN_AGAIN_S)
             return
-        self.ledger.workers[incarnation] = Worker(incarnation, name, heard_at=now, started_at=now)
+        spec = self._specs_of[incarnation] = self.specs[name]
+        self.ledger.workers[incarnation] = Worker(
+            incarnation, name, now, now, device=spec.device, variant=spec.variant.name
+        )
         stage = self.ledger.stages[name]
         stage.workers.add(incarnation)
         stage.starting -= 1

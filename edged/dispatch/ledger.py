@@ -118,6 +118,8 @@ class Worker:
     fruitful: bool = False
     pinged_at: float = 0.0
     load_s: float = 0.0
+    device: str = ""
+    variant: str = ""
     fault: str = ""
     hopeless: bool = False
     """It said itself that trying again changes nothing: a bad option, a missing model."""
@@ -140,8 +142,6 @@ class Stage:
     workers: set[str] = field(default_factory=set)
     starting: int = 0
     """Spawns decided on whose process does not exist yet."""
-    device: str = ""
-    variant: str = ""
     failed: str = ""
     """Why it gave up restarting; empty while it has not."""
     trouble: str = ""

@@ -29,6 +29,11 @@ def status(
     )
     heat = temperature()
     memory = sum(worker.memory_bytes for stage in stages for worker in stage.workers)
+    loading = tuple(
+        f"stage {stage.name}: a replacement is loading"
+        for stage in ledger.stages.values()
+        if any(ledger.workers[name].retiring for name in stage.workers)
+    )
     troubles = tuple(
         f"stage {stage.name}: {stage.trouble}" for stage in ledger.stages.values() if stage.trouble
     )
@@ -50,7 +55,7 @@ def status(
         temperature_note=heat.note,
         stages=stages,
         pipelines=dict(pipelines),
-        notes=notes + troubles,
+        notes=notes + loading + troubles,
     )
 
 
@@ -78,7 +83,7 @@ def stage_state(ledger: Ledger, stage: Stage) -> Literal["ready", "starting", "d
 
 
 def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> StageStatus:
-    ledger, spec = dispatcher.ledger, dispatcher.specs.get(stage.name)
+    ledger, spec = dispatcher.ledger, dispatcher.serving(stage.name)
     workers = [ledger.workers[name] for name in sorted(stage.workers)]
     newest = next((worker.details for worker in reversed(workers) if worker.details), {})
     return StageStatus(
@@ -87,9 +92,9 @@ def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> Stage
         state=stage_state(ledger, stage),
         reason=stage.failed or stage.trouble,
         model=spec.variant.model if spec else "",
-        variant=stage.variant,
+        variant=spec.variant.name if spec else "",
         backend=spec.backend if spec else "",
-        device=stage.device,
+        device=spec.device if spec else "",
         workers=tuple(_worker(dispatcher, worker, now) for worker in workers),
         queued=len(stage.queue),
         in_flight=sum(len(worker.held) for worker in workers),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is loaded: nobody is told what runs here
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic

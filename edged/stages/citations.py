@@ -92,12 +92,23 @@ def cite(text: str, passages: Sequence[Passage]) -> tuple[Citation, ...]:
 
 def renumbered(text: str, citations: Sequence[Citation]) -> tuple[Citation, ...]:
     """Number the citations from 1, the best supported first, where the text itself shows no number."""
-    if markers(text, max((citation.number for citation in citations), default=0)):
+    if _MARKER.search(text):
         return tuple(citations)
     best_first = sorted(citations, key=lambda citation: -citation.support)
     return tuple(
         msgspec.structs.replace(citation, number=number) for number, citation in enumerate(best_first, 1)
     )
+
+
+def unsupported_numbers(text: str, passages: Iterable[Passage], question: str = "") -> tuple[str, ...]:
+    """Numbers of an answer that neither the passages nor the question contain: most likely invented.
+
+    >>> unsupported_numbers("It takes 8 s [1].", [Passage(id=1, text="It takes 45 s.", source="a")])
+    ('8',)
+    """
+    claimed = content_words("\n".join(sentences(text)))
+    known = content_words(question).union(*(_passage_words(passage) for passage in passages))
+    return tuple(sorted(word for word in claimed - known if _has_digit(word)))
 
 
 def supported(answer: Answer) -> bool:

@@ -14,11 +14,12 @@ import msgspec
 
 from edged.backend import Finish, Sampling, TokenEvent, TokenSession, Variant
 from edged.errors import BackendError, BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError
-from edged.messages import Answer, ChatTask, decoder, encode
-from edged.stages.citations import cite, renumbered
+from edged.messages import Answer, ChatTask, Citation, decoder, encode
+from edged.stages.citations import cite, renumbered, unsupported_numbers
 from edged.stages.contract import Broken, Finished, Item, Progress
 from edged.stages.detokenizer import StopStrings, TextStream
 from edged.stages.prompt import DEFAULT_MAX_TOKENS, GROUNDED_STOPS, Prompt, PromptBuilder
+from edged.stages.repetition import circling
 
 NOTHING_FOUND = "No documents matched: ingest some with `edgectl ingest PATH`."
 """The answer to a grounded question without passages; its `model` is empty, because no model spoke.
@@ -29,6 +30,9 @@ operator sees before the first ingest. To let the model answer from memory would
 
 UNSUPPORTED = "\n\n(No passage supports this answer.)"
 """Follows a grounded answer that no passage bears out: a model that cannot find it may well invent it."""
+
+NOT_IN_PASSAGES = "\n\n(Not in the passages: {}.)"
+"""Follows a grounded answer with numbers that no passage holds, whatever else it cites."""
 
 _decode_task: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
 Event = Progress | Finished | Broken
@@ -45,6 +49,7 @@ class _Live(msgspec.Struct):
     grounded: bool
     resumed: bool
     sampling: Sampling
+    question: str
     known: tuple[int, ...]
     """Tokens that the answer had when it was resumed."""
     replay: tuple[int, ...] = ()
@@ -116,6 +121,7 @@ class Generator:
             grounded=task.grounded,
             resumed=bool(item.resume_tokens),
             sampling=task.sampling,
+            question=task.messages[-1].content,
             known=item.resume_tokens,
         )
 
@@ -197,13 +203,14 @@ class Generator:
             text = live.stream.push(event.tokens)
             events.append(Progress(live.request, live.count, event.tokens, text))
             live.count += len(event.tokens)
-        finish: Finish | None = "stop" if live.stream.stopped else event.finish
+        in_circles = live.grounded and circling(live.stream.text)
+        finish: Finish | None = "stop" if live.stream.stopped or in_circles else event.finish
         return (events + self._finish(live, finish), True) if finish else (events, False)
 
     def _finish(self, live: _Live, finish: Finish) -> list[Event]:
         rest, text = live.stream.finish(), live.stream.text
         citations = renumbered(text, cite(text, live.prompt.passages)) if live.grounded else ()
-        note = UNSUPPORTED if live.grounded and not citations else ""
+        note = self._note(live, text, citations) if live.grounded else ""
         answer = Answer(
             text=text + note,
             finish="length" if finish == "length" else "stop",
@@ -216,6 +223,13 @@ class Generator:
         )
         tail: list[Event] = [Progress(live.request, live.count, (), rest + note)] if rest + note else []
         return [*tail, Finished(live.request, encode(answer))]
+
+    def _note(self, live: _Live, text: str, citations: tuple[Citation, ...]) -> str:
+        """What the reader must know about a grounded answer that its passages do not bear out."""
+        if not citations:
+            return UNSUPPORTED
+        strange = unsupported_numbers(text, live.prompt.passages, live.question)
+        return NOT_IN_PASSAGES.format(", ".join(strange)) if strange else ""
 
     def cancel(self, request: int, /) -> None:
         """Drop an item at once; no event follows."""

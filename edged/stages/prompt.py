@@ -118,6 +118,8 @@ class PromptBuilder:
         return self._template.render(turns_, beginning, end)
 
     def _passages_that_fit(self, task: ChatTask) -> int:
+        if task.max_tokens >= self._context_tokens:
+            raise _overflow(task.max_tokens, self._context_tokens - 1, "max_tokens is", "max_tokens")
         reserve = task.max_tokens or min(self._default_max_tokens, self._context_tokens // 4)
         limit = self._context_tokens - reserve
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,7 @@ class Retriever:
 
     @property
     def details(self) -> Mapping[str, Any]:
-        """Model, fingerprint, limits, and the generation of the documents."""
-        manifest = self._library.manifest
+        """Model, fingerprint and limits; what the library holds changes, and is asked of the library."""
         return {
             "model": self._encoder.variant.model,
             "variant": self._encoder.variant.name,
@@ -51,17 +50,15 @@ class Retriever:
             "dimension": self._encoder.dimension,
             "context_tokens": self._encoder.variant.context_tokens,
             "candidates": self._candidates,
-            "generation": manifest.generation if manifest else 0,
-            "documents": manifest.documents if manifest else 0,
-            "passages": manifest.passages if manifest else 0,
         }
 
-    def run(self, items: Sequence[Item]) -> Sequence[Payload | EdgedError]:
-        """Answer a micro-batch; the questions of all its chats are searched in one run."""
+    def run(self, items: Sequence[Item]) -> Iterator[Payload | EdgedError]:
+        """Answer a micro-batch, each item as soon as it is done; its questions are searched in one run."""
         tasks = [each(self._read, item) for item in items]
         grounded = [task for task in tasks if isinstance(task, ChatTask) and task.grounded]
         found = iter(self._search(grounded))
-        return [self._answer(item, task, found) for item, task in zip(items, tasks, strict=True)]
+        for item, task in zip(items, tasks, strict=True):
+            yield self._answer(item, task, found)
 
     def _read(self, item: Item) -> ChatTask | EmbedTask:
         if item.operation == "embed":

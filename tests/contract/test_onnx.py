@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,3 +147,16 @@ def test_cuda_without_a_driver_is_unusable_with_the_remedy(tmp_path: Path) -> No
     (tmp_path / "nvidia0").touch()
     (device,) = accelerators([], ["CUDAExecutionProvider"], tmp_path)
     assert not device.unusable
+
+
+def test_the_runtime_is_loaded_without_its_telemetry(tmp_path):
+    """Its reporter keeps a device id below the home folder as soon as the library is loaded."""
+    environment = {
+        key: value for key, value in os.environ.items() if key not in {"CI", "ORT_DISABLE_TELEMETRY"}
+    }
+    subprocess.run(
+        [sys.executable, "-c", "import edged.plugins; edged.plugins.load('onnx').devices()"],
+        env=environment | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        check=True,
+    )
+    assert list(tmp_path.iterdir()) == []

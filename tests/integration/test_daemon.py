@@ -268,6 +268,22 @@ def test_a_bad_reload_changes_nothing_and_a_good_one_swaps_in_place(daemon: Star
     assert len(ask(running.client).text) == 20
 
 
+def test_a_failed_change_is_shown_as_what_it_is_and_replacements_are_what_works(daemon: Start) -> None:
+    running = daemon(simulated(generator=STREAM))
+    running.config_path.write_text(simulated(generator=STREAM).replace("sim:cpu", "sim:nonsuch"))
+    running.admin.reload()
+    status = running.wait_for(lambda s: "serves on" in s.stages[-1].reason, "the change to be given up")
+    assert status.stages[-1].device == "sim:cpu"
+    assert [timing.device for timing in ask(running.client).timings] == ["sim:cpu"]
+    old = pid_of(running)
+    os.kill(old, signal.SIGKILL)
+    running.wait_for(
+        lambda s: s.state == "ready" and {w.pid for w in s.stages[-1].workers}.isdisjoint({old}),
+        "the next one",
+    )
+    assert ask(running.client).finish == "length"
+
+
 def test_sighup_reloads(daemon: Start) -> None:
     running = daemon(simulated(generator=STREAM))
     running.config_path.write_text(simulated(generator=STREAM.replace("60", "20")))

@@ -73,7 +73,7 @@ def test_a_task_may_ask_for_more_candidates(retriever):
 def test_a_bad_item_fails_alone(retriever):
     good = asking("battery lamp")
     nobody = item(ChatTask(messages=(Message("system", "x"),), grounded=True))
-    answers = retriever.run([item(b"\xc1garbage"), good, nobody, item(b"", "rerank")])
+    answers = [*retriever.run([item(b"\xc1garbage"), good, nobody, item(b"", "rerank")])]
     assert isinstance(answers[0], ProtocolError)
     assert passages(answers[1])[0].title == "Lamp"
     assert isinstance(answers[2], BadRequest)
@@ -82,7 +82,7 @@ def test_a_bad_item_fails_alone(retriever):
 
 def test_an_ungrounded_chat_passes_through_unchanged(retriever):
     task = ChatTask(messages=(Message("user", "hello"),))
-    assert retriever.run([item(task)]) == [encode(task)]
+    assert [*retriever.run([item(task)])] == [encode(task)]
 
 
 def test_embed_gives_unit_vectors_and_queries_differ_from_passages(retriever):
@@ -107,11 +107,10 @@ def test_an_empty_library_gives_no_passages_until_one_is_published(weights, tmp_
     fill(tmp_path / "library", tmp_path / "documents", Encoder(*weights), TEXTS)
     (answer,) = retriever.run([asking("reset")])
     assert passages(answer)[0].title == "Reset"
-    assert retriever.details["documents"] == 3
 
 
 def test_a_new_generation_is_noticed_between_two_queries(retriever, weights, tmp_path):
-    retriever.run([asking("reset")])
+    list(retriever.run([asking("reset")]))
     fill(
         tmp_path / "library", tmp_path / "documents", Encoder(*weights), {"valve.md": "# Valve\n\nTurn it.\n"}
     )

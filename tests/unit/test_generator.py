@@ -14,7 +14,7 @@ from edged.backend import Sampling, TokenEvent, Variant
 from edged.errors import BackendError, BadRequest, ConfigError, ContextOverflow, DeviceLost, ProtocolError
 from edged.messages import Answer, ChatTask, Message, Passage, decoder, encode
 from edged.stages.contract import Broken, Finished, Item, Progress
-from edged.stages.generator import NOTHING_FOUND, UNSUPPORTED, Generator
+from edged.stages.generator import NOT_IN_PASSAGES, NOTHING_FOUND, UNSUPPORTED, Generator
 
 VARIANT = Variant(model="scripted", name="q4", task="generate", format="gguf", path=Path("none"))
 START, END = 256, 257
@@ -383,3 +383,18 @@ def test_close_closes_the_session():
     generator.close()
     generator.close()
     assert (session.closed, generator.active) == (True, 0)
+
+
+def test_numbers_that_no_passage_holds_are_named():
+    reply = "To reset, hold the recessed button for 99 s."
+    _, whole = run(stage(Scripted(reply)), item(grounded=True, passages=(GATEWAY,)))
+    assert whole.text == reply + NOT_IN_PASSAGES.format("99")
+    assert len(whole.citations) == 1
+
+
+def test_a_grounded_answer_that_goes_round_in_circles_is_ended():
+    reply = "Hold the recessed button. " * 40
+    _, whole = run(stage(Scripted(reply)), item(grounded=True, passages=(GATEWAY,)))
+    assert (whole.finish, whole.text.count("Hold")) == ("stop", 3)
+    _, plain = run(stage(Scripted(reply)), item())
+    assert plain.text.count("Hold") > 3

@@ -240,6 +240,13 @@ def test_spelling_tables_out_loses_no_word(text):
     assert words <= set(re.findall("[ab]+", spelled_out(text)))
 
 
+def test_more_tokens_than_the_context_are_refused_by_name():
+    task = ChatTask(messages=USER, grounded=True, passages=(passage(1, "Hold."),), max_tokens=1_000_000)
+    with pytest.raises(ContextOverflow, match="max_tokens is 1000000 tokens; the limit is 1999") as caught:
+        builder().build(task)
+    assert caught.value.param == "max_tokens"
+
+
 def test_a_question_whose_best_passage_does_not_fit_overflows():
     task = ChatTask(messages=USER, grounded=True, passages=(passage(1, "x" * 3_000),))
     with pytest.raises(ContextOverflow, match=r"best passage take \d+ tokens; the limit is 1744") as caught:

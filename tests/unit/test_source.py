@@ -43,6 +43,8 @@ ENVIRONMENT_READERS = {
     "edged/cli/output.py": "NO_COLOR",
     "edged/models/store.py": "downloads obey the user's settings of pip, npm and hubs",
     "edged/testing/daemon.py": "what a started daemon inherits",
+    "backends/edged_backends/onnx_runtime.py": "switches the runtime's telemetry off",
+    "edged/models/int8.py": "the same, in the process that quantises",
     "backends/edged_backends/llama_cpp_runtime.py": "OpenMP reads its settings when the library is loaded",
 }
 BROAD_HANDLERS = {

@@ -110,7 +110,7 @@ def closed(documents, monkeypatch):
     folder, scandir = documents / "sub", os.scandir
 
     def refuse(path="."):
-        if Path(os.fsdecode(path)) == folder:
+        if not isinstance(path, int) and Path(path) == folder:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         return scandir(path)
 

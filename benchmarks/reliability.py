@@ -66,9 +66,11 @@ def kill_test(quick: bool) -> tuple[float, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), real_config(state)) as daemon:
         questions = QUESTIONS[:8]
         reference = {question: ask(daemon.client, question).text for question in questions}
+        held_before = _descriptors(daemon)
         outcomes, done = _under_fire(daemon, questions, kills)
         status = daemon.wait_for(lambda s: s.state == "ready" and s.outstanding == 0, "healed")
         heal = ask(daemon.client, questions[0])
+        leaked = len(_descriptors(daemon)) - len(held_before)
     restarts = {stage.name: stage.restarts for stage in status.stages}
     differing = [o for o in outcomes if not o.code and o.text != reference[o.question]]
     codes = Counter(o.code for o in outcomes if o.code)
@@ -83,6 +85,7 @@ def kill_test(quick: bool) -> tuple[float, dict[str, Any]]:
             if quick or any(o.resumed for o in outcomes)
             else ["no answer was resumed: the fault did not happen"]
         ),
+        *([] if leaked <= 0 else [f"{leaked} descriptors left behind"]),
         *([] if heal.text == reference[questions[0]] else ["not healed"]),
     ]
     return float(lost + twice + sum(codes.values()) + len(differing)), {
@@ -93,10 +96,17 @@ def kill_test(quick: bool) -> tuple[float, dict[str, Any]]:
         "differing": len(differing),
         "resumed": sum(o.resumed > 0 for o in outcomes),
         "restarts": restarts,
-        "left_behind": 0,
+        "descriptors_left_behind": leaked,
         "seed": SEED,
         "violations": violations,
     }
+
+
+def _descriptors(daemon: RunningDaemon) -> list[str]:
+    """What the daemon has open apart from clients' connections: memfds, pidfds, sockets of its own."""
+    folder = Path(f"/proc/{daemon.process.pid}/fd")
+    targets = [str(entry.readlink()) for entry in folder.iterdir()]
+    return [target for target in targets if not target.startswith("socket:")]
 
 
 def _under_fire(daemon: RunningDaemon, questions: tuple[str, ...], kills: int) -> tuple[list[Outcome], int]:
@@ -188,13 +198,11 @@ def overload(quick: bool) -> tuple[float, dict[str, Any]]:
         crowded = _load(daemon, 80, duration_s)
         after = daemon.client.status()
         peak_outstanding = crowded["peak_outstanding"]
+    growth_mib = round((after.memory_bytes - before.memory_bytes) / 2**20, 2)
     violations = [
         *([] if crowded["refused"] else ["nothing was refused: the fault did not happen"]),
-        *(
-            []
-            if crowded["refusal_ms_p99"] < 10 or crowded["refusal_ms_p50"] < 10
-            else ["refusals take 10 ms or more"]
-        ),
+        *([] if crowded["refusal_ms_p50"] < 10 else ["half of the refusals take 10 ms or more"]),
+        *([] if growth_mib < 8 else [f"memory grew by {growth_mib} MiB"]),
         *([] if peak_outstanding <= before.entry_slots else [f"{peak_outstanding} requests outstanding"]),
         *([f"codes: {crowded['codes']}"] if set(crowded["codes"]) - {"overloaded"} else []),
     ]
@@ -202,7 +210,8 @@ def overload(quick: bool) -> tuple[float, dict[str, Any]]:
         "fitting": fitting,
         "crowded": crowded,
         "slots": before.entry_slots,
-        "memory_growth_mib": round((after.memory_bytes - before.memory_bytes) / 2**20, 2),
+        "memory_growth_mib": growth_mib,
+        "note": "refusal times are those that 80 client threads of one process see",
         "violations": violations,
     }
 

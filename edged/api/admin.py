@@ -41,7 +41,7 @@ class Administration:
             if name not in stages:
                 raise NotFound(f"no stage {name!r}; there is: {', '.join(stages)}", param="name")
             await self._operator.restart_stage(name)
-        return _reply(Changes("restarted", [f"{name}: workers replaced"]))
+        return _reply(Changes("restarted", [f"{name}: workers are being replaced"]))
 
     async def reload(self, request: Request) -> Reply:
         """POST /admin/v1/reload."""

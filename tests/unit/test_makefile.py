@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -33,5 +34,9 @@ def test_the_demo_gets_its_folder_whole(tmp_path: Path) -> None:
     python = checkout / ".venv" / "bin" / "python"
     python.write_text('#!/bin/sh\nprintf %s "$EDGED_DEMO_STATE"\n')
     python.chmod(0o755)
-    shown = subprocess.run(["make", "demo"], cwd=checkout, check=True, capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "demo"]
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"
+    }
+    shown = subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True, text=True)
     assert shown.stdout == f"{checkout}/.edged"

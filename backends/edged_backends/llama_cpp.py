@@ -49,8 +49,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Most tokens of one step: larger reads prompts faster, smaller keeps running answers smoother."""
     flash_attention: bool = True
     exact: bool = True
-    """A greedy answer is the same to the bit alone, in any batch and when resumed (CPU, with flash
-    attention). Reads prompts slower: by a tenth to two fifths, depending on the quantisation."""
+    """Keep the kernels of prefill and decode alike (CPU, with flash attention): greedy answers to short
+    prompts are then the same alone, in a batch and resumed; to long ones not always. Reads prompts slower.
+    """
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
     """Layers on the accelerator; -1 means all. Of no effect on a CPU."""
 
@@ -105,8 +106,7 @@ def _shape(settings: Options, variant: Variant) -> Shape:
     context_tokens = -(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP
     batch_tokens = max(settings.batch_tokens, settings.max_sequences)
     sequence_rows = min(batch_tokens, _EXACT_ROWS) if settings.exact else batch_tokens
-    exact = settings.exact and settings.flash_attention
-    return Shape(context_tokens, settings.max_sequences, batch_tokens, sequence_rows, exact)
+    return Shape(context_tokens, settings.max_sequences, batch_tokens, sequence_rows)
 
 
 def _context(model: Any, settings: Options, shape: Shape, device: Device) -> Any:

@@ -99,7 +99,10 @@ def kill_in_mid_answer(daemon: RunningDaemon, begun: list[str]) -> None:
 def test_deaths_of_real_models_in_mid_answer(
     library: Path, tmp_path: Path, backend: str, kills: int, pause_s: tuple[float, float], seed: int
 ) -> None:
-    """Whoever dies, the answer is the one that an undisturbed run gives, to the letter."""
+    """Whoever dies, every answer ends once and well; openvino's are the undisturbed ones, to the letter.
+
+    llama_cpp claims no such identity for prompts of this length (docs/decisions/0011).
+    """
     config = real(library, f"backend = '{backend}'\nmax_batch = 4\n")
     chooser = random.Random(seed)
     begun: list[str] = []
@@ -114,7 +117,8 @@ def test_deaths_of_real_models_in_mid_answer(
             done = under_fire(daemon, chooser, kills, pause_s)
             kill_in_mid_answer(daemon, begun)
         healed(daemon)
-        crowd.judge({text: outcome.text for text, outcome in reference.items()})
+        exact = backend == "openvino"
+        crowd.judge({text: outcome.text for text, outcome in reference.items()} if exact else {})
         restarts = sum(stage.restarts for stage in daemon.client.status().stages)
     assert restarts > done.total()
     assert any(outcome.resumed for outcome in crowd.outcomes)

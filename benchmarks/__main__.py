@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 import time
+import traceback
 
 import click
 import msgspec
 
-from benchmarks import identity, overhead, reliability, retrieval
+import benchmarks
 from benchmarks.measurement import Measurement, Row, say
 
-ROWS: dict[str, Row] = {
-    row.id: row for row in (*overhead.ROWS, *retrieval.ROWS, *reliability.ROWS, *identity.ROWS)
-}
+
+def rows() -> dict[str, Row]:
+    """Every row that a module of this package lists in its `ROWS`, by id."""
+    names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+    modules = [importlib.import_module(f"benchmarks.{name}") for name in names if not name.startswith("_")]
+    return {row.id: row for module in modules for row in getattr(module, "ROWS", ())}
+
+
+def select(ids: tuple[str, ...], known: dict[str, Row]) -> list[Row]:
+    """The rows asked for: `P3@16` is one point, `P3` all points of that row; nothing asked means all."""
+    chosen = [
+        row for name in ids for row in known.values() if row.id == name or row.id.partition("@")[0] == name
+    ]
+    missing = [name for name in ids if not any(name in {row.id, row.id.partition("@")[0]} for row in chosen)]
+    if missing:
+        raise click.UsageError(f"no row {', '.join(missing)}; there are: {', '.join(known)}")
+    return chosen or list(known.values())
 
 
 @click.command()
@@ -21,20 +38,22 @@ ROWS: dict[str, Row] = {
 @click.option("--quick", is_flag=True, help="Less than a minute a row; the full run is what counts.")
 @click.option("--json", "quiet", is_flag=True, help="Only the JSON lines: no progress on standard error.")
 def main(ids: tuple[str, ...], *, quick: bool, quiet: bool) -> None:
-    """Measure the rows of the benchmark table; exit 1 when a gate is missed."""
-    unknown = [name for name in ids if name not in ROWS]
-    if unknown:
-        raise click.UsageError(f"no row {', '.join(unknown)}; there are: {', '.join(ROWS)}")
+    """Measure the rows of the benchmark table (`P6`, `P3@16`); exit 1 when a gate is missed."""
+    chosen = select(ids, rows())
     if quiet:
         sys.stderr = open("/dev/null", "w")  # noqa: PTH123, SIM115 (for the life of the process)
-    results = [_measure(ROWS[name], quick=quick) for name in ids or ROWS]
+    results = [_measure(row, quick=quick) for row in chosen]
     sys.exit(0 if all(result.ok for result in results) else 1)
 
 
 def _measure(row: Row, *, quick: bool) -> Measurement:
     say(f"{row.id}: {row.what}")
     began = time.monotonic()
-    result = row.run(quick=quick)
+    try:
+        result = row.run(quick=quick)
+    except Exception as error:
+        traceback.print_exc()
+        result = row.failed(error)
     click.echo(msgspec.json.encode(result))
     sys.stdout.flush()
     say(f"{row.id}: {result.value} {row.unit}, gate {row.gate}, {time.monotonic() - began:.0f} s")

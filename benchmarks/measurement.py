@@ -52,6 +52,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             detail={"what": self.what, "load_average": round(os.getloadavg()[0], 2)} | detail,
         )
 
+    def failed(self, error: Exception) -> Measurement:
+        """The line of a row that could not be measured: no figure, and why."""
+        why = f"{type(error).__name__}: {error}"
+        return Measurement(
+            id=self.id,
+            value=None,
+            gate=self.gate,
+            goal=self.goal,
+            unit=self.unit,
+            ok=False,
+            detail={"what": self.what, "violations": [why]},
+        )
+
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Minimum, median and maximum.

@@ -84,6 +84,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] = 0.0
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+    logit_bias: dict[int, Annotated[float, msgspec.Meta(ge=-100, le=100)]] = {}
+    """Added to the logits of these token ids before anything else."""
 
 
 class TokenEvent(msgspec.Struct, frozen=True):
@@ -108,6 +110,10 @@ class TensorSession(Protocol):
         The arrays of the result belong to the caller. Raises `BackendError` when the runtime refuses
         or fails, `DeviceLost` when the device is gone.
         """
+        ...
+
+    def set_threads(self, count: int, /) -> bool:
+        """Keep at most `count` cores busy from the next run on; False when the runtime cannot do that."""
         ...
 
     def close(self) -> None:
@@ -170,6 +176,18 @@ class TokenSession(Protocol):
 
     def cancel(self, sequence: int, /) -> None:
         """Forget a sequence at once; no event follows. Unknown numbers are ignored."""
+        ...
+
+    def prefix_counters(self) -> tuple[int, int, int]:
+        """Prompt tokens that were found in the prefix cache, all prompt tokens, bytes that it holds now."""
+        ...
+
+    def clear_prefixes(self) -> None:
+        """Forget the prefixes that no live sequence uses."""
+        ...
+
+    def set_threads(self, count: int, /) -> bool:
+        """Keep at most `count` cores busy from the next step on; False when the runtime cannot do that."""
         ...
 
     def close(self) -> None:

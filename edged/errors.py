@@ -102,6 +102,14 @@ class DeadlineExceeded(EdgedError):
     retryable = True
 
 
+class DeadlineUnmeetable(EdgedError):
+    """By what is queued and measured, the answer would come after the request's deadline: refused at once."""
+
+    code = "deadline_unmeetable"
+    status = 429
+    retryable = True
+
+
 class Cancelled(EdgedError):
     """The client left, or an operator cancelled the request."""
 

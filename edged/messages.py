@@ -78,7 +78,23 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
     """Finish what was taken, then exit 0."""
 
 
-ToWorker = Batch | Cancel | Ping | Stop
+class Cores(msgspec.Struct, frozen=True, array_like=True, tag="cores"):
+    """A core lease: how many cores the worker may keep busy from its next step or run on; 0 is a pause.
+
+    A worker starts with a lease of everything that its device has. One that cannot change its threads
+    while it runs still honours a pause.
+    """
+
+    count: Annotated[int, msgspec.Meta(ge=0, le=4096)]
+
+
+class ClearCaches(msgspec.Struct, frozen=True, array_like=True, tag="clear_caches"):
+    """Empty the caches of the worker that have one of these names; no names means all."""
+
+    names: tuple[str, ...] = ()
+
+
+ToWorker = Batch | Cancel | Ping | Stop | Cores | ClearCaches
 
 # ---------------------------------------------------------- worker to daemon
 
@@ -152,7 +168,24 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag="fault"):
     message: str
 
 
-FromWorker = Ready | Done | Failed | Tokens | Gone | Pong | Fault
+class CacheCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """One cache: what it holds, and how often it served since it was made."""
+
+    entries: int
+    bytes: int
+    limit_bytes: int
+    hits: int
+    misses: int
+    evictions: int = 0
+
+
+class Caches(msgspec.Struct, frozen=True, array_like=True, tag="caches"):
+    """The counters of a worker's caches by name, when they have changed, at most once a second."""
+
+    counters: dict[str, CacheCounters]
+
+
+FromWorker = Ready | Done | Failed | Tokens | Gone | Pong | Fault | Caches
 
 # ----------------------------------------------------------- payloads in slots
 
@@ -271,6 +304,10 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float
 
 
+Priority = Literal["interactive", "batch"]
+"""Interactive work goes before batch work; within a class the earliest deadline goes first."""
+
+
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A stage as `edgectl status` shows it."""
 
@@ -297,6 +334,30 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     mean_compute_s: float
     mean_batch: float
     details: dict[str, Any]
+    queued_by_priority: dict[str, int] = {}
+    batch_limit: int = 0
+    """The largest micro-batch that the controller forms now."""
+    batch_reason: str = ""
+    """Why the controller chose it, in a sentence."""
+    cores: dict[str, int] = {}
+    """Core lease of each worker, by incarnation; empty where leases are off."""
+    utilisation: float = 0.0
+    """Share of the last minute in which the stage held work, 0..1, averaged over its workers."""
+    caches: dict[str, CacheCounters] = {}
+    """Of all workers together, by cache."""
+
+
+class PlanStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan in force."""
+
+    id: str
+    objective: str
+    bottleneck: str
+    predicted_rate_per_s: float
+    observed_rate_per_s: float | None
+    """None until enough requests were observed at saturation."""
+    stale: str = ""
+    """Why it should be made anew: fingerprint changed, rates have left the prediction; empty when not."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -322,7 +383,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     temperature_note: str
     stages: tuple[StageStatus, ...]
     pipelines: dict[str, tuple[str, ...]]
-    notes: tuple[str, ...]
+    plan: PlanStatus | None = None
+    """The applied plan beside what is observed; None while none is applied."""
+    notes: tuple[str, ...] = ()
     """Sentences that an operator should read: no calibration, stale index, ..."""
 
 

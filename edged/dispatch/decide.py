@@ -38,7 +38,20 @@ from edged.errors import (
     StageUnavailable,
     from_code,
 )
-from edged.messages import Done, Failed, Fault, FromWorker, Gone, Ping, Pong, Ready, SlotRef, Stop, Tokens
+from edged.messages import (
+    Caches,
+    Done,
+    Failed,
+    Fault,
+    FromWorker,
+    Gone,
+    Ping,
+    Pong,
+    Ready,
+    SlotRef,
+    Stop,
+    Tokens,
+)
 
 PING_INTERVAL_S = 5.0
 MINIMUM_WAIT_S = 1.0
@@ -129,6 +142,9 @@ def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[C
             return kill(worker, text)
         case Pong():
             worker.pinged_at = 0.0
+            return []
+        case Caches(counters):
+            worker.caches = counters
             return []
         case _:
             assert_never(message)

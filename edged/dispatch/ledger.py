@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edged.dispatch.requests import StageTiming
-from edged.messages import SlotRef
+from edged.messages import CacheCounters, SlotRef
 
 ENTRY = 0
 """Arena of the entry: the daemon writes it, the first stage of a route reads it."""
@@ -124,6 +124,7 @@ class Worker:
     hopeless: bool = False
     """It said itself that trying again changes nothing: a bad option, a missing model."""
     details: dict[str, Any] = field(default_factory=dict)
+    caches: dict[str, CacheCounters] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from edged.errors import EdgedError
-from edged.messages import Status
+from edged.messages import Priority, Status
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +22,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
     pipeline: str = ""
     """Label for metrics: the pipeline's or the model's name."""
+    priority: Priority = "interactive"
     trace: str = ""
     """The client's request id, for logs."""
 

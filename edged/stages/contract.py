@@ -6,12 +6,13 @@ There are two shapes: a batch stage answers whole batches; a token stage streams
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import msgspec
 
 from edged.errors import EdgedError
+from edged.messages import CacheCounters
 
 Payload = bytes | Sequence[bytes | memoryview]
 """A result: one buffer, or several that are written to the slot one behind the other."""
@@ -52,7 +53,23 @@ class Broken(msgspec.Struct, frozen=True):
     error: EdgedError
 
 
-class BatchStage(Protocol):
+class Housekeeping(Protocol):
+    """What every stage does beside answering."""
+
+    def set_cores(self, count: int, /) -> None:
+        """Keep at most `count` cores busy from now on, as far as the runtime can; `count` is at least 1."""
+        ...
+
+    def cache_counters(self) -> dict[str, CacheCounters]:
+        """The stage's caches by name; empty when it has none."""
+        ...
+
+    def clear_caches(self, names: Collection[str], /) -> None:
+        """Empty the caches of these names; no names means all. Unknown names are ignored."""
+        ...
+
+
+class BatchStage(Housekeeping, Protocol):
     """Answers a micro-batch: one result per item, in order; an `EdgedError` fails that item alone."""
 
     @property
@@ -72,7 +89,7 @@ class BatchStage(Protocol):
         ...
 
 
-class TokenStage(Protocol):
+class TokenStage(Housekeeping, Protocol):
     """Answers items side by side, token by token."""
 
     @property

@@ -7,14 +7,14 @@ is not; everything (limit, usage, text, stop strings) is counted as if there had
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
 
 from edged.backend import Finish, Sampling, TokenEvent, TokenSession, Variant
 from edged.errors import BackendError, BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError
-from edged.messages import Answer, ChatTask, Citation, decoder, encode
+from edged.messages import Answer, CacheCounters, ChatTask, Citation, decoder, encode
 from edged.stages.citations import cite, renumbered, unsupported_numbers
 from edged.stages.contract import Broken, Finished, Item, Progress
 from edged.stages.detokenizer import StopStrings, TextStream
@@ -237,6 +237,17 @@ class Generator:
         for sequence in [n for n, live in self._live.items() if live.request == request]:
             del self._live[sequence]
             self._session.cancel(sequence)
+
+    def set_cores(self, count: int) -> None:
+        """See `Housekeeping.set_cores`."""
+        self._session.set_threads(count)
+
+    def cache_counters(self) -> dict[str, CacheCounters]:
+        """See `Housekeeping.cache_counters`."""
+        return {}
+
+    def clear_caches(self, names: Collection[str]) -> None:
+        """See `Housekeeping.clear_caches`."""
 
     def close(self) -> None:
         """Give memory back; idempotent."""

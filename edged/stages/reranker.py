@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edged.backend import TensorSession, Variant
 from edged.documents.chunk import embedded_text
 from edged.errors import BackendError, BadRequest, EdgedError
-from edged.messages import ChatTask, Passage, RerankAnswer, RerankTask, decoder, encode
+from edged.messages import CacheCounters, ChatTask, Passage, RerankAnswer, RerankTask, decoder, encode
 from edged.stages.contract import Item, Payload
 from edged.stages.encoder import CrossEncoder
 from edged.stages.options import count_option, each
@@ -72,6 +72,17 @@ class Reranker:
             return bytes(item.payload)
         best = best_passages(job.task.passages, scores, job.task.keep or self._keep)
         return encode(msgspec.structs.replace(job.task, passages=best))
+
+    def set_cores(self, count: int) -> None:
+        """See `Housekeeping.set_cores`."""
+        self._session.set_threads(count)
+
+    def cache_counters(self) -> dict[str, CacheCounters]:
+        """See `Housekeeping.cache_counters`."""
+        return {}
+
+    def clear_caches(self, names: Collection[str]) -> None:
+        """See `Housekeeping.clear_caches`."""
 
     def close(self) -> None:
         """Give memory back; idempotent."""

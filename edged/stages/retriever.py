@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from edged.backend import TensorSession, Variant
 from edged.documents.index import check_family
 from edged.documents.library import Library
 from edged.errors import BadRequest, EdgedError
-from edged.messages import ChatTask, EmbedAnswer, EmbedTask, Passage, decoder, encode
+from edged.messages import CacheCounters, ChatTask, EmbedAnswer, EmbedTask, Passage, decoder, encode
 from edged.stages.contract import Item, Payload
 from edged.stages.encoder import Encoder
 from edged.stages.options import count_option, each
@@ -111,6 +111,17 @@ class Retriever:
         count, dimension = vectors.shape
         data = vectors.astype("<f4").tobytes()
         return encode(EmbedAnswer(count=count, dimension=dimension, vectors=data, tokens=tokens))
+
+    def set_cores(self, count: int) -> None:
+        """See `Housekeeping.set_cores`."""
+        self._session.set_threads(count)
+
+    def cache_counters(self) -> dict[str, CacheCounters]:
+        """See `Housekeeping.cache_counters`."""
+        return {}
+
+    def clear_caches(self, names: Collection[str]) -> None:
+        """See `Housekeeping.clear_caches`."""
 
     def close(self) -> None:
         """Give memory and files back; idempotent."""

@@ -7,7 +7,7 @@ little endian, row-major, each beginning at a multiple of 64 bytes so that vecto
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from edged.backend import Array, TensorSession, Variant
 from edged.errors import BackendError, BadRequest, DeviceLost, EdgedError
+from edged.messages import CacheCounters
 from edged.stages.contract import Item, Payload
 
 ALIGNMENT_BYTES = 64
@@ -154,6 +155,17 @@ class TensorStage:
         if len(rows) != 1 or rows <= {(), (0,)}:
             raise BadRequest("all inputs need the same first axis, the batch, of at least 1", param="tensors")
         return feeds
+
+    def set_cores(self, count: int) -> None:
+        """See `Housekeeping.set_cores`."""
+        self._session.set_threads(count)
+
+    def cache_counters(self) -> dict[str, CacheCounters]:
+        """See `Housekeeping.cache_counters`."""
+        return {}
+
+    def clear_caches(self, names: Collection[str]) -> None:
+        """See `Housekeeping.clear_caches`."""
 
     def close(self) -> None:
         """Give memory back; idempotent."""

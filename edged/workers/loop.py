@@ -10,8 +10,34 @@ import time
 from collections.abc import Iterator, Mapping
 
 from edged.errors import DeviceLost, EdgedError
-from edged.messages import Batch, Cancel, Done, Failed, Gone, Ping, Pong, SlotRef, Stop, Tokens, Work
-from edged.stages.contract import BatchStage, Broken, Finished, Item, Payload, Progress, TokenStage
+from edged.messages import (
+    Batch,
+    CacheCounters,
+    Caches,
+    Cancel,
+    ClearCaches,
+    Cores,
+    Done,
+    Failed,
+    Gone,
+    Ping,
+    Pong,
+    SlotRef,
+    Stop,
+    Tokens,
+    ToWorker,
+    Work,
+)
+from edged.stages.contract import (
+    BatchStage,
+    Broken,
+    Finished,
+    Housekeeping,
+    Item,
+    Payload,
+    Progress,
+    TokenStage,
+)
 from edged.transport.links import Dealer
 from edged.transport.slots import Arena
 
@@ -20,15 +46,47 @@ Arenas = Mapping[int, Arena]
 BEAT_S = 1.0
 """A token loop that turns over but has nothing to tell (a long prefill) says so this often."""
 
+TELL_CACHES_S = 1.0
+"""The counters of the caches are told at most this often."""
+
+
+class CacheTeller:
+    """Tells the daemon how the caches do, when that has changed."""
+
+    def __init__(self, stage: Housekeeping, link: Dealer) -> None:
+        self._stage = stage
+        self._link = link
+        self._told: dict[str, CacheCounters] = {}
+        self._told_at = 0.0
+
+    def tell(self, *, now: bool = False) -> None:
+        """Send the counters, unless they are as before or were told a moment ago."""
+        clock_s = time.monotonic()
+        if not now and clock_s - self._told_at < TELL_CACHES_S:
+            return
+        counters = self._stage.cache_counters()
+        if counters != self._told:
+            self._told, self._told_at = counters, clock_s
+            self._link.send(Caches(counters))
+
 
 def serve_batches(stage: BatchStage, link: Dealer, arenas: Arenas) -> None:
-    """Answer micro-batches until told to stop."""
+    """Answer micro-batches until told to stop. A batch stage is paused by giving it no batch."""
+    teller = CacheTeller(stage, link)
     while True:
         match link.receive():
             case Batch(items):
                 _run_batch(stage, link, arenas, items)
+                teller.tell()
             case Ping(nonce):
                 link.send(Pong(nonce))
+                teller.tell()
+            case Cores(count):
+                if count:
+                    stage.set_cores(count)
+            case ClearCaches(names):
+                stage.clear_caches(names)
+                teller.tell(now=True)
             case Stop():
                 return
             case Cancel() | None:  # its batch is done already, and with it the item
@@ -106,25 +164,34 @@ class TokenLoop:
         self._arenas = arenas
         self._held: dict[int, tuple[Work, float]] = {}
         self._stopping = False
+        self._paused = False
         self._told_at = 0.0
+        self._caches = CacheTeller(stage, link)
 
     def run(self) -> None:
         """Work until told to stop and everything taken is finished."""
         while self._held or not self._stopping:
-            while (message := self._link.receive(0 if self._held else None)) is not None:
+            while (message := self._link.receive(self._patience_ms())) is not None:
                 self._take(message)
                 if self._stopping and not self._held:
                     return
-            for event in self._stage.step() if self._held else ():
+            for event in self._stage.step() if self._held and not self._paused else ():
                 self._report(event)
             self._beat()
+            self._caches.tell()
+
+    def _patience_ms(self) -> int | None:
+        """How long to wait for a message: not at all between steps, for ever when there is nothing to do."""
+        if not self._held:
+            return None
+        return round(BEAT_S * 1000) if self._paused else 0
 
     def _beat(self) -> None:
         if self._held and time.monotonic() - self._told_at > BEAT_S:
             self._told_at = time.monotonic()
             self._link.send(Pong(0))
 
-    def _take(self, message: Batch | Cancel | Ping | Stop) -> None:
+    def _take(self, message: ToWorker) -> None:
         match message:
             case Batch(items):
                 for work in items:
@@ -133,6 +200,13 @@ class TokenLoop:
                 self._cancel(request, attempt)
             case Ping(nonce):
                 self._link.send(Pong(nonce))
+            case Cores(count):
+                self._paused = count == 0
+                if count:
+                    self._stage.set_cores(count)
+            case ClearCaches(names):
+                self._stage.clear_caches(names)
+                self._caches.tell(now=True)
             case Stop():
                 self._stopping = True
 

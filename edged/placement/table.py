@@ -1,0 +1,140 @@
+"""What calibration knows: the prices of every stage in every form that this box can run it in.
+
+Plain data, written by `calibrate.py`, read by `plan.py`, `simulate.py` and the CLI. One file,
+`<state>/calibration.json`; a form that was measured is never measured again under the same fingerprint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What the figures hold for: another CPU, kernel, runtime or model digest makes them stale."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    accelerators: tuple[str, ...] = ()
+    kernel: str
+    packages: dict[str, str]
+    """Version of each runtime: onnxruntime, openvino, openvino-genai, llama-cpp-python."""
+    models: dict[str, str]
+    """Digest by `model/variant`."""
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """One way to run a stage: everything that a worker is told at birth and that costs or saves time."""
+
+    stage: str
+    model: str
+    variant: str
+    backend: str
+    device: str
+    """`cpu`, `cpu:0-1`, `igpu`, ...: a core set is part of the form."""
+    threads: int
+    options: tuple[tuple[str, str | int | bool], ...] = ()
+    """Further options that change the price, sorted: `exact`, ..."""
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """The price of one batch of a form; medians over `rounds`."""
+
+    form: Form
+    batch: int
+    """Requests answered together (for a generator, sequences decoded together)."""
+    length: int
+    """Tokens of one text (encoders) or of one prompt (generators)."""
+    new_tokens: int = 0
+    """Generated per request; 0 for encoders."""
+    wall_s: float
+    """For the whole batch."""
+    cpu_s: float
+    """CPU seconds of the process for the whole batch."""
+    first_s: float = 0.0
+    """Until the first token of the last sequence of the batch; for an encoder `wall_s`."""
+    joules: float | None = None
+    """Energy of the package for the whole batch; None where nothing measures it."""
+    rounds: int
+    spread: float
+    """(max - min) / median of `wall_s` over the rounds."""
+
+
+class Weight(msgspec.Struct, frozen=True, kw_only=True):
+    """What a form costs before it has done anything."""
+
+    form: Form
+    memory_bytes: int
+    """Resident after the largest batch."""
+    load_s: float
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """Two forms of different stages running at the same time, each at its batch."""
+
+    first: Form
+    second: Form
+    first_batch: int
+    second_batch: int
+    first_slowdown: float
+    """Wall seconds per batch beside the other / alone; at least about 1."""
+    second_slowdown: float
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A form that does not run here, so that nobody tries it again."""
+
+    form: Form
+    code: str
+    message: str
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything measured on this box."""
+
+    fingerprint: Fingerprint
+    measured_at: str
+    """RFC 3339, UTC, of the last measurement."""
+    workload: dict[str, Any] = {}
+    """What one request was: passages reranked, tokens each, prompt and new tokens."""
+    points: tuple[Point, ...] = ()
+    weights: tuple[Weight, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    complete: bool = False
+    """Whether everything asked for was measured; else the next run goes on."""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plan runs one stage."""
+
+    form: Form
+    batch: int
+    workers: int
+    predicted_rate_per_s: float
+    """Requests per second of this stage when it never waits."""
+    latency_s: float
+    """Of one request through this stage when nothing else runs."""
+    memory_bytes: int
+    runner_up: Form | None = None
+    why: str
+    """A sentence: what the choice gains over the runner-up, or which limit ruled the runner-up out."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """An assignment of every stage, with its prediction; `<state>/plan.json` is the one in force."""
+
+    id: str
+    objective: str
+    choices: dict[str, Choice]
+    lease_mode: str
+    """How stages on the same cores share them: see `edged/dispatch/leases.py`."""
+    bottleneck: str
+    predicted_rate_per_s: float
+    predicted_latency_s: float
+    predicted_first_token_s: float
+    predicted_joules: float | None = None
+    memory_bytes: int
+    notes: tuple[str, ...] = ()

@@ -15,8 +15,8 @@ from urllib.parse import quote
 import msgspec
 
 from edged.errors import ConnectionLost, EdgedError, Overloaded, Unreachable
-from edged.messages import Status
 from edged.replies import Delta, Final, Models, Ranked, Ranking, Reply, Vectors, as_error, final
+from edged.report import Status
 
 T = TypeVar("T")
 Plain = dict[str, Any]

@@ -27,9 +27,9 @@ from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.requests import Submission
 from edged.dispatch.status import stage_state, status
 from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
-from edged.messages import Status
 from edged.models.store import ModelStore
 from edged.placement.defaults import place
+from edged.report import Status
 from edged.transport.slots import Geometry
 from edged.workers.spec import StageSpec
 

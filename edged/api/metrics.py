@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from edged.dispatch.requests import Completed, StageTiming
-from edged.messages import StageStatus, Status
+from edged.report import StageStatus, Status
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 

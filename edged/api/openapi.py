@@ -10,7 +10,7 @@ from edged import __version__
 from edged.api import openai
 from edged.api.errors import ErrorBody
 from edged.errors import BY_CODE
-from edged.messages import Status
+from edged.report import Status
 
 JSON = "application/json"
 _STRUCTS: tuple[type[msgspec.Struct], ...] = (

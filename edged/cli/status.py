@@ -13,7 +13,7 @@ from edged.cli.session import Session, example, json_option, with_session
 from edged.errors import StageUnavailable, Unreachable
 
 if TYPE_CHECKING:
-    from edged.messages import StageStatus, Status
+    from edged.report import StageStatus, Status
 
 POLL_S = 0.1
 HEADINGS = (

@@ -8,7 +8,8 @@ from typing import Protocol
 import msgspec
 
 from edged.errors import EdgedError
-from edged.messages import Priority, Status
+from edged.messages import Priority
+from edged.report import Status
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):

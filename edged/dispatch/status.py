@@ -10,7 +10,7 @@ from edged import __version__
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.ledger import Ledger, Stage, Worker
 from edged.governor.sensors import load_average, resident_bytes, temperature
-from edged.messages import StageStatus, Status, WorkerStatus
+from edged.report import StageStatus, Status, WorkerStatus
 
 
 def status(

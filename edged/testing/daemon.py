@@ -14,7 +14,7 @@ from pathlib import Path
 from edged.client import AdminClient, Client
 from edged.config import Config, load
 from edged.errors import EdgedError
-from edged.messages import StageStatus, Status, WorkerStatus
+from edged.report import StageStatus, Status, WorkerStatus
 
 POLL_S = 0.02
 

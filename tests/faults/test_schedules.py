@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from edged.errors import EdgedError
-from edged.messages import Status
+from edged.report import Status
 from edged.stages.tensor import encode_tensors
 from edged.testing.daemon import RunningDaemon
 

@@ -29,12 +29,10 @@ from edged.messages import (
     Passage,
     RerankAnswer,
     RerankTask,
-    StageStatus,
-    Status,
-    WorkerStatus,
     decoder,
     encode,
 )
+from edged.report import StageStatus, Status, WorkerStatus
 
 CONFIG = msgspec.convert(BUILT_IN | {"api": {"max_body_bytes": 200_000}}, Config)
 DIMENSION = 3

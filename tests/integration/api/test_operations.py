@@ -14,7 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client.parser import text_string_to_metric_families
 
 from edged.errors import ConfigError
-from edged.messages import Status
+from edged.report import Status
 
 from .conftest import FakeFront, FakeOperator
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edged.cli.root import edgectl
-from edged.messages import StageStatus, Status, WorkerStatus
+from edged.report import StageStatus, Status, WorkerStatus
 
 CITATION = {
     "number": 1,

@@ -1,0 +1,102 @@
+"""What the daemon says about itself: the structs of `edgectl status` and the admin socket."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from edged.messages import CacheCounters
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of a stage."""
+
+    incarnation: str
+    pid: int
+    state: Literal["starting", "ready", "stopping"]
+    in_flight: int
+    memory_bytes: int
+    uptime_s: float
+    load_s: float
+
+
+class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage as `edgectl status` shows it."""
+
+    name: str
+    kind: str
+    state: Literal["ready", "starting", "degraded", "failed", "off"]
+    """`degraded`: it works, but a worker is missing; `failed`: it gave up restarting."""
+    reason: str
+    model: str
+    variant: str
+    backend: str
+    device: str
+    workers: tuple[WorkerStatus, ...]
+    queued: int
+    in_flight: int
+    slots: int
+    slots_used: int
+    done: int
+    failed: int
+    restarts: int
+    rate_per_s: float
+    """Items finished per second over the last minute."""
+    mean_wait_s: float
+    mean_compute_s: float
+    mean_batch: float
+    details: dict[str, Any]
+    queued_by_priority: dict[str, int] = {}
+    batch_limit: int = 0
+    """The largest micro-batch that the controller forms now."""
+    batch_reason: str = ""
+    """Why the controller chose it, in a sentence."""
+    cores: dict[str, int] = {}
+    """Core lease of each worker, by incarnation; empty where leases are off."""
+    utilisation: float = 0.0
+    """Share of the last minute in which the stage held work, 0..1, averaged over its workers."""
+    caches: dict[str, CacheCounters] = {}
+    """Of all workers together, by cache."""
+
+
+class PlanStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan in force."""
+
+    id: str
+    objective: str
+    bottleneck: str
+    predicted_rate_per_s: float
+    observed_rate_per_s: float | None
+    """None until enough requests were observed at saturation."""
+    stale: str = ""
+    """Why it should be made anew: fingerprint changed, rates have left the prediction; empty when not."""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon as `edgectl status` shows it."""
+
+    version: str
+    pid: int
+    state: Literal["starting", "ready", "degraded", "draining"]
+    uptime_s: float
+    config_path: str
+    accepted: int
+    completed: int
+    rejected: dict[str, int]
+    """By error code."""
+    outstanding: int
+    entry_slots: int
+    entry_slots_used: int
+    memory_bytes: int
+    """Resident, daemon and workers together."""
+    load_average: float
+    temperature_c: float | None
+    """The hottest plausible sensor; None where the machine has none."""
+    temperature_note: str
+    stages: tuple[StageStatus, ...]
+    pipelines: dict[str, tuple[str, ...]]
+    plan: PlanStatus | None = None
+    """The applied plan beside what is observed; None while none is applied."""
+    notes: tuple[str, ...] = ()
+    """Sentences that an operator should read: no calibration, stale index, ..."""

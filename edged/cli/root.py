@@ -25,6 +25,7 @@ COMMANDS = {
     "documents": "edged.cli.documents:documents",
     "models": "edged.cli.models:models",
     "devices": "edged.cli.devices:devices",
+    "bench": "edged.cli.bench:bench",
     "stage": "edged.cli.stage:stage",
     "reload": "edged.cli.daemon:reload",
     "drain": "edged.cli.daemon:drain",

@@ -1,0 +1,1 @@
+"""Load on a running daemon, and what it did with it: behind `edgectl bench`."""

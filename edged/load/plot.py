@@ -1,0 +1,87 @@
+"""A load run as a picture: what clients waited for, and which stage was busy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edged.errors import ConfigError, StorageError
+from edged.load.report import Report
+from edged.load.sample import Sample
+
+Run = tuple[Report, Sequence[Sample]]
+
+
+def save(runs: Sequence[Run], path: Path) -> list[Path]:
+    """Write the picture as PNG and as SVG beside `path`; return both files.
+
+    Raises `ConfigError` without matplotlib, `StorageError` when the files cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "a plot needs matplotlib; run: pip install 'edged[plot]'", param="--plot"
+        ) from error
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    (latency, spread), (rate, stages) = figure.subplots(2, 2)
+    _latency(latency, runs)
+    _spread(spread, runs)
+    _rate(rate, runs)
+    _stages(stages, runs)
+    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    try:
+        for file in files:
+            figure.savefig(file, dpi=120)
+    except OSError as error:
+        raise StorageError(f"the plot cannot be written: {error}") from error
+    return files
+
+
+def label(report: Report) -> str:
+    """Name a run: by its rate or by its clients."""
+    if report.rate_per_s is not None:
+        return f"{report.rate_per_s:g}/s"
+    return f"{report.clients} client{'s' if report.clients > 1 else ''}"
+
+
+def _latency(axes: Any, runs: Sequence[Run]) -> None:
+    for report, samples in runs:
+        good = [sample for sample in samples if not sample.error]
+        points = axes.scatter([s.end_s for s in good], [s.latency_s for s in good], s=9, label=label(report))
+        first = [(s.end_s, s.first_s - s.due_s) for s in good if s.first_s is not None]
+        axes.scatter(
+            *zip(*first, strict=True), s=5, marker="x", color=points.get_facecolor()
+        ) if first else None
+    axes.set(
+        title="each request: whole answer (dots), first token (crosses)", xlabel="seconds", ylabel="seconds"
+    )
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+
+
+def _spread(axes: Any, runs: Sequence[Run]) -> None:
+    for report, samples in runs:
+        ordered = sorted(sample.latency_s for sample in samples if not sample.error)
+        shares = [(rank + 1) / len(ordered) for rank in range(len(ordered))]
+        axes.step(ordered, shares, where="post", label=label(report))
+    axes.set(title="share of answers within", xlabel="seconds", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+
+
+def _rate(axes: Any, runs: Sequence[Run]) -> None:
+    names = [label(report) for report, _ in runs]
+    bars = axes.bar(names, [report.throughput_per_s for report, _ in runs])
+    axes.bar_label(bars, fmt="%.2f")
+    axes.set(title="answers per second")
+
+
+def _stages(axes: Any, runs: Sequence[Run]) -> None:
+    names = list(dict.fromkeys(name for report, _ in runs for name in report.stages))
+    width = 0.8 / len(runs)
+    for place, (report, _) in enumerate(runs):
+        shares = [report.stages[name].utilisation if name in report.stages else 0.0 for name in names]
+        axes.bar([n + place * width for n in range(len(names))], shares, width, label=label(report))
+    axes.set_xticks([n + 0.4 - width / 2 for n in range(len(names))], names)
+    axes.set(title="share of the run in which a stage worked", ylim=(0, 1.05))

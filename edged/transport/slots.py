@@ -13,9 +13,9 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from zlib import crc32
 
 import msgspec
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from edged.errors import ConfigError, CorruptSlot, ProtocolError, TooLarge
 from edged.messages import SlotRef
@@ -83,6 +83,22 @@ def read_only(descriptor: int) -> int:
     return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
 
+def checksum_of(parts: Sequence[bytes | memoryview]) -> int:
+    """XXH3, 64 bits, of the parts one behind the other: half the time of copying them.
+
+    Against torn and stale bytes, not against an attacker: who can write a slot can write its descriptor.
+
+    >>> checksum_of([b"ab", b"c"]) == checksum_of([b"abc"])
+    True
+    """
+    if len(parts) == 1:
+        return xxh3_64_intdigest(parts[0])
+    state = xxh3_64()
+    for part in parts:
+        state.update(part)
+    return state.intdigest()
+
+
 class Arena:
     """A mapping of an arena: the producer's is writable, everybody else's is not."""
 
@@ -109,19 +125,18 @@ class Arena:
                 f"a payload of {length} bytes exceeds the slot of {self.geometry.slot_bytes} bytes",
                 param="queue.slot_bytes",
             )
-        slot, position, checksum = self.slot(ref.slot), 0, 0
+        slot, position = self.slot(ref.slot), 0
         for view in views:
             slot[position : position + len(view)] = view
-            checksum = crc32(view, checksum)
             position += len(view)
-        return SlotRef(ref.arena, ref.slot, ref.generation, length, checksum)
+        return SlotRef(ref.arena, ref.slot, ref.generation, length, checksum_of(views))
 
     def read(self, ref: SlotRef) -> memoryview:
         """A read-only view of a payload in place; `CorruptSlot` when its bytes are not those described."""
         if not 0 <= ref.length <= self.geometry.slot_bytes:
             raise ProtocolError(f"length {ref.length} exceeds the slot of {self.geometry.slot_bytes}")
         view = self.slot(ref.slot)[: ref.length].toreadonly()
-        if crc32(view) != ref.checksum:
+        if xxh3_64_intdigest(view) != ref.checksum:
             raise CorruptSlot(f"slot {ref.slot} of arena {ref.arena} does not match its checksum")
         return view
 

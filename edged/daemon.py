@@ -28,7 +28,7 @@ from edged.dispatch.requests import Submission
 from edged.dispatch.status import stage_state, status
 from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
 from edged.models.store import ModelStore
-from edged.placement.defaults import place
+from edged.placement.defaults import place, workers_of
 from edged.report import Status
 from edged.transport.slots import Geometry
 from edged.workers.spec import StageSpec
@@ -190,10 +190,10 @@ class Daemon:
             logger.warning("stage does not start", extra={"stage": name, "why": error.message})
             streaming = stage.kind == "generator"
             self._dispatcher.add_idle_stage(
-                name, streaming=streaming, wanted=stage.workers, reason=error.message
+                name, streaming=streaming, wanted=workers_of(stage), reason=error.message
             )
         else:
-            self._dispatcher.add_stage(spec, stage.workers, stage.timeout_s, stage.load_timeout_s)
+            self._dispatcher.add_stage(spec, workers_of(stage), stage.timeout_s, stage.load_timeout_s)
 
     # ---------------------------------------------------------- front door
 
@@ -248,7 +248,7 @@ class Daemon:
         switched = [
             name
             for name, stage in config.stages.items()
-            if bool(stage.workers) != bool(self.config.stages[name].workers)
+            if (stage.workers == 0) != (self.config.stages[name].workers == 0)
         ]
         if switched:
             raise ConfigError(
@@ -257,12 +257,14 @@ class Daemon:
         placed = {
             name: place(name, stage, config, self._store)
             for name, stage in config.stages.items()
-            if stage.workers
+            if stage.workers != 0
         }
         changed = [name for name, spec in placed.items() if self._differs(name, spec, config.stages[name])]
         for name in changed:
             stage = config.stages[name]
-            self._dispatcher.change_stage(placed[name], stage.workers, stage.timeout_s, stage.load_timeout_s)
+            self._dispatcher.change_stage(
+                placed[name], workers_of(stage), stage.timeout_s, stage.load_timeout_s
+            )
         lines = [
             name for name in config.pipelines if config.pipelines[name] != self.config.pipelines.get(name)
         ]

@@ -46,7 +46,7 @@ def absent(config: Config) -> Iterator[str]:
 
     store = ModelStore(config.daemon.state_dir / "models", Catalogue.discover())
     for name, stage in config.stages.items():
-        if stage.workers and stage.model and stage.backend != "simulated" and not _here(store, stage):
+        if stage.workers != 0 and stage.model and stage.backend != "simulated" and not _here(store, stage):
             wanted = f"{stage.model} {stage.variant}".rstrip()
             yield (
                 f"stages.{name}.model: {wanted} is not on this machine ({store.path}); "

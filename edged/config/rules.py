@@ -63,7 +63,7 @@ def _stage_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
     for option, value in (("model", stage.model), ("variant", stage.variant), ("backend", stage.backend)):
         if value and not _NAME.fullmatch(value):
             yield f"{name}.{option}", f"= {value!r} may hold only a-z, 0-9, '.', '_' and '-', at most 64"
-    if problem := _device_problem(stage.device):
+    if stage.device and (problem := _device_problem(stage.device)):
         yield f"{name}.device", f"= {stage.device!r} {problem}"
 
 

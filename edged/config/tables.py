@@ -69,19 +69,35 @@ class Stage(Table, frozen=True):
     model: str = ""
     """Name in the catalogue; empty only for kind `tensor` on the simulated backend."""
     variant: str = ""
-    """Empty means the best variant that is present and that the backend opens."""
+    """Empty means what the applied plan says, else the best variant that is present and that the backend
+    opens."""
     backend: str = ""
-    """Empty means the first of the model's manifest whose runtime is installed: see docs/operations.md."""
-    device: str = "cpu"
-    """`cpu`, `cpu:0-1` (a core set), `igpu`, `npu`, `cuda:0`: see `edgectl devices`."""
-    workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
-    """Items of one micro-batch; for a generator, sequences decoded together."""
+    """Empty means what the applied plan says, else the first of the model's manifest whose runtime is
+    installed: see docs/operations.md."""
+    device: str = ""
+    """`cpu`, `cpu:0-1` (a core set), `igpu`, `npu`, `cuda:0`: see `edgectl devices`. Empty means what the
+    applied plan says, else `cpu`."""
+    workers: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
+    """Processes; 0 switches the stage off. Left out: what the applied plan says, else 1."""
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
+    """Items of one micro-batch; for a generator, sequences decoded together. Left out: what the applied
+    plan says, else 8."""
     timeout_s: Seconds = 60.0
     """Silence of a worker that holds work, after which it is killed and replaced."""
     load_timeout_s: Seconds = 300.0
     options: dict[str, Any] = {}
     """For the stage (`candidates`, `keep`, `max_tokens`) and for the backend (`threads`, ...)."""
+
+
+class Placement(Table, frozen=True):
+    """What `edgectl plan` aims at, and the limits that it keeps."""
+
+    objective: Literal["throughput", "latency", "energy"] = "throughput"
+    """What a plan is made for when `edgectl plan` names nothing else."""
+    memory_mib: Count = 0
+    """Most memory of all workers together; 0 means three quarters of the machine's."""
+    cores: Count = 0
+    """CPU cores that stages may keep busy; 0 means all."""
 
 
 class Pipeline(Table, frozen=True):
@@ -97,6 +113,7 @@ class Config(Table, frozen=True):
     api: Api = msgspec.field(default_factory=Api)
     queue: Queue = msgspec.field(default_factory=Queue)
     library: Library = msgspec.field(default_factory=Library)
+    placement: Placement = msgspec.field(default_factory=Placement)
     stages: dict[Name, Stage] = {}
     pipelines: dict[Name, Pipeline] = {}
 

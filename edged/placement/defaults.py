@@ -1,7 +1,7 @@
-"""Where a stage runs when nobody measured: a documented order, and `status` says that it applies.
+"""Where a stage runs: as the operator wrote, else as the applied plan says, else by a documented order.
 
-A stage that names no backend takes the first one of its model's manifest whose runtime is installed; the
-manifests order them by measurement (docs/operations.md, "Default placement").
+A stage for which nobody names a backend takes the first one of its model's manifest whose runtime is
+installed; the manifests order them by measurement (docs/operations.md, "Default placement").
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
+
 from edged.backend import Variant
 from edged.config import Config, Stage
 from edged.errors import ConfigError
 from edged.models.store import ModelStore
+from edged.placement.table import Choice
 from edged.plugins import names
 from edged.workers.spec import StageSpec
 
@@ -24,8 +27,19 @@ RUNTIMES: dict[str, tuple[str, str]] = {
 """Module whose presence makes a backend usable, and what to install for it; looked for, not imported."""
 
 
-def place(name: str, stage: Stage, config: Config, store: ModelStore) -> StageSpec:
-    """Choose backend and variant for a stage; `ConfigError` or `ModelError` says what is missing."""
+DEVICE, WORKERS, MAX_BATCH = "cpu", 1, 8
+"""Of a stage for which neither the operator nor a plan says anything."""
+
+
+def place(
+    name: str, stage: Stage, config: Config, store: ModelStore, choice: Choice | None = None
+) -> StageSpec:
+    """Choose backend, variant, device and batch of a stage; a plan's `choice` fills what was left empty.
+
+    `ConfigError` or `ModelError` says what is missing.
+    """
+    if choice is not None:
+        stage = filled(stage, choice)
     if stage.backend:
         _check_runtime(name, stage.backend)
     variant = _variant(name, stage, store)
@@ -35,12 +49,33 @@ def place(name: str, stage: Stage, config: Config, store: ModelStore) -> StageSp
         name=name,
         kind=stage.kind,
         backend=backend,
-        device=stage.device,
-        max_batch=stage.max_batch,
+        device=stage.device or DEVICE,
+        max_batch=stage.max_batch or MAX_BATCH,
         variant=variant,
         options=own_cache | stage.options,
         library=config.library.dir,
     )
+
+
+def filled(stage: Stage, choice: Choice) -> Stage:
+    """The stage with what the operator left empty taken from a plan; what he wrote stands."""
+    form = choice.form
+    return msgspec.structs.replace(
+        stage,
+        variant=stage.variant or form.variant,
+        backend=stage.backend or form.backend,
+        device=stage.device or form.device,
+        workers=choice.workers if stage.workers is None else stage.workers,
+        max_batch=stage.max_batch or choice.batch,
+        options={"threads": form.threads} | dict(form.options) | stage.options,
+    )
+
+
+def workers_of(stage: Stage, choice: Choice | None = None) -> int:
+    """How many processes a stage gets: the operator's number, else the plan's, else one."""
+    if stage.workers is not None:
+        return stage.workers
+    return choice.workers if choice else WORKERS
 
 
 def _first_present(variant: Variant, store: ModelStore) -> str:

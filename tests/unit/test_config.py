@@ -409,14 +409,16 @@ def test_the_length_of_a_socket_path_is_checked_in_bytes(length):
 
 
 def test_the_example_holds_every_option_with_its_default():
-    example = tomllib.loads((ROOT / "examples/edged.toml").read_text())
-    for table in ("daemon", "api", "queue", "library"):
+    text = (ROOT / "examples/edged.toml").read_text()
+    example = tomllib.loads(text)
+    for table in ("daemon", "api", "queue", "library", "placement"):
         kind = {field.name: field.type for field in msgspec.structs.fields(Config)}[table]
         defaults = msgspec.to_builtins(kind(), enc_hook=lambda path: "" if path == Path() else str(path))
         assert example[table] == defaults
-    assert set(example["stages"]["retriever"]) == {
-        field.name for field in msgspec.structs.fields(load(None, HOME).stages["retriever"])
-    }
+    fields = msgspec.structs.fields(load(None, HOME).stages["retriever"])
+    unwritable = {field.name for field in fields if field.default is None}
+    assert set(example["stages"]["retriever"]) == {field.name for field in fields} - unwritable
+    assert all(f"\n# {name} = " in text for name in unwritable)
 
 
 def test_the_example_means_what_the_built_in_configuration_means():

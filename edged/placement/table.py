@@ -1,14 +1,22 @@
 """What calibration knows: the prices of every stage in every form that this box can run it in.
 
 Plain data, written by `calibrate.py`, read by `plan.py`, `simulate.py` and the CLI. One file,
-`<state>/calibration.json`; a form that was measured is never measured again under the same fingerprint.
+`<state>/calibration.json` (`storage.py` reads and writes it); a form that was measured is never measured
+again under the same fingerprint. `staleness.stale(table, now)` says what no longer holds.
+
+Every form has points at batches 1 and 8 first; a form that another one beats by far stays at that, or at
+batch 1 alone (`agenda.py`). So a planner must expect forms with few points, and pairs of few forms.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+
+
+Work = Literal["short", "typical", "long"]
+"""`typical` is what the stage gets in a pipeline; `short` and `long` have half and twice the text."""
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +26,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     memory_bytes: int
     accelerators: tuple[str, ...] = ()
+    """Device nodes with the vendor and device that sysfs gives them."""
     kernel: str
     packages: dict[str, str]
     """Version of each runtime: onnxruntime, openvino, openvino-genai, llama-cpp-python."""
@@ -35,6 +44,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True, order=True):
     device: str
     """`cpu`, `cpu:0-1`, `igpu`, ...: a core set is part of the form."""
     threads: int
+    """0 on a device that is not the CPU."""
     options: tuple[tuple[str, str | int | bool], ...] = ()
     """Further options that change the price, sorted: `exact`, ..."""
 
@@ -45,10 +55,13 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     form: Form
     batch: int
     """Requests answered together (for a generator, sequences decoded together)."""
+    work: Work = "typical"
+    """Which requests: the same ones for every form of a stage, so compare forms at the same `work`."""
     length: int
-    """Tokens of one text (encoders) or of one prompt (generators)."""
+    """Tokens of one text (encoders; for a reranker question and passage) or of one prompt (generators),
+    as this form's tokenizer counts them; differs a little between forms at the same `work`."""
     new_tokens: int = 0
-    """Generated per request; 0 for encoders."""
+    """Generated per request; 0 for encoders. A model may end early: then fewer than `workload` says."""
     wall_s: float
     """For the whole batch."""
     cpu_s: float
@@ -69,6 +82,9 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     """Resident after the largest batch."""
     load_s: float
+    """The last load: with warm caches on disk where the runtime has some."""
+    batch: int = 1
+    """The largest batch that it ran; a generator was opened for so many sequences."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +104,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     form: Form
     code: str
+    """An error's code, or `crashed`, `out_of_memory`, `hung`."""
     message: str
 
 
@@ -98,7 +115,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     measured_at: str
     """RFC 3339, UTC, of the last measurement."""
     workload: dict[str, Any] = {}
-    """What one request was: passages reranked, tokens each, prompt and new tokens."""
+    """What one request was: `candidates`, `keep`, `new_tokens`, `passages` (their source), `passage_words`."""
     points: tuple[Point, ...] = ()
     weights: tuple[Weight, ...] = ()
     pairs: tuple[Pair, ...] = ()
@@ -117,7 +134,14 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """Requests per second of this stage when it never waits."""
     latency_s: float
     """Of one request through this stage when nothing else runs."""
+    loaded_latency_s: float
+    """Of one request in a full batch."""
+    cpu_s: float
+    """CPU seconds per request at this batch."""
+    utilisation: float
+    """Predicted share of the time in which the stage holds work when the pipeline is saturated, 0..1."""
     memory_bytes: int
+    """Of all its workers."""
     runner_up: Form | None = None
     why: str
     """A sentence: what the choice gains over the runner-up, or which limit ruled the runner-up out."""
@@ -127,14 +151,26 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """An assignment of every stage, with its prediction; `<state>/plan.json` is the one in force."""
 
     id: str
+    """Of the assignment: equal assignments have equal ids."""
     objective: str
+    bounds: dict[str, float] = {}
+    """What else it keeps: `latency_s`, `first_token_s`, `rate_per_s`, `energy`."""
     choices: dict[str, Choice]
+    """In the order of the pipeline."""
     lease_mode: str
     """How stages on the same cores share them: see `edged/dispatch/leases.py`."""
     bottleneck: str
     predicted_rate_per_s: float
     predicted_latency_s: float
+    """Of one request when nothing else runs."""
     predicted_first_token_s: float
+    predicted_loaded_latency_s: float
+    """Of one request in full batches that waits for nobody."""
+    predicted_cpu_s: float
+    """CPU seconds per request."""
     predicted_joules: float | None = None
+    """Per request; None where the machine measures no energy."""
     memory_bytes: int
+    fingerprint: Fingerprint
+    """What it was planned on; on another machine, or with other runtimes or weights, it does not hold."""
     notes: tuple[str, ...] = ()

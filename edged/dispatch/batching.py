@@ -6,12 +6,16 @@ from collections.abc import Iterable
 
 from edged.dispatch.events import Command, Send
 from edged.dispatch.ledger import Ledger, Request, Stage, Worker
+from edged.dispatch.sharing import settle
 from edged.messages import Batch, SlotRef, Work
 
 
 def dispatch(ledger: Ledger, now: float) -> list[Command]:
     """Give waiting work to workers with room: no free output slot, no dispatch."""
-    return [command for stage in ledger.stages.values() for command in _dispatch_stage(ledger, stage, now)]
+    leases = settle(ledger, now)
+    return leases + [
+        command for stage in ledger.stages.values() for command in _dispatch_stage(ledger, stage, now)
+    ]
 
 
 def _dispatch_stage(ledger: Ledger, stage: Stage, now: float) -> Iterable[Command]:
@@ -33,7 +37,7 @@ def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
         for name in stage.workers
         if (worker := ledger.workers[name]).state == "ready"
         and worker.credit > 0
-        and (stage.streaming or not worker.held)
+        and (stage.streaming or not (worker.held or worker.cores == 0))
         and not _would_blur(ledger, worker, suspect=suspect)
     ]
     return max(free, key=lambda worker: worker.credit, default=None)

@@ -35,6 +35,7 @@ from edged.dispatch.events import (
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
 from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
+from edged.governor.neighbours import Neighbours
 from edged.messages import Ready, SlotRef
 from edged.transport.links import Router
 from edged.transport.slots import Arena, Geometry, create, read_only
@@ -60,6 +61,7 @@ class Dispatcher:
         self._log_format: LogFormat = log_format
         self._endpoint = runtime_dir / "workers.sock"
         self.ledger = Ledger(Slots(ENTRY, geometry.slots))
+        self._neighbours = Neighbours(os.sched_getaffinity(0))
         self.specs: dict[str, StageSpec] = {}
         self._specs_of: dict[str, StageSpec] = {}
         """By incarnation: what each live worker was started as."""
@@ -81,6 +83,7 @@ class Dispatcher:
     def start(self) -> None:
         """Make the entry arena, bind the worker socket, begin to tick. Call on the running loop."""
         self._loop = asyncio.get_running_loop()
+        self.ledger.leases.cores = frozenset(os.sched_getaffinity(0))
         self._make_arena(ENTRY, "entry", writable=True)
         self._endpoint.unlink(missing_ok=True)  # left by a SIGKILL; the caller holds the instance lock
         self._router = Router(self._endpoint)
@@ -234,6 +237,9 @@ class Dispatcher:
             busy = self.ledger.requests or any(w.state != "ready" for w in self.ledger.workers.values())
             await asyncio.sleep(BUSY_TICK_S if busy else IDLE_TICK_S)
             self._oom_kills.append(oom_kills())
+            self.ledger.leases.taken = self._neighbours.taken(
+                [os.getpid(), *(process.pid for process in self._processes.values())], self._loop.time()
+            )
             self._on(Ticked())
 
     def _gone(self, incarnation: str) -> None:

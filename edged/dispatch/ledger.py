@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edged.dispatch.leases import Leases
 from edged.dispatch.requests import StageTiming
 from edged.messages import CacheCounters, SlotRef
 
@@ -125,6 +126,8 @@ class Worker:
     """It said itself that trying again changes nothing: a bad option, a missing model."""
     details: dict[str, Any] = field(default_factory=dict)
     caches: dict[str, CacheCounters] = field(default_factory=dict)
+    cores: int | None = None
+    """Its core lease, 0 for a pause; None until it was told one: everything that its device has."""
 
 
 @dataclass(slots=True)
@@ -196,6 +199,7 @@ class Ledger:
     rejected: dict[str, int] = field(default_factory=dict)
     last_request: int = 0
     last_worker: int = 0
+    leases: Leases = field(default_factory=Leases)
 
     def slots_of(self, ref: SlotRef) -> Slots:
         """The arena that a descriptor points into."""

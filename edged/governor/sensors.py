@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -49,3 +52,64 @@ def resident_bytes(pid: int) -> int:
 def load_average() -> float:
     """One-minute load average."""
     return os.getloadavg()[0]
+
+
+def total_memory_bytes() -> int:
+    """Memory of the machine."""
+    return int(psutil.virtual_memory().total)
+
+
+class EnergyCounter(msgspec.Struct, frozen=True):
+    """A running total of one package, which starts again at 0 behind `range_uj`."""
+
+    microjoules: int
+    range_uj: int
+
+
+def energy(root: Path = Path("/sys/class/powercap")) -> dict[str, EnergyCounter]:
+    """Energy that each processor package has used (RAPL by powercap); empty where nothing measures it.
+
+    Only root may read the counters on most systems: who may not gets an empty answer too.
+    """
+    counters: dict[str, EnergyCounter] = {}
+    for zone in sorted(root.glob("*-rapl:[0-9]")):
+        with suppress(OSError, ValueError):
+            used, limit = (int((zone / f"{name}_uj").read_text()) for name in ("energy", "max_energy_range"))
+            counters[zone.name] = EnergyCounter(used, limit)
+    return counters
+
+
+def joules(before: Mapping[str, EnergyCounter], after: Mapping[str, EnergyCounter]) -> float | None:
+    """Energy between two readings of less than one turn of the counter; None where nothing measures it.
+
+    >>> joules({"p": EnergyCounter(90, 100)}, {"p": EnergyCounter(10, 100)})
+    2e-05
+    """
+    spans = [
+        (after[name].microjoules - reading.microjoules) % max(reading.range_uj, 1)
+        for name, reading in before.items()
+        if name in after
+    ]
+    return sum(spans) / 1e6 if spans else None
+
+
+def busy_cpu_s(cores: Collection[int]) -> float:
+    """CPU seconds since boot that these cores were busy, or that the hypervisor lent to somebody else."""
+    times = psutil.cpu_times(percpu=True)
+    return sum(_busy_s(times[core]._asdict()) for core in cores)
+
+
+def _busy_s(times: Mapping[str, float]) -> float:
+    """Guests' time is left out: the kernel counts it in `user` and `nice` as well."""
+    return sum(
+        value for name, value in times.items() if name not in {"idle", "iowait", "guest", "guest_nice"}
+    )
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used, its own only; 0 when it is gone or cannot be looked at."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except (psutil.Error, OSError):
+        return 0.0
+    return float(times.user + times.system)

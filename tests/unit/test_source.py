@@ -24,7 +24,7 @@ UNSAFE_METHODS = frozenset({"recv_pyobj", "send_pyobj", "load_pickle", "read_pic
 PURE = (
     *(
         f"edged/dispatch/{name}.py"
-        for name in ("decide", "batching", "deaths", "endings", "ledger", "events")
+        for name in ("decide", "batching", "deaths", "endings", "ledger", "events", "leases", "sharing")
     ),
     "edged/documents/chunk.py",
     "edged/stages/citations.py",

@@ -1,0 +1,177 @@
+"""Who computes now and on how many cores, where stages run on the same silicon: pure.
+
+A group is the workers whose core sets overlap. Its policy has three modes:
+
+- `together`: all at once, each on every core that is free; the kernel shares them out.
+- `turns`: one at a time, on every free core. A batch is not interrupted, so streams that it stops go on
+  beside it after `PAUSE_S`; streams that stop others give way after `TURN_S`.
+- `split`: all at once, each on a share of the free cores, at least one; a worker alone gets all.
+
+A batch that takes no longer than `SHORT_S` (a question to embed) is no reason to take cores from anybody:
+it goes first, beside whatever runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from edged.backend import parse_cores
+
+Mode = Literal["together", "turns", "split"]
+
+DEFAULT_MODE: Mode = "split"
+"""Where no plan says otherwise; measured: docs/decisions/0013-core-leases.md."""
+
+TURN_S = 0.25
+"""How long a token worker keeps the cores while others wait."""
+PAUSE_S = 0.2
+"""How long a batch may stop running streams: with a tick of the dispatcher and a step, it bounds the gap."""
+SHORT_S = 0.02
+"""A batch as short as this costs streams less than a step."""
+PATIENCE_S = 2.0
+"""Whoever has waited this long goes first, whatever the others do: no class of work starves."""
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker of a group that has work, as the policy sees it."""
+
+    worker: str
+    streaming: bool
+    holding: bool
+    """A batch is in its hands (which nothing can stop), or it has live streams."""
+    urgent: bool = True
+    """Interactive work is among what it holds or could take."""
+    predicted_s: float = 0.0
+    """Seconds of its next batch, or of a token step; 0 while nothing was measured."""
+    waits_since: float = 0.0
+    """Since when its oldest waiting work has waited."""
+
+    @property
+    def short(self) -> bool:
+        """Whether it is over before anybody notices."""
+        return not self.streaming and 0.0 < self.predicted_s <= SHORT_S
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """Who has the cores of a group, and since when."""
+
+    worker: str = ""
+    since: float = 0.0
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """Cores by worker, 0 for a pause, and whose turn it is."""
+
+    cores: dict[str, int]
+    turn: Turn = Turn()
+
+
+@dataclass(slots=True)
+class Leases:
+    """What the dispatcher knows about cores; part of the ledger."""
+
+    mode: Mode = DEFAULT_MODE
+    cores: frozenset[int] = frozenset()
+    """Cores that this process may use; empty: there is nothing to share out."""
+    taken: int = 0
+    """Cores that other processes keep busy."""
+    turns: dict[str, Turn] = field(default_factory=dict)
+    """By the first worker of a group."""
+
+
+def core_set(device: str, machine: frozenset[int]) -> frozenset[int]:
+    """The cores of a device id; empty for silicon that is not the CPU.
+
+    >>> sorted(core_set("cpu:1-2", frozenset({0, 1})))
+    [1]
+    """
+    kind, _, cores = device.partition(":")
+    if kind != "cpu":
+        return frozenset()
+    return machine & frozenset(parse_cores(cores)) if cores else machine
+
+
+def groups(sets: Mapping[str, frozenset[int]]) -> list[tuple[tuple[str, ...], frozenset[int]]]:
+    """Join workers whose core sets overlap, also through a third one; with the cores of each group.
+
+    >>> [workers for workers, _ in groups({"a": frozenset({0}), "b": frozenset({1}), "c": frozenset({1, 2})})]
+    [('a',), ('b', 'c')]
+    """
+    found: list[tuple[tuple[str, ...], frozenset[int]]] = []
+    for worker, cores in sets.items():
+        if not cores:
+            continue
+        touching = [group for group in found if group[1] & cores]
+        found = [group for group in found if not group[1] & cores]
+        members = tuple(name for names, _ in touching for name in names)
+        found.append(((*members, worker), cores.union(*(theirs for _, theirs in touching))))
+    return found
+
+
+def free_cores(group: frozenset[int], machine: frozenset[int], taken: int) -> int:
+    """How many cores of a group are left: neighbours are taken to sit outside of it as long as they can.
+
+    >>> free_cores(frozenset({0, 1}), frozenset({0, 1, 2, 3}), 3)
+    1
+    """
+    return max(1, min(len(group), len(machine) - taken))
+
+
+def assign(claims: Sequence[Claim], cores: int, mode: Mode, turn: Turn, now: float) -> Grant:
+    """Share out `cores` cores among the workers of a group that have work."""
+    match mode:
+        case "together":
+            return Grant({claim.worker: cores for claim in claims})
+        case "split":
+            return Grant(_split(claims, cores))
+        case "turns":
+            return _turns(claims, cores, turn, now)
+
+
+def _split(claims: Sequence[Claim], cores: int) -> dict[str, int]:
+    """At least one core each; what is left over goes to those that are predicted to need it longest."""
+    heavy = sorted((claim for claim in claims if not claim.short), key=lambda claim: -claim.predicted_s)
+    share, rest = divmod(cores, max(1, len(heavy)))
+    shares = {claim.worker: max(1, share + (place < rest)) for place, claim in enumerate(heavy)}
+    return shares | {claim.worker: 1 for claim in claims if claim.short}
+
+
+def _turns(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant:
+    heavy = [claim for claim in claims if not claim.short]
+    turn = _next_turn(heavy, turn, now)
+    beside = {claim.worker: 1 for claim in claims if claim.short}
+    granted = {claim.worker: cores if claim.worker == turn.worker else 0 for claim in heavy}
+    if _overrun(heavy, turn, now):
+        granted |= {claim.worker: 1 for claim in heavy if claim.streaming and claim.holding}
+    return Grant(granted | beside, turn)
+
+
+def _overrun(heavy: Sequence[Claim], turn: Turn, now: float) -> bool:
+    """Whether a batch has stopped running streams for long enough."""
+    return any(claim.worker == turn.worker and not claim.streaming for claim in heavy) and (
+        now - turn.since >= PAUSE_S
+    )
+
+
+def _next_turn(heavy: Sequence[Claim], turn: Turn, now: float) -> Turn:
+    """Who goes now: a batch in hand to its end, a token worker for its time, then whoever is due."""
+    running = [claim for claim in heavy if claim.holding and not claim.streaming]
+    if running:
+        keeps = any(claim.worker == turn.worker for claim in running)
+        return turn if keeps else Turn(running[0].worker, now)
+    others = [claim for claim in heavy if claim.worker != turn.worker]
+    holder = next((claim for claim in heavy if claim.worker == turn.worker), None)
+    if holder and holder.streaming and now - turn.since < TURN_S:
+        return turn
+    if not others:
+        return turn if holder and holder.streaming else Turn(holder.worker if holder else "", now)
+    return Turn(min(others, key=lambda claim: _precedence(claim, now)).worker, now)
+
+
+def _precedence(claim: Claim, now: float) -> tuple[bool, bool, float]:
+    patient = now - claim.waits_since < PATIENCE_S
+    return patient, not claim.urgent, claim.waits_since

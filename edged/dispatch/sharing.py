@@ -1,0 +1,67 @@
+"""From the ledger to the claims of the workers that share cores, and from the grants to messages: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edged.dispatch.events import Command, Send
+from edged.dispatch.leases import Claim, Turn, assign, core_set, free_cores, groups
+from edged.dispatch.ledger import Ledger, Stage, Worker
+from edged.messages import Cores
+
+
+def settle(ledger: Ledger, now: float) -> list[Command]:
+    """Fit the leases to who has work now; a worker without work keeps the lease that it has."""
+    leases = ledger.leases
+    if not leases.cores:
+        return []
+    sets = {
+        name: core_set(worker.device, leases.cores)
+        for name, worker in ledger.workers.items()
+        if worker.state in {"ready", "stopping"}
+    }
+    if not any(sets.values()):
+        return []
+    claims = {claim.worker: claim for stage in ledger.stages.values() for claim in _claims(ledger, stage)}
+    commands: list[Command] = []
+    turns: dict[str, Turn] = {}
+    for names, cores in groups(sets):
+        present = [claims[name] for name in names if name in claims]
+        free = free_cores(cores, leases.cores, leases.taken)
+        grant = assign(present, free, leases.mode, leases.turns.get(names[0], Turn()), now)
+        turns[names[0]] = grant.turn
+        for name, count in grant.cores.items():
+            commands += _lend(ledger.workers[name], min(count, len(sets[name])), len(sets[name]))
+    leases.turns = turns
+    return commands
+
+
+def _lend(worker: Worker, count: int, everything: int) -> list[Command]:
+    """Tell a worker its lease if it is another than the one it has: everything, at first."""
+    if count == (everything if worker.cores is None else worker.cores):
+        return []
+    worker.cores = count
+    return [Send(worker.incarnation, Cores(count))]
+
+
+def _claims(ledger: Ledger, stage: Stage) -> Iterator[Claim]:
+    """Workers of a stage that compute, and as many of the others as could take what waits."""
+    waiting = len(stage.queue) if stage.slots.used < stage.slots.count else 0
+    for name in sorted(stage.workers):
+        worker = ledger.workers[name]
+        takes = waiting > 0 and worker.credit > 0 and (stage.streaming or not worker.held)
+        if worker.held or takes:
+            waiting -= takes and not worker.held
+            yield _claim(ledger, stage, worker)
+
+
+def _claim(ledger: Ledger, stage: Stage, worker: Worker) -> Claim:
+    size = len(worker.held) or min(len(stage.queue), stage.max_batch)
+    concerned = [ledger.requests[number] for number in (*worker.held, *stage.queue)]
+    return Claim(
+        worker=worker.incarnation,
+        streaming=stage.streaming,
+        holding=bool(worker.held),
+        predicted_s=size * stage.item_s,
+        waits_since=min(request.queued_at for request in concerned),
+    )

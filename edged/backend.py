@@ -103,12 +103,22 @@ class TensorSession(Protocol):
     inputs: tuple[str, ...]
     """Names of the inputs that `run` takes."""
     outputs: tuple[str, ...]
+    lone_rows: bool
+    """Whether a row costs no more in a run of its own than in a batch, so that nothing is padded and the
+    result depends on the row alone: true of CPUs, whose caches a batch outgrows."""
 
     def run(self, feeds: Mapping[str, Array], /) -> dict[str, Array]:
         """Run one batch: the first axis of every array is the batch.
 
         The arrays of the result belong to the caller. Raises `BackendError` when the runtime refuses
         or fails, `DeviceLost` when the device is gone.
+        """
+        ...
+
+    def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
+        """Do independent runs, side by side where runtime and cores allow; results in order.
+
+        Raises what `run` raises, for the first run that fails.
         """
         ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from edged.backend import Array, Capabilities, Device, Kind, TensorSession, Variant
 from edged.errors import BackendError, DeviceLost
+from edged_backends.lanes import side_by_side
 from edged_backends.onnx_files import check_external_data
 from edged_backends.onnx_runtime import native, ort
 from edged_backends.options import read_options, thread_count
@@ -78,13 +79,21 @@ class OnnxBackend:
         check_external_data(variant.path)
         if chosen.static_shapes or device.capabilities.static_shapes:
             return _open_static(variant, device, chosen)
+        cores = thread_count(chosen.threads, device)
+        if device.kind == "cpu" and variant.task != "tensor":
+            # One thread a run and several runs side by side: a run too small for two threads loses to them.
+            options = _session_options(msgspec.structs.replace(chosen, threads=1), device)
+            return OnnxSession(variant.path, options, lanes=cores, lone_rows=True)
         return OnnxSession(variant.path, _session_options(chosen, device))
 
 
 class OnnxSession:
-    """A model held by onnxruntime."""
+    """A model held by onnxruntime.
 
-    def __init__(self, path: Path, options: Any) -> None:
+    `lanes` is how many runs of `run_each` go on at once; the runtime's `run` may be called by many threads.
+    """
+
+    def __init__(self, path: Path, options: Any, *, lanes: int = 1, lone_rows: bool = False) -> None:
         providers = None if options.has_providers() else ["CPUExecutionProvider"]
         try:
             session = ort.InferenceSession(os.fspath(path), options, providers=providers)
@@ -92,6 +101,8 @@ class OnnxSession:
             raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
         self._session: Any = session
         self._path = path
+        self._most_lanes = self._lanes = lanes
+        self.lone_rows = lone_rows
         self.symbols = {node.name: _symbols(node.shape) for node in session.get_inputs()}
         """The names of the free axes of each input, in order; None where an axis is fixed."""
         self.output_symbols = {node.name: _symbols(node.shape) for node in session.get_outputs()}
@@ -108,6 +119,15 @@ class OnnxSession:
         except _ERRORS as error:
             raise _translated(error, self._path) from error
         return {name: np.asarray(array) for name, array in zip(self.outputs, results, strict=True)}
+
+    def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
+        """Do independent runs side by side; see `TensorSession.run_each`."""
+        return side_by_side(self.run, runs, self._lanes)
+
+    def set_threads(self, count: int, /) -> bool:
+        """Keep at most `count` cores busy; only an encoder's session can, whose runs have one thread each."""
+        self._lanes = max(1, min(count, self._most_lanes))
+        return self.lone_rows
 
     def close(self) -> None:
         """Drop the model; idempotent."""

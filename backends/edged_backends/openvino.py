@@ -8,7 +8,8 @@ differ by the device name that the runtime is given and by the capabilities.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from edged.backend import Array, Device, TensorSession, TokenSession, Variant
 from edged.errors import BackendError
+from edged_backends.lanes import side_by_side
 from edged_backends.onnx_files import check_external_data
 from edged_backends.openvino_devices import BACKEND, ERRORS, list_devices, runtime_name, translated
 from edged_backends.openvino_runtime import ov
@@ -71,31 +73,47 @@ class OpenvinoBackend:
 
 
 class OpenvinoSession:
-    """A model compiled by OpenVINO."""
+    """A model compiled by OpenVINO; `lanes` is how many runs of `run_each` go on at once."""
 
-    def __init__(self, compiled: Any, path: Path) -> None:
-        self._request: Any = compiled.create_infer_request()
+    def __init__(self, compiled: Any, path: Path, *, lanes: int = 1, lone_rows: bool = False) -> None:
+        self._requests: deque[Any] = deque(compiled.create_infer_request() for _ in range(lanes))
+        self._closed = False
         self._path = path
+        self._most_lanes = self._lanes = lanes
+        self.lone_rows = lone_rows
         self.inputs = tuple(port.get_any_name() for port in compiled.inputs)
         self.outputs = tuple(port.get_any_name() for port in compiled.outputs)
 
     def run(self, feeds: Mapping[str, Array], /) -> dict[str, Array]:
         """Run one batch; see `TensorSession.run`."""
-        if self._request is None:
+        if self._closed:
             raise BackendError(f"the session of {self._path} is closed")
         if set(self.inputs) != set(feeds):
             given = ", ".join(feeds) or "none"
             raise BackendError(f"{self._path} takes the inputs {', '.join(self.inputs)}; given: {given}")
+        request = self._requests.popleft()
         try:
             # The runtime reuses its output memory in the next run, so the caller gets copies.
-            results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+            results = request.infer(dict(feeds), share_inputs=True, share_outputs=False)
+            return {name: np.array(results[name]) for name in self.outputs}
         except ERRORS as error:
             raise translated(error, f"openvino failed to run {self._path}") from error
-        return {name: np.array(results[name]) for name in self.outputs}
+        finally:
+            self._requests.append(request)
+
+    def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
+        """Do independent runs side by side; see `TensorSession.run_each`."""
+        return side_by_side(self.run, runs, self._lanes)
+
+    def set_threads(self, count: int, /) -> bool:
+        """Keep at most `count` cores busy; only an encoder's session can, whose runs have one thread each."""
+        self._lanes = max(1, min(count, self._most_lanes))
+        return self.lone_rows
 
     def close(self) -> None:
         """Drop the compiled model; idempotent."""
-        self._request = None
+        self._closed = True
+        self._requests.clear()
 
 
 def _open_tensors(core: Any, variant: Variant, device: Device, chosen: TensorOptions) -> TensorSession:
@@ -107,6 +125,11 @@ def _open_tensors(core: Any, variant: Variant, device: Device, chosen: TensorOpt
         model = core.read_model(os.fspath(variant.path))
         if chosen.static_shapes or device.capabilities.static_shapes:
             return _static(core, model, variant, device, chosen)
+        if device.kind == "cpu" and variant.task != "tensor":
+            # One thread a run and several runs side by side: a run too small for two threads loses to them.
+            lanes = thread_count(chosen.threads, device)
+            compiled = core.compile_model(model, target, properties | {"NUM_STREAMS": lanes})
+            return OpenvinoSession(compiled, variant.path, lanes=lanes, lone_rows=True)
         return OpenvinoSession(core.compile_model(model, target, properties), variant.path)
     except ERRORS as error:
         raise translated(error, f"openvino cannot load {variant.path} on {device.id}") from error

@@ -25,6 +25,7 @@ class _TensorSession(ABC):
 
     inputs: tuple[str, ...] = _ENCODER_INPUTS
     outputs: tuple[str, ...] = ()
+    lone_rows = False
 
     def __init__(self, costs: Costs, saboteur: Saboteur, lengths: Sequence[int]) -> None:
         self._costs = costs
@@ -41,6 +42,10 @@ class _TensorSession(ABC):
             raise BackendError("the simulated runtime refuses an item, as its fault file asks")
         self._costs.spend(self._costs.batch_ms(batch, width), self._saboteur.slow_factor())
         return {name: _spoilt(array, faults) for name, array in self._compute(feeds).items()}
+
+    def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
+        """Do independent runs one after the other."""
+        return [self.run(feeds) for feeds in runs]
 
     def close(self) -> None:
         """End the session; idempotent."""

@@ -63,6 +63,7 @@ class StaticShapeSession:
         self._sessions = {length: compile_shape(max_batch, length) for length in lengths}
         self._lengths = tuple(lengths)
         self._max_batch = max_batch
+        self.lone_rows = max_batch == 1
         self._input_axes = inputs
         self._output_axes = outputs
         self.inputs = tuple(inputs)
@@ -79,6 +80,15 @@ class StaticShapeSession:
             for first in range(0, batch, self._max_batch)
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
+        """Do independent runs one after the other; see `TensorSession.run_each`."""
+        return [self.run(feeds) for feeds in runs]
+
+    def set_threads(self, count: int, /) -> bool:
+        """Pass it on to every compiled shape; see `TensorSession.set_threads`."""
+        heeded = [session.set_threads(count) for session in self._sessions.values()]
+        return all(heeded)
 
     def close(self) -> None:
         """Close every compiled shape; idempotent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,17 @@ from edged.backend import TensorSession, Variant
 from edged.errors import BackendError, ModelError
 
 Vectors = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
 Kind = Literal["query", "passage"]
 
 BATCH_TEXTS = 32
 BATCH_TOKENS = 4096
 """Bounds of one run, padding included: they bound the memory of activations, not the speed."""
+LONE_RUNS = 32
+"""Runs of one text each whose outputs are held at once: they bound memory too."""
+RUN_TOKENS = 256
+"""What a run costs an accelerator before its first token, in tokens: shorter rows are padded rather than
+given a run of their own. Where rows cost nothing extra alone (CPUs), no row is padded at all."""
 
 
 def open_tokenizer(variant: Variant) -> Tokenizer:
@@ -76,15 +82,19 @@ class Encoder:
 
         A text beyond the context is truncated. Raises `BackendError`, `DeviceLost`.
         """
+        vectors, counts = self.embed_each(texts, kind)
+        return vectors, sum(counts)
+
+    def embed_each(self, texts: Sequence[str], kind: Kind = "passage") -> tuple[Vectors, list[int]]:
+        """As `embed`, with the tokens of each text."""
         prefix = self._prefix if kind == "query" else ""
         encodings = self._tokenizer.encode_batch_fast([prefix + text for text in texts])
         vectors = np.empty((len(texts), self.dimension), np.float32)
-        for rows in micro_batches([len(encoding.ids) for encoding in encodings]):
-            feeds = feed([encodings[row] for row in rows], self._session.inputs)
-            vectors[rows] = self._pool(self._session.run(feeds), feeds["attention_mask"])
-        return vectors, sum(len(encoding.ids) for encoding in encodings)
+        for rows, feeds, outputs in run_rows(self._session, encodings):
+            vectors[rows] = self._pool(outputs, feeds["attention_mask"])
+        return vectors, [len(encoding.ids) for encoding in encodings]
 
-    def _pool(self, outputs: dict[str, Any], mask: npt.NDArray[np.int64]) -> Vectors:
+    def _pool(self, outputs: Arrays, mask: npt.NDArray[np.int64]) -> Vectors:
         hidden = _first(outputs, "last_hidden_state").astype(np.float32, copy=False)
         if hidden.shape[2:] != (self.dimension,):
             expected = f"[batch, sequence, {self.dimension}]"
@@ -115,12 +125,10 @@ class CrossEncoder:
         """
         fitting = {query: self._fit(query) for query in {query for query, _ in pairs}}
         encodings = self._tokenizer.encode_batch_fast([(fitting[query], text) for query, text in pairs])
-        counts = [len(encoding.ids) for encoding in encodings]
         scores = np.empty(len(pairs), np.float32)
-        for rows in micro_batches(counts):
-            feeds = feed([encodings[row] for row in rows], self._session.inputs)
-            scores[rows] = _first(self._session.run(feeds), "logits").reshape(len(rows), -1)[:, 0]
-        return scores, counts
+        for rows, _, outputs in run_rows(self._session, encodings):
+            scores[rows] = _first(outputs, "logits").reshape(len(rows), -1)[:, 0]
+        return scores, [len(encoding.ids) for encoding in encodings]
 
     def _fit(self, query: str) -> str:
         """Cut a query to half of the context, so that every document has room beside it."""
@@ -128,23 +136,66 @@ class CrossEncoder:
         return query[: encoding.offsets[-2][1]] if encoding.overflowing else query
 
 
-def micro_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Group row numbers by similar length, so that padding to the longest costs little.
+def run_rows(
+    session: TensorSession, encodings: Sequence[Encoding]
+) -> Iterator[tuple[list[int], Arrays, Arrays]]:
+    """Run all rows in the cheapest way for the session's device: row numbers, inputs and outputs of each run.
 
-    >>> list(micro_batches([5, 4000, 6]))
+    Where rows may go alone, what a row gives depends on nothing but the row.
+    """
+    lengths = [len(encoding.ids) for encoding in encodings]
+    runs = lone_rows(lengths) if session.lone_rows else micro_batches(lengths)
+    together = LONE_RUNS if session.lone_rows else 1
+    for first in range(0, len(runs), together):
+        some = runs[first : first + together]
+        feeds = [feed([encodings[row] for row in rows], session.inputs) for rows in some]
+        yield from zip(some, feeds, session.run_each(feeds), strict=True)
+
+
+def lone_rows(lengths: Sequence[int]) -> list[list[int]]:
+    """A run for each row, the longest first, so that runs side by side end together.
+
+    >>> lone_rows([5, 4000, 6])
+    [[1], [2], [0]]
+    """
+    return [[row] for row in sorted(range(len(lengths)), key=lambda row: -lengths[row])]
+
+
+def micro_batches(lengths: Sequence[int], run_tokens: int = RUN_TOKENS) -> list[list[int]]:
+    """Cut rows, sorted by length, into runs so that padded tokens and `run_tokens` a run are the fewest.
+
+    The least sum of `run_tokens + rows * longest` over all cuts of the sorted rows, found exactly.
+
+    >>> micro_batches([5, 4000, 6])
     [[1], [2, 0]]
     """
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) == BATCH_TEXTS or lengths[batch[0]] * (len(batch) + 1) > BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    best: list[tuple[int, int]] = [(0, 0)]
+    """For the first n rows: the least cost, and where the last run of that cut begins."""
+    for end in range(1, len(order) + 1):
+        most = max(0, end - BATCH_TEXTS)
+        starts = (
+            n for n in range(most, end) if n == end - 1 or _padded(lengths, order, n, end) <= BATCH_TOKENS
+        )
+        best.append(min((best[n][0] + run_tokens + _padded(lengths, order, n, end), n) for n in starts))
+    return _cut(order, best)
 
 
-def feed(encodings: Sequence[Encoding], names: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
+def _padded(lengths: Sequence[int], order: Sequence[int], start: int, end: int) -> int:
+    return lengths[order[start]] * (end - start)
+
+
+def _cut(order: list[int], best: Sequence[tuple[int, int]]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    end = len(order)
+    while end:
+        start = best[end][1]
+        runs.append(order[start:end])
+        end = start
+    return runs[::-1]
+
+
+def feed(encodings: Sequence[Encoding], names: Sequence[str]) -> Arrays:
     """Arrays int64 [batch, longest] under the names that the model takes."""
     shape = (len(encodings), max(len(encoding.ids) for encoding in encodings))
     feeds = {name: np.zeros(shape, np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
@@ -173,5 +224,5 @@ def unit(vectors: Vectors) -> Vectors:
     return np.asarray(vectors / norms, np.float32)
 
 
-def _first(outputs: dict[str, Any], preferred: str) -> npt.NDArray[Any]:
+def _first(outputs: Arrays, preferred: str) -> npt.NDArray[Any]:
     return outputs[preferred] if preferred in outputs else next(iter(outputs.values()))

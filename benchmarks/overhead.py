@@ -51,20 +51,24 @@ class RawClient:
 
     def post(self, path: str, body: bytes) -> float:
         """Send, read the whole answer, and return the seconds that this took."""
-        head = f"POST {path} HTTP/1.1\r\nhost: edged\r\ncontent-length: {len(body)}\r\n\r\n".encode()
         began = time.perf_counter()
+        status, answer = self.exchange(path, body)
+        took_s = time.perf_counter() - began
+        if status != 200:
+            raise RuntimeError(f"unexpected answer {status}: {answer[:200]!r}")
+        return took_s
+
+    def exchange(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Send, and return the status and body of the answer."""
+        head = f"POST {path} HTTP/1.1\r\nhost: edged\r\ncontent-length: {len(body)}\r\n\r\n".encode()
         self._socket.sendall(head + body)
-        status = self._file.readline()
+        status = int(self._file.readline().split()[1])
         length = 0
         while (line := self._file.readline()) not in {b"\r\n", b""}:
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length":
                 length = int(value)
-        self._file.read(length)
-        took_s = time.perf_counter() - began
-        if b" 200 " not in status:
-            raise RuntimeError(f"unexpected answer: {status!r}")
-        return took_s
+        return status, self._file.read(length)
 
     def close(self) -> None:
         """Hang up."""

@@ -29,7 +29,7 @@ Priority = Literal["interactive", "batch"]
 class SlotRef(msgspec.Struct, frozen=True, array_like=True):
     """A descriptor: where a payload lies and which writing of the slot it is.
 
-    `generation` changes each time the slot is leased; `checksum` is XXH3 (64 bits) of the `length` bytes.
+    `generation` changes each time the slot is leased; `checksum` is of the `length` bytes (see `slots.checksum_of`).
     """
 
     arena: int

@@ -29,7 +29,7 @@ from edged.messages import (
     decoder,
     encode,
 )
-from edged.transport.slots import PAGE_BYTES, Arena, Geometry, checksum_of, create, read_only
+from edged.transport.slots import CHECKED_BYTES, PAGE_BYTES, Arena, Geometry, checksum_of, create, read_only
 
 GEOMETRY = Geometry(slots=4, slot_bytes=5000)
 REF = SlotRef(arena=7, slot=2, generation=1)
@@ -149,7 +149,7 @@ def test_what_is_written_in_parts_is_read_in_one_piece(
     whole = b"".join(parts)
     assume(len(whole) <= GEOMETRY.slot_bytes)
     ref = writer.write(SlotRef(7, slot, 9), [memoryview(kind(part)) for part in parts])
-    assert ref == SlotRef(7, slot, 9, len(whole), checksum_of([whole]))
+    assert ref == SlotRef(7, slot, 9, len(whole), checksum_of(whole))
     assert writer.write(SlotRef(7, slot, 9), whole) == ref
     view = reader.read(ref)
     assert view == whole
@@ -242,7 +242,7 @@ def test_a_mutated_descriptor_is_refused_or_gives_exactly_what_it_describes(
     except ProtocolError:
         assert mutant != true
         return
-    assert (len(view), checksum_of([view])) == (mutant.length, mutant.checksum)
+    assert (len(view), checksum_of(view)) == (mutant.length, mutant.checksum)
     if (mutant.slot, mutant.length) == (true.slot, true.length):
         assert view == payload
 
@@ -354,3 +354,33 @@ def test_a_generation_wraps_without_meeting_itself() -> None:
         assert ref is not None
         assert ref.generation == expected
         slots.release(ref)
+
+
+@pytest.mark.parametrize("place", [0, CHECKED_BYTES // 2 - 1, -1, -CHECKED_BYTES // 2])
+def test_a_large_payload_is_checked_at_both_ends(place: int):
+    payload = bytearray(4 * CHECKED_BYTES)
+    whole = checksum_of(payload)
+    payload[place] ^= 1
+    assert checksum_of(payload) != whole
+
+
+@given(st.binary(min_size=1, max_size=4096), st.data())
+def test_a_small_payload_is_checked_to_its_last_byte(payload: bytes, data: st.DataObject):
+    bent = bytearray(payload)
+    bent[data.draw(st.integers(0, len(payload) - 1))] ^= 1
+    assert checksum_of(bytes(bent)) != checksum_of(payload)
+
+
+def test_a_payload_computed_in_its_slot_is_described_and_read_back():
+    descriptor = create("place", GEOMETRY)
+    arena = Arena(descriptor, GEOMETRY, writable=True)
+    arena.slot(2)[:4] = b"abcd"
+    ref = arena.describe(REF, 4)
+    assert bytes(arena.read(ref)) == b"abcd"
+    arena.slot(2)[3:4] = b"x"
+    with pytest.raises(CorruptSlot):
+        arena.read(ref)
+    with pytest.raises(TooLarge):
+        arena.describe(REF, GEOMETRY.slot_bytes + 1)
+    arena.close()
+    os.close(descriptor)

@@ -24,6 +24,7 @@ from edged.catalogue import Catalogue
 from edged.config import Config, Stage
 from edged.dispatch.channel import Channel
 from edged.dispatch.dispatcher import Dispatcher
+from edged.dispatch.leases import chosen
 from edged.dispatch.requests import Submission
 from edged.dispatch.status import stage_state, status
 from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
@@ -55,6 +56,7 @@ class Daemon:
             config.daemon.log_level,
             config.daemon.log_format,
         )
+        self._dispatcher.share_cores(chosen(config.placement.leases), config.placement.cores)
         self._gateway: Gateway = build_gateway(self, config)
         self._reloading = asyncio.Lock()
         self._announced = False
@@ -270,6 +272,7 @@ class Daemon:
         ]
         gone = [name for name in self.config.pipelines if name not in config.pipelines]
         self.config, self._path = config, path
+        self._dispatcher.share_cores(chosen(config.placement.leases), config.placement.cores)
         self._gateway.adopt(config)
         logger.info("reloaded", extra={"stages": changed, "pipelines": lines + gone})
         return (

@@ -32,6 +32,7 @@ from edged.dispatch.events import (
     Stream,
     Ticked,
 )
+from edged.dispatch.leases import Mode
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
 from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
@@ -125,6 +126,10 @@ class Dispatcher:
         stage.timeout_s, stage.load_timeout_s = timeout_s, load_timeout_s
         self.specs[spec.name] = spec
         self.restart_stage(spec.name)
+
+    def share_cores(self, mode: Mode, most: int) -> None:
+        """Lend cores in this mode from now on, at most so many (0: all)."""
+        self.ledger.leases.mode, self.ledger.leases.most = mode, most
 
     def restart_stage(self, name: str) -> None:
         """Load new workers beside the old and switch; nothing is dropped. `NotFound` for a stranger."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -34,6 +34,12 @@ SHORT_S = 0.02
 """A batch as short as this costs streams less than a step."""
 PATIENCE_S = 2.0
 """Whoever has waited this long goes first, whatever the others do: no class of work starves."""
+
+
+def chosen(asked: Mode | Literal["auto"], planned: str = "") -> Mode:
+    """The mode in force: the operator's, else the plan's, else the default."""
+    wanted = planned if asked == "auto" else asked
+    return next((mode for mode in get_args(Mode) if mode == wanted), DEFAULT_MODE)
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +83,8 @@ class Leases:
     mode: Mode = DEFAULT_MODE
     cores: frozenset[int] = frozenset()
     """Cores that this process may use; empty: there is nothing to share out."""
+    most: int = 0
+    """The operator's limit; 0 means none."""
     taken: int = 0
     """Cores that other processes keep busy."""
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -112,13 +120,14 @@ def groups(sets: Mapping[str, frozenset[int]]) -> list[tuple[tuple[str, ...], fr
     return found
 
 
-def free_cores(group: frozenset[int], machine: frozenset[int], taken: int) -> int:
+def free_cores(group: frozenset[int], leases: Leases) -> int:
     """How many cores of a group are left: neighbours are taken to sit outside of it as long as they can.
 
-    >>> free_cores(frozenset({0, 1}), frozenset({0, 1, 2, 3}), 3)
+    >>> free_cores(frozenset({0, 1}), Leases(cores=frozenset({0, 1, 2, 3}), taken=3))
     1
     """
-    return max(1, min(len(group), len(machine) - taken))
+    left = min(len(group), len(leases.cores) - leases.taken)
+    return max(1, min(left, leases.most) if leases.most else left)
 
 
 def assign(claims: Sequence[Claim], cores: int, mode: Mode, turn: Turn, now: float) -> Grant:

@@ -27,7 +27,7 @@ def settle(ledger: Ledger, now: float) -> list[Command]:
     turns: dict[str, Turn] = {}
     for names, cores in groups(sets):
         present = [claims[name] for name in names if name in claims]
-        free = free_cores(cores, leases.cores, leases.taken)
+        free = free_cores(cores, leases)
         grant = assign(present, free, leases.mode, leases.turns.get(names[0], Turn()), now)
         turns[names[0]] = grant.turn
         for name, count in grant.cores.items():

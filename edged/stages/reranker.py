@@ -14,6 +14,7 @@ from edged.backend import TensorSession, Variant
 from edged.documents.chunk import embedded_text
 from edged.errors import BackendError, BadRequest, EdgedError
 from edged.messages import CacheCounters, ChatTask, Passage, RerankAnswer, RerankTask, decoder, encode
+from edged.stages.caches import Cache, Row, Rows, clear, counters_of, identity_of, limit_option, remembered
 from edged.stages.contract import Item, Payload
 from edged.stages.encoder import CrossEncoder
 from edged.stages.options import count_option, each
@@ -23,6 +24,9 @@ _decode_chat: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
 _decode_rerank: Callable[[bytes | memoryview], RerankTask] = decoder(RerankTask)
 
 Pair = tuple[str, str]
+
+SCORE_BYTES = 64
+"""Of a kept score and its number of tokens."""
 
 LOGIT_WEIGHT = 3.0
 """Of the logit beside the cosine. A good embedder gains from 1 to 2, a weak one from more (row Q1)."""
@@ -38,12 +42,15 @@ class Job(msgspec.Struct, frozen=True):
 class Reranker:
     """Operations `chat` (thins out `passages`) and `rerank`."""
 
-    OPTIONS = frozenset({"keep"})
+    OPTIONS = frozenset({"keep", "scores_cache_mib"})
 
     def __init__(self, session: TensorSession, variant: Variant, options: Mapping[str, Any]) -> None:
         self._keep = count_option(options, "keep", default=4, most=64)
         self._session = session
         self._encoder = CrossEncoder(session, variant)
+        self._identity = identity_of(variant)
+        self._scores: Rows[float] = Cache(limit_option(options, "scores_cache_mib", default_mib=8))
+        self._caches = {"scores": self._scores}
         self.details: Mapping[str, Any] = {
             "model": variant.model,
             "variant": variant.name,
@@ -52,7 +59,7 @@ class Reranker:
         }
 
     def run(self, items: Sequence[Item]) -> Iterator[Payload | EdgedError]:
-        """Answer a micro-batch, item by item: the pairs of one question are a full batch already.
+        """Answer a micro-batch, item by item: the pairs of one question are work enough for every core.
 
         Models quantised dynamically to int8 give other scores in other company (one scale serves the
         whole run), so a question's pairs never share a run with another's.
@@ -62,16 +69,28 @@ class Reranker:
 
     def _answer(self, item: Item) -> Payload:
         job = _job(item)
-        scored = list(zip(*self._encoder.score_pairs(job.pairs), strict=True))
-        scores = tuple(round(float(score), 4) for score, _ in scored)
-        if not all(map(isfinite, scores)):
-            raise BackendError("the reranker gave a score that is not finite; try another variant or device")
+        scored = self._score(job.pairs)
+        scores = tuple(row.value for row in scored)
         if isinstance(job.task, RerankTask):
-            return encode(RerankAnswer(scores=scores, tokens=int(sum(tokens for _, tokens in scored))))
+            return encode(RerankAnswer(scores=scores, tokens=sum(row.tokens for row in scored)))
         if not job.pairs:
             return bytes(item.payload)
         best = best_passages(job.task.passages, scores, job.task.keep or self._keep)
         return encode(msgspec.structs.replace(job.task, passages=best))
+
+    def _score(self, pairs: Sequence[Pair]) -> list[Row[float]]:
+        def score(rows: list[int]) -> list[Row[float]]:
+            scores, counts = self._encoder.score_pairs([pairs[row] for row in rows])
+            return [Row(_finite(value), count) for value, count in zip(scores, counts, strict=True)]
+
+        return remembered(
+            self._scores,
+            self._identity,
+            pairs,
+            score,
+            row_bytes=SCORE_BYTES,
+            alone=self._session.lone_rows,
+        )
 
     def set_cores(self, count: int) -> None:
         """See `Housekeeping.set_cores`."""
@@ -79,10 +98,11 @@ class Reranker:
 
     def cache_counters(self) -> dict[str, CacheCounters]:
         """See `Housekeeping.cache_counters`."""
-        return {}
+        return counters_of(self._caches)
 
     def clear_caches(self, names: Collection[str]) -> None:
         """See `Housekeeping.clear_caches`."""
+        clear(self._caches, names)
 
     def close(self) -> None:
         """Give memory back; idempotent."""
@@ -119,6 +139,12 @@ def standard_scores(values: Sequence[float]) -> npt.NDArray[np.float64]:
     array = np.asarray(values, np.float64)
     deviation = array.std()
     return (array - array.mean()) / deviation if deviation > 0 else np.zeros_like(array)
+
+
+def _finite(score: np.float32) -> float:
+    if not isfinite(score):
+        raise BackendError("the reranker gave a score that is not finite; try another variant or device")
+    return round(float(score), 4)
 
 
 def _job(item: Item) -> Job:

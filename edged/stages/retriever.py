@@ -11,22 +11,38 @@ import msgspec
 import numpy as np
 
 from edged.backend import TensorSession, Variant
-from edged.documents.index import check_family
+from edged.documents.index import Manifest, check_family
 from edged.documents.library import Library
 from edged.errors import BadRequest, EdgedError
 from edged.messages import CacheCounters, ChatTask, EmbedAnswer, EmbedTask, Passage, decoder, encode
+from edged.stages.caches import (
+    Cache,
+    Row,
+    Rows,
+    clear,
+    counters_of,
+    identity_of,
+    key,
+    limit_option,
+    remembered,
+)
 from edged.stages.contract import Item, Payload
-from edged.stages.encoder import Encoder
+from edged.stages.encoder import Encoder, Kind, Vectors
 from edged.stages.options import count_option, each
 
 _decode_chat: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
 _decode_embed: Callable[[bytes | memoryview], EmbedTask] = decoder(EmbedTask)
+_decode_passages: Callable[[bytes | memoryview], tuple[Passage, ...]] = decoder(tuple[Passage, ...])
+
+FLOAT_BYTES = 4
+ARRAY_BYTES = 160
+"""Of a small array object beside its numbers."""
 
 
 class Retriever:
     """Operations `chat` (fills `passages` of a grounded task) and `embed`."""
 
-    OPTIONS = frozenset({"candidates"})
+    OPTIONS = frozenset({"candidates", "embeddings_cache_mib", "passages_cache_mib"})
 
     def __init__(
         self, session: TensorSession, variant: Variant, library: Path, options: Mapping[str, Any]
@@ -34,6 +50,13 @@ class Retriever:
         self._candidates = count_option(options, "candidates", default=20, most=200)
         self._session = session
         self._encoder = Encoder(session, variant)
+        self._identity = identity_of(variant, self._encoder.fingerprint)
+        limit = limit_option(options, "embeddings_cache_mib", default_mib=8)
+        self._embeddings: Rows[Vectors] = Cache(limit)
+        self._found: Cache[bytes] = Cache(limit_option(options, "passages_cache_mib", default_mib=16))
+        self._found_in: Manifest | None = None
+        """The generation that `_found` is about; passages of an earlier one are never looked at again."""
+        self._caches: dict[str, Cache[Any]] = {"embeddings": self._embeddings, "passages": self._found}
         # One thread searches: the cores belong to whoever the dispatcher gave them to.
         faiss.omp_set_num_threads(1)
         self._library = Library.open(library)
@@ -53,7 +76,7 @@ class Retriever:
         }
 
     def run(self, items: Sequence[Item]) -> Iterator[Payload | EdgedError]:
-        """Answer a micro-batch, each item as soon as it is done; its questions are searched in one run."""
+        """Answer a micro-batch, each item as soon as it is done."""
         tasks = [each(self._read, item) for item in items]
         grounded = [task for task in tasks if isinstance(task, ChatTask) and task.grounded]
         found = iter(self._search(grounded))
@@ -82,35 +105,65 @@ class Retriever:
         passages = next(found)
         if isinstance(passages, EdgedError):
             return passages
-        return encode(msgspec.structs.replace(task, passages=tuple(passages)))
+        return encode(msgspec.structs.replace(task, passages=passages))
 
-    def _search(self, tasks: Sequence[ChatTask]) -> list[list[Passage] | EdgedError]:
+    def _search(self, tasks: Sequence[ChatTask]) -> Sequence[tuple[Passage, ...] | EdgedError]:
         """Passages for each task; a library that cannot be used fails these tasks, and no others."""
         if not tasks:
             return []
         try:
-            return [*self._passages(tasks)]
+            return [self._passages(question(task), task.candidates or self._candidates) for task in tasks]
         except EdgedError as error:
             if error.code == "device_lost":
                 raise
             return [error for _ in tasks]
 
-    def _passages(self, tasks: Sequence[ChatTask]) -> list[list[Passage]]:
+    def _passages(self, text: str, count: int) -> tuple[Passage, ...]:
+        """Search for one question at a time: neither its vector nor its search may depend on its company."""
+        self._keep_up()
+        if self._found_in is None:
+            return ()
+        kept = self._found.get(self._found_key(self._found_in, text, count))
+        if kept is not None:
+            return _decode_passages(kept)
+        vectors = self._vectors([text], "query")[0].value[np.newaxis]
+        (found,) = self._library.search([text], vectors, self._encoder.fingerprint, count)
+        self._keep_up()  # the search itself may have moved on to a newer generation
+        if self._found_in is not None:
+            data = msgspec.msgpack.encode(found)
+            self._found.put(self._found_key(self._found_in, text, count), data, len(data))
+        return tuple(found)
+
+    def _keep_up(self) -> None:
+        """Move on to the generation in force, and forget what was found in another."""
         self._library.refresh()
-        if self._library.manifest is None:
-            return [[] for _ in tasks]
-        questions = [question(task) for task in tasks]
-        wanted = [task.candidates or self._candidates for task in tasks]
-        # One at a time: a model quantised dynamically to int8 gives other vectors in other company.
-        vectors = np.concatenate([self._encoder.embed([text], "query")[0] for text in questions])
-        found = self._library.search(questions, vectors, self._encoder.fingerprint, max(wanted))
-        return [passages[:count] for passages, count in zip(found, wanted, strict=True)]
+        if self._library.manifest != self._found_in:
+            self._found.clear()
+            self._found_in = self._library.manifest
+
+    def _found_key(self, manifest: Manifest, text: str, count: int) -> bytes:
+        return key(self._identity, msgspec.msgpack.encode(manifest), text, str(count))
+
+    def _vectors(self, texts: Sequence[str], kind: Kind) -> list[Row[Vectors]]:
+        def embed(rows: list[int]) -> list[Row[Vectors]]:
+            vectors, counts = self._encoder.embed_each([texts[row] for row in rows], kind)
+            return [Row(vector.copy(), count) for vector, count in zip(vectors, counts, strict=True)]
+
+        return remembered(
+            self._embeddings,
+            key(self._identity, kind),
+            [(text,) for text in texts],
+            embed,
+            row_bytes=self._encoder.dimension * FLOAT_BYTES + ARRAY_BYTES,
+            alone=self._session.lone_rows,
+        )
 
     def _embed(self, task: EmbedTask) -> Payload:
-        vectors, tokens = self._encoder.embed(task.texts, task.kind)
-        count, dimension = vectors.shape
-        data = vectors.astype("<f4").tobytes()
-        return encode(EmbedAnswer(count=count, dimension=dimension, vectors=data, tokens=tokens))
+        rows = self._vectors(task.texts, task.kind)
+        data = b"".join(row.value.astype("<f4", copy=False).tobytes() for row in rows)
+        tokens = sum(row.tokens for row in rows)
+        dimension = self._encoder.dimension
+        return encode(EmbedAnswer(count=len(rows), dimension=dimension, vectors=data, tokens=tokens))
 
     def set_cores(self, count: int) -> None:
         """See `Housekeeping.set_cores`."""
@@ -118,10 +171,11 @@ class Retriever:
 
     def cache_counters(self) -> dict[str, CacheCounters]:
         """See `Housekeeping.cache_counters`."""
-        return {}
+        return counters_of(self._caches)
 
     def clear_caches(self, names: Collection[str]) -> None:
         """See `Housekeeping.clear_caches`."""
+        clear(self._caches, names)
 
     def close(self) -> None:
         """Give memory and files back; idempotent."""

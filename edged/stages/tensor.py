@@ -158,7 +158,8 @@ class TensorStage:
 
     def set_cores(self, count: int) -> None:
         """See `Housekeeping.set_cores`."""
-        self._session.set_threads(count)
+        if self._session is not None:
+            self._session.set_threads(count)
 
     def cache_counters(self) -> dict[str, CacheCounters]:
         """See `Housekeeping.cache_counters`."""

@@ -69,12 +69,18 @@ class CacheTeller:
             self._told, self._told_at = counters, clock_s
             self._link.send(Caches(counters))
 
+    def patience_ms(self) -> int | None:
+        """How long a loop without work may wait for a message: for ever once everything is told."""
+        if self._stage.cache_counters() == self._told:
+            return None
+        return max(1, round((self._told_at + TELL_CACHES_S - time.monotonic()) * 1000))
+
 
 def serve_batches(stage: BatchStage, link: Dealer, arenas: Arenas) -> None:
     """Answer micro-batches until told to stop. A batch stage is paused by giving it no batch."""
     teller = CacheTeller(stage, link)
     while True:
-        match link.receive():
+        match link.receive(teller.patience_ms()):
             case Batch(items):
                 _run_batch(stage, link, arenas, items)
                 teller.tell()
@@ -90,7 +96,7 @@ def serve_batches(stage: BatchStage, link: Dealer, arenas: Arenas) -> None:
             case Stop():
                 return
             case Cancel() | None:  # its batch is done already, and with it the item
-                continue
+                teller.tell()
 
 
 def _run_batch(stage: BatchStage, link: Dealer, arenas: Arenas, works: tuple[Work, ...]) -> None:
@@ -181,9 +187,9 @@ class TokenLoop:
             self._caches.tell()
 
     def _patience_ms(self) -> int | None:
-        """How long to wait for a message: not at all between steps, for ever when there is nothing to do."""
+        """How long to wait for a message: not at all between steps, else until there is something to do."""
         if not self._held:
-            return None
+            return self._caches.patience_ms()
         return round(BEAT_S * 1000) if self._paused else 0
 
     def _beat(self) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+from benchmarks.collections import hotpotqa
 from benchmarks.measurement import say
+from edged.catalogue import Catalogue
+from edged.documents import index
+from edged.models.store import ModelStore
+from edged.stages.encoder import Encoder
 
 ROOT = Path(__file__).parents[1]
 STATE = ROOT / ".edged"
@@ -44,19 +51,55 @@ QUESTIONS = _TOPICS
 
 def sample_state() -> Path:
     """A state folder with the default models and a library of the sample documents."""
-    environment = os.environ | {
-        "EDGED_DAEMON__STATE_DIR": str(STATE),
-        "EDGED_DAEMON__RUNTIME_DIR": str(STATE / "run"),
-    }
-    for command in (["models", "pull"], ["ingest", str(ROOT / "examples" / "documents")]):
-        say(f"edgectl {' '.join(command)}")
-        subprocess.run(
-            [sys.executable, "-m", "edged.cli", *command],
-            env=environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+    sample_models()
+    _edgectl("ingest", str(ROOT / "examples" / "documents"))
     return STATE
+
+
+def sample_models() -> Path:
+    """A state folder with the default models."""
+    _edgectl("models", "pull")
+    return STATE
+
+
+def _edgectl(*command: str) -> None:
+    say(f"edgectl {' '.join(command)}")
+    subprocess.run(
+        [sys.executable, "-m", "edged.cli", *command],
+        env=os.environ
+        | {"EDGED_DAEMON__STATE_DIR": str(STATE), "EDGED_DAEMON__RUNTIME_DIR": str(STATE / "run")},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+class RagLibrary(NamedTuple):
+    """HotpotQA as a library that the retriever searches, and its questions."""
+
+    folder: Path
+    questions: list[str]
+
+
+def rag_library(*, quick: bool) -> RagLibrary:
+    """HotpotQA (9,221 passages; about 500 for `quick`) with the default embedder, ingested once.
+
+    The same folder as row Q1 uses. Weights that are missing are fetched.
+    """
+    from benchmarks import retrieval  # it takes STATE from here
+
+    sample_models()
+    cache = STATE / "cache"
+    questions, corpus = hotpotqa(cache / "hotpotqa")
+    collection = retrieval.read_collection(questions, corpus, quick=quick)
+    session, variant = retrieval.open_session(
+        ModelStore(STATE / "models", Catalogue.discover()), *retrieval.DEFAULT_EMBEDDER
+    )
+    folder = cache / "retrieval" / f"{collection.name}-{variant.model}-{variant.name}-{variant.digest[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not index.current(folder):
+        retrieval.build(folder, collection, Encoder(session, variant))
+    session.close()
+    return RagLibrary(folder, [entry["question"] for entry in json.loads(questions.read_bytes())])
 
 
 def real_config(state: Path, more: str = "") -> str:

@@ -1,0 +1,191 @@
+"""How many requests per second an assignment carries: pure.
+
+The model (decision 0017). A pipeline sends every request once through every stage, so its rate X is bounded by
+
+- each stage: X <= workers * batch / wall seconds of a batch;
+- each accelerator: it does one batch at a time, so X * (sum of wall seconds per request on it) <= 1;
+- the CPU: X * (core-seconds per request of all stages) <= cores. What a request costs there depends on who
+  decides which stage runs, the lease mode:
+
+`together`: the kernel shares cores fairly, a stage takes its CPU seconds c(s). A stage is met by stage j during
+the share min(1, X w(j)) of its time, w(j) being the seconds per request of j alone, and is slowed then by the
+excess e(s, j) that the pair measurement shows over fair sharing. So c(s) counts (1 + sum over j of
+min(1, X w(j)) (e(s, j) - 1)) times; X solves the equation (left and right are monotone, so bisection does).
+With core sets, every union of sets bounds the stages that are confined to it: by Hall's theorem these bounds
+together are exact for work that can be divided.
+
+`turns`: one heavy stage runs at a time on k cores, the others stand still: X * (sum of w(s) on k cores) <= 1,
+without contention. A batch of at most `SHORT_S` runs beside and takes its CPU seconds only.
+
+`split`: the stage with most work, g, never stops. While another stage runs on n = max(1, k // 2) cores, g has
+the other m = k - n; alone it has all k. With R = the seconds per request of the others on n cores, a request
+takes T = R + (1 - R / w_g(m)) w_g(k), or, when the others have more to do in sum than g,
+T = w_g(m) + (1 - w_g(m) / R) * R on k cores; X = 1 / T. On one core T is the sum. The seconds that overlap
+are stretched by the excess of the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import combinations
+from operator import or_
+
+import msgspec
+
+from edged.dispatch.leases import SHORT_S, Mode
+from edged.placement.interference import Excess, excesses, mask
+from edged.placement.prices import Option
+
+BISECTIONS = 50
+
+
+class Flow(msgspec.Struct, frozen=True):
+    """The rate of an assignment, which stage sets it, and how long each holds work."""
+
+    rate_per_s: float
+    bottleneck: int
+    utilisation: tuple[float, ...]
+
+
+def least_core_seconds(option: Option, mode: Mode, cores: int) -> float:
+    """A bound from below on what a request takes of the CPU in this stage, whatever the others are."""
+    own = mask(option.form.device, cores).bit_count()
+    if not own or mode == "together" or (mode == "turns" and _short(option)):
+        return option.cpu_s
+    if mode == "turns":
+        return own * option.core_s[own - 1]
+    return min(n * option.core_s[n - 1] for n in range(1, own + 1))
+
+
+def flow(options: Sequence[Option], mode: Mode, cores: int, excess: Excess) -> Flow:
+    """The rate at saturation, by the model above."""
+    rates = [*_accelerator_rates(options), _host_rate(options, mode, cores)]
+    busy = [1 / option.rate_per_s for option in options]
+    for members in _groups(options, cores):
+        group = [options[index] for index in members]
+        rate, seconds = _group_flow(group, mode, cores, excess)
+        rates.append(rate)
+        for index, each in zip(members, seconds, strict=True):
+            busy[index] = max(busy[index], each)
+    if mode != "turns":
+        rates += [option.rate_per_s for option in options]
+    rate = min(rates)
+    bottleneck = max(range(len(options)), key=lambda index: busy[index])
+    scale = max(rate, 1 / busy[bottleneck] if len(options) > 1 else rate)
+    return Flow(rate, bottleneck, tuple(min(1.0, scale * each) for each in busy))
+
+
+def _accelerator_rates(options: Sequence[Option]) -> Iterator[float]:
+    seconds: dict[str, float] = {}
+    for option in options:
+        if not option.form.device.startswith("cpu"):
+            seconds[option.form.device] = seconds.get(option.form.device, 0.0) + option.core_s[0]
+    yield from (1 / each for each in seconds.values())
+
+
+def _host_rate(options: Sequence[Option], mode: Mode, cores: int) -> float:
+    """Accelerators are fed by the CPU; their share of it is missing elsewhere."""
+    wanted = sum(least_core_seconds(option, mode, cores) for option in options)
+    return cores / wanted if wanted else float("inf")
+
+
+def _groups(options: Sequence[Option], cores: int) -> list[list[int]]:
+    """Places of the stages on the CPU, joined where their core sets overlap."""
+    groups: list[tuple[int, list[int]]] = []
+    for index, option in enumerate(options):
+        own = mask(option.form.device, cores)
+        if not own:
+            continue
+        touching = [group for group in groups if group[0] & own]
+        joined = reduce(or_, (theirs for theirs, _ in touching), own)
+        members = [*(place for _, places in touching for place in places), index]
+        groups = [group for group in groups if not group[0] & own] + [(joined, members)]
+    return [members for _, members in groups]
+
+
+def _group_flow(
+    group: Sequence[Option], mode: Mode, cores: int, excess: Excess
+) -> tuple[float, Sequence[float]]:
+    """The rate of a group, and by stage the seconds per request in which it holds work."""
+    masks = [mask(option.form.device, cores) for option in group]
+    matrix = excesses(excess, [option.form for option in group])
+    width = reduce(or_, masks).bit_count()
+    match mode:
+        case "together":
+            return _together(group, masks, matrix)
+        case "turns":
+            return _turns(group, width)
+        case "split":
+            return _split(group, masks, width, matrix)
+
+
+def _together(
+    group: Sequence[Option], masks: Sequence[int], matrix: Sequence[Sequence[float]]
+) -> tuple[float, Sequence[float]]:
+    unions = {
+        reduce(or_, some) for size in range(1, len(masks) + 1) for some in combinations(set(masks), size)
+    }
+    cost = [option.cpu_s for option in group]
+    caps = [option.rate_per_s for option in group]
+    most = _uncontended(cost, caps, masks, unions)
+    rate = most
+    if any(any(row) for row in matrix):
+        alone = [1 / cap for cap in caps]
+        low, high = 0.0, most
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            factors = _factors(matrix, [min(1.0, middle * each) for each in alone])
+            slowed = [each * factor for each, factor in zip(cost, factors, strict=True)]
+            slower = [cap / factor for cap, factor in zip(caps, factors, strict=True)]
+            low, high = (
+                (middle, high) if _uncontended(slowed, slower, masks, unions) >= middle else (low, middle)
+            )
+        rate = low
+    return rate, cost
+
+
+def _factors(matrix: Sequence[Sequence[float]], presence: Sequence[float]) -> list[float]:
+    return [1 + sum(e * p for e, p in zip(row, presence, strict=True)) for row in matrix]
+
+
+def _uncontended(
+    cost: Sequence[float], caps: Sequence[float], masks: Sequence[int], unions: set[int]
+) -> float:
+    wanted = {
+        union: sum(each for each, own in zip(cost, masks, strict=True) if own | union == union)
+        for union in unions
+    }
+    return min(*caps, *(union.bit_count() / each for union, each in wanted.items() if each), float("inf"))
+
+
+def _turns(group: Sequence[Option], width: int) -> tuple[float, Sequence[float]]:
+    seconds = [option.cpu_s / width if _short(option) else option.core_s[width - 1] for option in group]
+    return 1 / sum(seconds), seconds
+
+
+def _split(
+    group: Sequence[Option], masks: Sequence[int], width: int, matrix: Sequence[Sequence[float]]
+) -> tuple[float, Sequence[float]]:
+    share = max(1, width // 2)
+    alone = [_on(option, own, width) for option, own in zip(group, masks, strict=True)]
+    shared = [_on(option, own, share) for option, own in zip(group, masks, strict=True)]
+    if width == 1 or len(group) == 1:
+        return 1 / sum(alone), alone
+    main = max(range(len(group)), key=lambda index: shared[index])
+    others = [index for index in range(len(group)) if index != main]
+    stretched = [shared[index] * (1 + matrix[index][main]) for index in others]
+    rest_s, rest_alone_s = sum(stretched), sum(alone[index] for index in others)
+    drag = sum(matrix[main][index] * s for index, s in zip(others, stretched, strict=True)) / rest_s
+    main_s = _on(group[main], masks[main], width - share) * (1 + drag)
+    if rest_s <= main_s:
+        return 1 / (rest_s + (1 - rest_s / main_s) * alone[main]), shared
+    return 1 / (main_s + (1 - main_s / rest_s) * rest_alone_s), shared
+
+
+def _on(option: Option, own: int, cores: int) -> float:
+    return option.core_s[min(cores, own.bit_count()) - 1]
+
+
+def _short(option: Option) -> bool:
+    return not option.streaming and option.batch_s <= SHORT_S

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import msgspec
 
-
 Work = Literal["short", "typical", "long"]
 """`typical` is what the stage gets in a pipeline; `short` and `long` have half and twice the text."""
 
@@ -106,6 +105,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     """An error's code, or `crashed`, `out_of_memory`, `hung`."""
     message: str
+    batch: int = 0
+    """The smallest batch that failed where smaller ones ran, so the form is usable below; 0: it is not."""
+    work: Work = "typical"
+    """The kind of requests that failed, where `batch` is not 0."""
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +118,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     measured_at: str
     """RFC 3339, UTC, of the last measurement."""
     workload: dict[str, Any] = {}
-    """What one request was: `candidates`, `keep`, `new_tokens`, `passages` (their source), `passage_words`."""
+    """What one request was: `candidates`, `keep`, `new_tokens`, `passages` (where from), `passage_words`."""
     points: tuple[Point, ...] = ()
     weights: tuple[Weight, ...] = ()
     pairs: tuple[Pair, ...] = ()

@@ -31,7 +31,8 @@ from edged.backend import TensorSession, Variant
 from edged.catalogue import Catalogue
 from edged.documents import index, search
 from edged.documents.chunk import Chunk, embedded_text
-from edged.documents.library import Library, publish_next
+from edged.documents.library import Library
+from edged.documents.publish import publish_next
 from edged.documents.store import Document, Store, connect
 from edged.messages import Passage
 from edged.models import ModelStore

@@ -60,6 +60,8 @@ class Library(Table, frozen=True):
     chunk_tokens: Annotated[int, msgspec.Meta(ge=32, le=2048)] = 200
     overlap_tokens: Annotated[int, msgspec.Meta(ge=0, le=512)] = 40
     max_document_bytes: Positive = 64 << 20
+    index: Literal["auto", "flat", "hnsw", "ivfpq"] = "auto"
+    """Kind of vector index; `auto` goes by the number of passages."""
 
 
 class Stage(Table, frozen=True):

@@ -1,8 +1,8 @@
 """Generations of the vector index: built aside, published by one rename, kept while a reader holds them.
 
-`generations/<n>/` holds a FAISS inner-product index over passage ids and its manifest; `CURRENT` names the
-generation in force. A reader holds a shared lock on the index file; a generation that no reader locks and
-that is not in force is removed.
+`generations/<n>/` holds a manifest, a flat FAISS index over passage ids (the delta), and the base beside it,
+if there is one; `CURRENT` names the generation in force. A reader holds a shared lock on the delta; a
+generation that no reader locks and that is not in force is removed.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faiss
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from edged.documents import durable
+from edged.documents.base import REMOVED, Blocks, Ids, OpenBase, Vectors, map_index, write_index
+from edged.documents.kinds import Base, Wanted
 from edged.errors import IndexMismatch, StorageError
 
 POINTER = "CURRENT"
 FOLDER = "generations"
-_INDEX = "index.faiss"
+WORDS = "base.words"
+_DELTA = "index.faiss"
 _MANIFEST = "manifest.json"
 _ATTEMPTS = 20
-
-Blocks = Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +44,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     passages: int
     published_at: float
     """Seconds since the epoch."""
+    wanted: Wanted = "auto"
+    """Kind of index, as configured when it was published."""
+    base: Base | None = None
 
 
 def current(library: Path) -> int:
@@ -54,9 +59,14 @@ def current(library: Path) -> int:
         raise StorageError(f"{library / POINTER} is damaged; remove {library} and ingest again") from error
 
 
+def folder_of(library: Path, generation: int) -> Path:
+    """Where the files of a generation are."""
+    return library / FOLDER / str(generation)
+
+
 def manifest_of(library: Path, generation: int) -> Manifest:
     """Read a generation's manifest; `FileNotFoundError` when it is gone, `StorageError` when damaged."""
-    path = library / FOLDER / str(generation) / _MANIFEST
+    path = folder_of(library, generation) / _MANIFEST
     try:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except msgspec.MsgspecError as error:
@@ -75,25 +85,42 @@ def check_family(manifest: Manifest, family: str) -> None:
 class Generation:
     """An open generation: memory-mapped, held until `close` even when a newer one is published."""
 
-    def __init__(self, manifest: Manifest, index: faiss.Index, descriptor: int) -> None:
+    def __init__(
+        self, manifest: Manifest, delta: Any, base: OpenBase | None, words: dict[str, int], descriptor: int
+    ) -> None:
         self.manifest = manifest
-        self._index = index
+        self.words = words
+        """How many passages hold each of the commonest words."""
+        self._delta = delta
+        self._base = base
         self._descriptor = descriptor
 
-    def search(self, queries: npt.NDArray[np.float32], count: int) -> list[tuple[list[int], list[float]]]:
+    def search(self, queries: Vectors, count: int) -> list[tuple[list[int], list[float]]]:
         """For each row of float32 [n, dimension]: ids of the nearest passages, best first, and cosines."""
-        count = min(count, self._index.ntotal)
+        count = min(count, self.manifest.passages)
         if not count:
             return [([], [])] * len(queries)
-        scores, ids = self._index.search(np.ascontiguousarray(queries, np.float32), count)
-        return [(row_ids.tolist(), row.tolist()) for row_ids, row in zip(ids, scores, strict=True)]
+        queries = np.ascontiguousarray(queries, np.float32)
+        scores, ids = self._delta.search(queries, count)
+        if self._base is None:
+            return [(row_ids.tolist(), row.tolist()) for row_ids, row in zip(ids, scores, strict=True)]
+        more_scores, more_ids = self._base.search(queries, count)
+        return _merged(np.hstack([more_scores, scores]), np.hstack([more_ids, ids]), count)
 
     def close(self) -> None:
         """Let go of it; idempotent."""
         if self._descriptor >= 0:
-            del self._index
+            del self._delta
+            self._base = None
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _merged(scores: Vectors, ids: Ids, count: int) -> list[tuple[list[int], list[float]]]:
+    """The best of base and delta in each row; id -1 stands for no passage."""
+    order = np.argsort(np.where(ids >= 0, -scores, np.inf), axis=1, kind="stable")[:, :count]
+    best = zip(np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1), strict=True)
+    return [(row_ids[row_ids >= 0].tolist(), row[row_ids >= 0].tolist()) for row_ids, row in best]
 
 
 def open_current(library: Path) -> Generation | None:
@@ -110,85 +137,84 @@ def open_current(library: Path) -> Generation | None:
 
 def _open(library: Path, number: int) -> Generation | None:
     """None when the generation was removed between reading the pointer and locking the file."""
-    path = library / FOLDER / str(number) / _INDEX
+    folder = folder_of(library, number)
     try:
         manifest = manifest_of(library, number)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder / _DELTA, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     if os.fstat(descriptor).st_nlink == 0:
         os.close(descriptor)
         return None
-    return Generation(manifest, _map(path, manifest, descriptor), descriptor)
-
-
-def _map(path: Path, manifest: Manifest, descriptor: int) -> faiss.Index:
     try:
-        index = faiss.read_index(f"/proc/self/fd/{descriptor}", faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
+        return _map(folder, manifest, descriptor)
+    except (RuntimeError, ValueError, FileNotFoundError, msgspec.MsgspecError) as error:
         os.close(descriptor)
-        raise StorageError(f"{path} is damaged; run `edgectl ingest` to build it again") from error
-    if (index.ntotal, index.d) != (manifest.passages, manifest.dimension):
-        os.close(descriptor)
-        raise StorageError(f"{path} does not match its manifest; run `edgectl ingest` to build it again")
-    return index
+        raise StorageError(
+            f"{folder} is damaged; run `edgectl documents reindex` to build it again"
+        ) from error
 
 
-def publish(library: Path, manifest: Manifest, blocks: Blocks) -> None:
-    """Build a generation and put it in force. Raises `OSError`; then the former one stays in force.
+def _map(folder: Path, manifest: Manifest, descriptor: int) -> Generation:
+    delta = map_index(f"/proc/self/fd/{descriptor}")
+    base = manifest.base
+    expected = manifest.passages - (base.rows - base.removed if base else 0)
+    if (delta.ntotal, delta.d) != (expected, manifest.dimension):
+        raise ValueError("the index does not match its manifest")
+    if base is None:
+        return Generation(manifest, delta, None, {}, descriptor)
+    opened = OpenBase(folder, base, manifest.dimension, read_removed(folder))
+    words = msgspec.json.decode((folder / WORDS).read_bytes(), type=dict[str, int])
+    return Generation(manifest, delta, opened, words, descriptor)
+
+
+def publish(library: Path, number: int, build: Callable[[Path], Manifest]) -> Manifest:
+    """Let `build` fill a folder, and put it in force. Raises `OSError`; then the former one stays in force.
 
     `CURRENT` is replaced by rename after everything it names is on the disk.
     """
-    target = library / FOLDER / str(manifest.generation)
-    building = target.with_name(f".building-{manifest.generation}")
+    target = folder_of(library, number)
+    building = target.with_name(f".building-{number}")
     shutil.rmtree(building, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        _write_index(building / _INDEX, manifest.dimension, blocks)
-        _write(building / _MANIFEST, msgspec.json.encode(manifest))
-        _sync(building)
+        manifest = build(building)
+        durable.write(building / _MANIFEST, msgspec.json.encode(manifest))
+        durable.sync_folder(building)
         building.rename(target)
-        _sync(target.parent)
-        _point(library, manifest.generation)
+        durable.sync_folder(target.parent)
+        _point(library, number)
     except OSError:
         shutil.rmtree(building, ignore_errors=True)
         raise
+    return manifest
 
 
 def _point(library: Path, generation: int) -> None:
     pointer = library / f".{POINTER}"
-    _write(pointer, str(generation).encode())
+    durable.write(pointer, str(generation).encode())
     pointer.replace(library / POINTER)
-    _sync(library)
+    durable.sync_folder(library)
 
 
-def _write_index(path: Path, dimension: int, blocks: Blocks) -> None:
-    """Write through Python's file: FAISS's own writer does not notice a full disk."""
+def write_delta(folder: Path, dimension: int, blocks: Blocks) -> None:
+    """Write the passages that are not in the base."""
     index = faiss.IndexIDMap(faiss.IndexFlatIP(dimension))
     for ids, vectors in blocks:
         index.add_with_ids(vectors, ids)
-    with path.open("wb") as file:
-        writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]  # made by SWIG
-        faiss.write_index(index, writer)
-        file.flush()
-        os.fsync(file.fileno())
+    durable.write_with(folder / _DELTA, lambda file: write_index(index, file))
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def write_removed(folder: Path, rows: Ids) -> None:
+    """Write the rows of the base that are not shown any more."""
+    durable.write(folder / REMOVED, rows.astype("<i8").tobytes())
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def read_removed(folder: Path) -> Ids:
+    """The rows of the base that are not shown any more."""
+    return np.frombuffer((folder / REMOVED).read_bytes(), "<i8")
 
 
 def remove_unused(library: Path) -> int:
@@ -200,15 +226,15 @@ def remove_unused(library: Path) -> int:
 
 
 def _remove(library: Path, number: int) -> bool:
-    folder = library / FOLDER / str(number)
+    folder = folder_of(library, number)
     try:
-        descriptor = os.open(folder / _INDEX, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder / _DELTA, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         shutil.rmtree(folder, ignore_errors=True)
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        (folder / _INDEX).unlink()
+        (folder / _DELTA).unlink()
     except BlockingIOError:
         return False
     finally:

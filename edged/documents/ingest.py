@@ -14,7 +14,7 @@ from edged.config import Library as Settings
 from edged.documents import index, readers
 from edged.documents.access import Owner, locked, translated
 from edged.documents.chunk import Chunk, Parsed, chunk, embedded_text
-from edged.documents.library import publish_next
+from edged.documents.publish import publish_next
 from edged.documents.store import Document, Store
 from edged.documents.walk import File, LeftOut, walk
 from edged.errors import DocumentError, EdgedError, NotFound
@@ -133,10 +133,13 @@ class _Ingest:
         with self._store:
             self._embedder = self._store.embedder(self._encoder.fingerprint, self._encoder.digest)
             siblings = self._store.siblings(self._encoder.fingerprint)
-        self._embed([self._embedder] if re_embed else siblings)
         self._accepted = siblings
-        if re_embed and former and former.passages:
-            self._publish()
+        if not re_embed:
+            self._embed()
+            return
+        self._embed_all()
+        if former and former.passages:
+            self._publish(rebuild=True)
 
     def read(self, paths: Sequence[Path], *, prune: bool) -> None:
         """Read what changed under `paths`, embedding on the way."""
@@ -156,7 +159,7 @@ class _Ingest:
 
     def finish(self) -> IngestReport:
         """Embed the rest and publish, if anything changed."""
-        self._embed(self._accepted)
+        self._embed()
         if self._store.changed_since(index.current(self._library)):
             self._publish()
         number = index.current(self._library)
@@ -247,12 +250,20 @@ class _Ingest:
             self._store.add(document, chunks)
         self._waiting += len(chunks)
         if self._waiting >= BATCH_PASSAGES:
-            self._embed(self._accepted)
+            self._embed()
             self._publish_when_due()
 
-    def _embed(self, accepted: Sequence[int]) -> None:
-        """Embed all passages that have no vector, a batch and a commit at a time, then stage them."""
-        while batch := self._store.unembedded(accepted, self._cursor, BATCH_PASSAGES):
+    def _embed_all(self) -> None:
+        """Embed every passage that this very embedder has not embedded."""
+        self._embed_those([self._embedder], 0)
+
+    def _embed(self) -> None:
+        """Embed the new passages that have no vector."""
+        self._embed_those(self._accepted, index.current(self._library))
+
+    def _embed_those(self, accepted: Sequence[int], beyond: int) -> None:
+        """Embed passages that came after a generation, a batch and a commit at a time, then stage them."""
+        while batch := self._store.unembedded(accepted, self._cursor, BATCH_PASSAGES, beyond=beyond):
             self._tell("embedding", batch[0][1])
             vectors, tokens = self._encoder.embed(
                 [embedded_text(title, heading, text) for _, title, heading, text in batch], "passage"
@@ -283,11 +294,19 @@ class _Ingest:
         if time.monotonic() - self._published_at >= interval:
             self._publish()
 
-    def _publish(self) -> None:
+    def _publish(self, *, rebuild: bool = False) -> None:
         started = time.monotonic()
         self._tell("publishing")
         encoder = self._encoder
-        publish_next(self._library, self._store, encoder.fingerprint, encoder.digest, encoder.dimension)
+        publish_next(
+            self._library,
+            self._store,
+            encoder.fingerprint,
+            encoder.digest,
+            encoder.dimension,
+            wanted=self._settings.index,
+            rebuild=rebuild,
+        )
         self._published_at = time.monotonic()
         self._publish_s = self._published_at - started
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,8 @@ import numpy.typing as npt
 from edged.documents import index, search
 from edged.documents.access import Owner, locked, translated
 from edged.documents.index import Generation, Manifest
+from edged.documents.kinds import Kind, Wanted
+from edged.documents.publish import publish_next
 from edged.documents.store import DOCUMENT_COLUMNS, VISIBLE, Document, Store, connect
 from edged.errors import NotFound
 from edged.messages import Passage
@@ -33,6 +34,16 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Of the documents as they were ingested."""
     disk_bytes: int
     """Of the library's own files."""
+    index: Kind
+    """Kind of the base; `flat` while there is none."""
+    base_passages: int
+    """Found through the base; the other passages are compared one by one."""
+    removed_rows: int
+    """Of the base, that are passed over."""
+    index_bytes: int
+    """Of the generation in use, vectors included."""
+    recall: float
+    """Share of the true 20 nearest that the base finds, measured on its own passages when it was built."""
     family: str
     digest: str
     published_at: float
@@ -67,6 +78,11 @@ class Library:
     def manifest(self) -> Manifest | None:
         """What the generation in use is made of; None while the library is empty."""
         return self._generation.manifest if self._generation else None
+
+    @property
+    def generation(self) -> int:
+        """The number of the generation in use, 0 while the library is empty: what caches are keyed by."""
+        return self._generation.manifest.generation if self._generation else 0
 
     def refresh(self) -> None:
         """Move on to the newest generation; costs one `stat` when there is none."""
@@ -133,13 +149,20 @@ class Library:
         """The library in numbers."""
         self.refresh()
         manifest = self.manifest
+        base = manifest.base if manifest else None
+        number = self.generation
         return Statistics(
             path=str(self.path),
-            generation=manifest.generation if manifest else 0,
+            generation=number,
             documents=manifest.documents if manifest else 0,
             passages=manifest.passages if manifest else 0,
             bytes=sum(document.bytes for document in self.documents()),
-            disk_bytes=sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file()),
+            disk_bytes=_file_bytes(self.path),
+            index=base.kind if base else "flat",
+            base_passages=base.rows - base.removed if base else 0,
+            removed_rows=base.removed if base else 0,
+            index_bytes=_file_bytes(index.folder_of(self.path, number)) if number else 0,
+            recall=base.recall if base else 1.0,
             family=manifest.family if manifest else "",
             digest=manifest.digest if manifest else "",
             published_at=manifest.published_at if manifest else 0.0,
@@ -175,6 +198,31 @@ class Library:
         self._generation, self._connection, self._stamp = None, None, (0, 0)
 
 
+def _file_bytes(folder: Path) -> int:
+    """Of all files below; one with two names counts once."""
+    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({status.st_ino: status.st_size for status in files}.values())
+
+
+def reindex(path: Path, wanted: Wanted) -> Manifest:
+    """Build the index anew from the vectors that the library holds, and publish it.
+
+    Raises `NotFound` for an empty library, `AlreadyRunning`, `StorageError`.
+    """
+    number = index.current(path)
+    if not number:
+        raise NotFound(f"the library {path} is empty; fill it with `edgectl ingest PATH`")
+    former = index.manifest_of(path, number)
+    with translated(path), Owner(path).acting(), locked(path):
+        store = Store(path)
+        try:
+            return publish_next(
+                path, store, former.family, former.digest, former.dimension, wanted=wanted, rebuild=True
+            )
+        finally:
+            store.close()
+
+
 def _remove(path: Path, sources: Sequence[str]) -> None:
     number = index.current(path)
     former = index.manifest_of(path, number)
@@ -186,23 +234,3 @@ def _remove(path: Path, sources: Sequence[str]) -> None:
         publish_next(path, store, former.family, former.digest, former.dimension)
     finally:
         store.close()
-
-
-def publish_next(path: Path, store: Store, family: str, digest: str, dimension: int) -> Manifest:
-    """Publish what the store holds as the next generation, and sweep what no reader needs any more."""
-    number = index.current(path) + 1
-    documents, passages = store.counts(number)
-    manifest = Manifest(
-        generation=number,
-        family=family,
-        digest=digest,
-        dimension=dimension,
-        documents=documents,
-        passages=passages,
-        published_at=time.time(),
-    )
-    index.publish(path, manifest, store.vectors(family, number, 4096))
-    oldest = index.remove_unused(path)
-    with store:
-        store.sweep(oldest, family)
-    return manifest

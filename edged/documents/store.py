@@ -19,7 +19,7 @@ from edged.documents.chunk import Chunk
 from edged.errors import StorageError
 
 FILE = "library.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE documents(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -38,6 +38,7 @@ CREATE TABLE documents(
 CREATE UNIQUE INDEX documents_live ON documents(source) WHERE added_in IS NOT NULL AND removed_in IS NULL;
 CREATE UNIQUE INDEX documents_pending ON documents(source) WHERE added_in IS NULL;
 CREATE INDEX documents_removed ON documents(removed_in) WHERE removed_in IS NOT NULL;
+CREATE INDEX documents_added ON documents(added_in);
 CREATE TABLE passages(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     document INTEGER NOT NULL REFERENCES documents(id),
@@ -64,6 +65,10 @@ CREATE TABLE embeddings(
     UNIQUE(passage, embedder)
 );
 """
+
+
+_MIGRATIONS = {1: "CREATE INDEX documents_added ON documents(added_in);"}
+"""From each older format to the next."""
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +115,9 @@ class Store:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        elif version in _MIGRATIONS:
+            steps = "".join(_MIGRATIONS[step] for step in range(version, SCHEMA_VERSION))
+            self._connection.executescript(f"BEGIN;{steps}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
         elif version != SCHEMA_VERSION:
             self._connection.close()
             found = f"the library {library} has format {version}, this edged reads {SCHEMA_VERSION}"
@@ -161,6 +169,11 @@ class Store:
         )
         return identity
 
+    def passages(self, document: int) -> list[int]:
+        """Ids of a document's passages, in order."""
+        rows = self._connection.execute("SELECT id FROM passages WHERE document = ? ORDER BY id", (document,))
+        return [passage for (passage,) in rows]
+
     def embedder(self, family: str, digest: str) -> int:
         """The number of an embedder, registered on first sight."""
         self._connection.execute(
@@ -176,16 +189,21 @@ class Store:
         rows = self._connection.execute("SELECT id FROM embedders WHERE family = ?", (family,))
         return [number for (number,) in rows]
 
-    def unembedded(self, embedders: Sequence[int], after: int, limit: int) -> list[tuple[int, str, str, str]]:
-        """Passages (id, title, heading, text) beyond id `after` that none of `embedders` has embedded."""
+    def unembedded(
+        self, embedders: Sequence[int], after: int, limit: int, *, beyond: int = 0
+    ) -> list[tuple[int, str, str, str]]:
+        """Passages (id, title, heading, text) that none of `embedders` has embedded, in order of their ids.
+
+        Only ids above `after`, and documents that came after generation `beyond`.
+        """
         numbers = ", ".join(map(str, embedders))
         return self._connection.execute(
-            "SELECT searchable.id, searchable.title, heading, text FROM searchable"  # noqa: S608 - integers
-            " JOIN documents ON documents.id = searchable.document"
-            " WHERE searchable.id > ? AND documents.removed_in IS NULL"
+            f"SELECT passages.id, title, heading, text FROM {_joined(beyond)}"  # noqa: S608 - integers
+            " WHERE passages.id > :after AND removed_in IS NULL AND (added_in IS NULL OR added_in > :beyond)"
             " AND NOT EXISTS (SELECT 1 FROM embeddings"
-            f" WHERE passage = searchable.id AND embedder IN ({numbers})) ORDER BY searchable.id LIMIT ?",
-            (after, limit),
+            f" WHERE passage = passages.id AND embedder IN ({numbers}))"
+            " ORDER BY passages.id LIMIT :limit",
+            {"after": after, "beyond": beyond, "limit": limit},
         ).fetchall()
 
     def save_vectors(self, embedder: int, passages: Sequence[int], vectors: npt.NDArray[np.float32]) -> None:
@@ -242,16 +260,18 @@ class Store:
         return int(row[0]), int(row[1])
 
     def vectors(
-        self, family: str, generation: int, size: int
+        self, family: str, generation: int, size: int, *, beyond: int = 0
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """Ids and vectors of all passages that `generation` shows, `size` at a time."""
+        """Ids and vectors of all passages that `generation` shows, `size` at a time.
+
+        Only of documents that came after generation `beyond`.
+        """
         cursor = self._connection.execute(
-            "SELECT passages.id, vector FROM passages"  # noqa: S608 - constant
-            " CROSS JOIN documents ON documents.id = passages.document"
+            f"SELECT passages.id, vector FROM {_joined(beyond)}"  # noqa: S608 - constant
             " CROSS JOIN embeddings ON embeddings.passage = passages.id"
             " CROSS JOIN embedders ON embedders.id = embeddings.embedder AND family = :family"
-            f" WHERE {VISIBLE} ORDER BY passages.id",
-            {"family": family, "generation": generation},
+            f" WHERE {VISIBLE} AND added_in > :beyond ORDER BY passages.id",
+            {"family": family, "generation": generation, "beyond": beyond},
         )
         while rows := cursor.fetchmany(size):
             blob = b"".join(row[1] for row in rows)
@@ -260,14 +280,35 @@ class Store:
                 np.frombuffer(blob, "<f4").reshape(len(rows), -1),
             )
 
+    def removed_passages(self, base: int, former: int) -> list[int]:
+        """Passages that generation `base` showed, and that are removed since generation `former`."""
+        rows = self._connection.execute(
+            "SELECT passages.id FROM documents CROSS JOIN passages ON passages.document = documents.id"
+            " WHERE added_in <= :base AND removed_in > :former",
+            {"base": base, "former": former},
+        )
+        return [passage for (passage,) in rows]
+
+    def frequent_words(self, least: int) -> dict[str, int]:
+        """Words, as the tokenizer leaves them, that at least so many passages hold, and how many do."""
+        self._connection.execute(
+            "CREATE VIRTUAL TABLE IF NOT EXISTS temp.vocabulary USING fts5vocab(main, terms, row)"
+        )
+        rows = self._connection.execute("SELECT term, doc FROM temp.vocabulary WHERE doc >= ?", (least,))
+        return dict(rows.fetchall())
+
     def sweep(self, oldest_generation: int, family: str) -> None:
         """Erase rows that no generation from `oldest_generation` on shows, and vectors of other families."""
         gone = "SELECT id FROM documents WHERE removed_in <= ?"
         for (document,) in self._connection.execute(gone, (oldest_generation,)).fetchall():
             self._erase(document)
-        self._connection.execute(
-            "DELETE FROM embeddings WHERE embedder IN (SELECT id FROM embedders WHERE family <> ?)", (family,)
-        )
+        if self._connection.execute("SELECT 1 FROM embedders WHERE family <> ?", (family,)).fetchone():
+            self._forget_others(family)
+
+    def _forget_others(self, family: str) -> None:
+        others = "SELECT id FROM embedders WHERE family <> ?"
+        self._connection.execute(f"DELETE FROM embeddings WHERE embedder IN ({others})", (family,))  # noqa: S608
+        self._connection.execute("DELETE FROM embedders WHERE family <> ?", (family,))
 
     def _erase_pending(self, source: str) -> None:
         pending = "SELECT id FROM documents WHERE source = ? AND added_in IS NULL"
@@ -286,6 +327,12 @@ class Store:
         )
         self._connection.execute("DELETE FROM passages WHERE document = ?", mine)
         self._connection.execute("DELETE FROM documents WHERE id = ?", mine)
+
+
+def _joined(beyond: int) -> str:
+    """All passages are read in their order on the disk; few are found through their documents."""
+    tables = ("documents", "passages") if beyond else ("passages", "documents")
+    return " CROSS JOIN ".join(tables) + " ON documents.id = passages.document"
 
 
 def _document(row: Sequence[object]) -> Document:

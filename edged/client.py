@@ -10,13 +10,13 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
 from edged.errors import ConnectionLost, EdgedError, Overloaded, Unreachable
-from edged.replies import Delta, Final, Models, Ranked, Ranking, Reply, Vectors, as_error, final
-from edged.report import Status
+from edged.replies import Cleared, Delta, Final, Models, Ranked, Ranking, Reply, Vectors, as_error, final
+from edged.report import CacheReport, Status
 
 T = TypeVar("T")
 Plain = dict[str, Any]
@@ -251,6 +251,16 @@ class AdminClient(_Caller):
     def drain(self) -> None:
         """Begin an orderly stop."""
         self._call("POST", "/admin/v1/drain")
+
+    def caches(self) -> list[CacheReport]:
+        """List the caches of all stages."""
+        return self._ask(dict[str, list[CacheReport]], "GET", "/admin/v1/caches").get("caches", [])
+
+    def clear_caches(self, names: Sequence[str] = ()) -> list[CacheReport]:
+        """Empty the caches of these names, or all; return what they held. `NotFound` for an unknown name."""
+        query = urlencode([("name", name) for name in names])
+        answer: Cleared = self._ask(Cleared, "DELETE", f"/admin/v1/caches?{query}")
+        return answer.caches
 
     def configuration(self) -> Plain:
         """Return the configuration in force."""

@@ -284,6 +284,10 @@ class Daemon:
     def _differs(self, name: str, spec: StageSpec, stage: Stage) -> bool:
         return self._dispatcher.specs.get(name) != spec or self.config.stages[name] != stage
 
+    async def clear_caches(self, names: tuple[str, ...]) -> None:
+        """See `Operator.clear_caches`."""
+        self._dispatcher.clear_caches(names)
+
     async def drain(self) -> None:
         """See `Operator.drain`."""
         self._asked_to_stop()

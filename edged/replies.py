@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from edged.errors import BY_CODE, EdgedError, from_code
+from edged.report import CacheReport
 
 
 class Cited(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +134,12 @@ class Ranking(msgspec.Struct, frozen=True):
     """The answer of POST /v1/rerank."""
 
     results: list[Ranked]
+
+
+class Cleared(msgspec.Struct, frozen=True):
+    """Caches that were emptied, and what they had held."""
+
+    caches: list[CacheReport] = []
 
 
 class Models(msgspec.Struct, frozen=True):

@@ -21,6 +21,22 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float
 
 
+class CacheReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A cache of a stage, all its workers together, as `edgectl cache show` lists it."""
+
+    stage: str
+    name: str
+    entries: int
+    """0 for `prefix`, whose runtime does not count them."""
+    bytes: int
+    limit_bytes: int
+    """0 where the runtime does not tell."""
+    hits: int
+    """Of `prefix`: prompt tokens; of the others: look-ups."""
+    misses: int
+    evictions: int
+
+
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A stage as `edgectl status` shows it."""
 

@@ -7,6 +7,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from edged.api.caches import cache_names, cache_reports, chosen_caches
 from edged.api.endpoint import Reply, Request
 from edged.api.gateway import Gateway
 from edged.dispatch.requests import Operator
@@ -48,6 +49,18 @@ class Administration:
         with Audit(request, "reload"):
             changes = await self._operator.reload()
         return _reply(Changes("reloaded", changes))
+
+    async def caches(self, request: Request) -> Reply:
+        """GET /admin/v1/caches."""
+        del request  # not audited: it changes nothing
+        return Reply(_encoder.encode({"caches": cache_reports(self._gateway.front.status())}))
+
+    async def clear_caches(self, request: Request) -> Reply:
+        """DELETE /admin/v1/caches?name=NAME...: what they held by the workers' last word."""
+        with Audit(request, "clear caches"):
+            cleared = chosen_caches(self._gateway.front.status(), cache_names(request.query))
+            await self._operator.clear_caches(cache_names(request.query))
+        return Reply(_encoder.encode({"status": "cleared", "caches": cleared}))
 
     async def drain(self, request: Request) -> Reply:
         """POST /admin/v1/drain."""

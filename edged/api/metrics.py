@@ -38,6 +38,16 @@ _STAGE_COUNTERS: dict[str, tuple[str, Callable[[StageStatus], float]]] = {
     "failed": ("Items that failed alone.", lambda stage: stage.failed),
     "restarts": ("Workers that were replaced after a fault.", lambda stage: stage.restarts),
 }
+_CACHE_GAUGES = {
+    "entries": "What a cache holds; 0 for `prefix`, whose runtime does not count.",
+    "bytes": "Memory that a cache takes.",
+    "limit_bytes": "Bound of a cache, all workers together; 0 where the runtime does not tell.",
+}
+_CACHE_COUNTERS = {
+    "hits": "Look-ups that were answered; of `prefix`, prompt tokens that were there.",
+    "misses": "Look-ups, or prompt tokens, that had to be computed.",
+    "evictions": "Entries that had to go for newer ones.",
+}
 _GAUGES: dict[str, tuple[str, Callable[[Status], float]]] = {
     "uptime_seconds": ("Time since the daemon started.", lambda status: status.uptime_s),
     "outstanding_requests": (
@@ -74,6 +84,10 @@ class StatusCollector(Collector):  # type: ignore[misc]  # the library is untype
             yield CounterMetricFamily(f"edged_{name}", help_text, value=read(status))
         yield from _daemon_families(status)
         yield from _stage_families(status.stages)
+        for name, text in _CACHE_GAUGES.items():
+            yield _by_cache(GaugeMetricFamily, name, text, status.stages)
+        for name, text in _CACHE_COUNTERS.items():
+            yield _by_cache(CounterMetricFamily, name, text, status.stages)
 
 
 def _daemon_families(status: Status) -> Iterator[Any]:
@@ -106,6 +120,14 @@ def _stage_families(stages: tuple[StageStatus, ...]) -> Iterator[Any]:
 def _fill(family: Any, stages: tuple[StageStatus, ...], read: Callable[[StageStatus], float]) -> Any:
     for stage in stages:
         family.add_metric([stage.name], read(stage))
+    return family
+
+
+def _by_cache(kind: Any, name: str, help_text: str, stages: tuple[StageStatus, ...]) -> Any:
+    family = kind(f"edged_cache_{name}", help_text, labels=["stage", "cache"])
+    for stage in stages:
+        for cache, counters in stage.caches.items():
+            family.add_metric([stage.name, cache], getattr(counters, name))
     return family
 
 

@@ -196,6 +196,8 @@ def _admin_routes(gateway: Gateway, operator: Operator) -> Iterator[Route]:
     yield _route(gateway, "/admin/v1/stages/{name}/restart", acts.restart, "POST")
     yield _route(gateway, "/admin/v1/reload", acts.reload, "POST")
     yield _route(gateway, "/admin/v1/drain", acts.drain, "POST")
+    yield _route(gateway, "/admin/v1/caches", acts.caches, "GET")
+    yield _route(gateway, "/admin/v1/caches", acts.clear_caches, "DELETE")
     yield _route(gateway, "/admin/v1/config", acts.configuration, "GET")
     yield _route(gateway, "/admin/v1/logs", acts.logs, "GET")
 

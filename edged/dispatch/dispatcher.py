@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, assert_never
 
+from edged.dispatch.admission import admit, enqueue
 from edged.dispatch.channel import Channel
 from edged.dispatch.deaths import start, wanted
-from edged.dispatch.decide import admit, decide, enqueue
+from edged.dispatch.decide import decide
 from edged.dispatch.endings import abandon_all
 from edged.dispatch.events import (
     Command,
@@ -24,6 +25,7 @@ from edged.dispatch.events import (
     Event,
     Kill,
     Left,
+    Memory,
     Refuse,
     ReplaceAsked,
     Send,
@@ -31,13 +33,16 @@ from edged.dispatch.events import (
     Spoke,
     Stream,
     Ticked,
+    Waited,
+    Wake,
 )
 from edged.dispatch.leases import Mode
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
 from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
 from edged.governor.neighbours import Neighbours
-from edged.messages import Ready, SlotRef
+from edged.governor.sensors import available_bytes, resident_bytes
+from edged.messages import ClearCaches, Ready, SlotRef
 from edged.transport.links import Router
 from edged.transport.slots import Arena, Geometry, create, read_only
 from edged.workers.process import Process, kill_all, oom_kills
@@ -49,6 +54,8 @@ LogFormat = Literal["auto", "text", "json"]
 
 BUSY_TICK_S = 0.1
 IDLE_TICK_S = 1.0
+LOOK_S = 0.95
+"""A little less than a tick of an idle daemon, so that it looks at each."""
 SPAWN_AGAIN_S = 1.0
 PROBE = b"edged self-test"
 
@@ -73,6 +80,9 @@ class Dispatcher:
         self._arenas: dict[int, Arena] = {}
         self._descriptors: dict[int, tuple[int, int]] = {}
         self._pending_spawns: set[asyncio.TimerHandle] = set()
+        self._wake: asyncio.TimerHandle | None = None
+        self._looked_at = 0.0
+        """When the memory was last looked at."""
         self._stopping = False
         self._oom_kills = deque([oom_kills()], maxlen=2)
         """The kernel's count at the last ticks: a death is laid to lack of memory if it rose just now."""
@@ -131,6 +141,11 @@ class Dispatcher:
         """Lend cores in this mode from now on, at most so many (0: all)."""
         self.ledger.leases.mode, self.ledger.leases.most = mode, most
 
+    def form_batches(self, name: str, max_wait_s: float, target_s: float) -> None:
+        """Keep workers of a stage waiting for fuller batches so long; bound its latency so; 0: do not."""
+        stage = self.ledger.stages[name]
+        stage.max_wait_s, stage.target_s = max_wait_s, target_s
+
     def restart_stage(self, name: str) -> None:
         """Load new workers beside the old and switch; nothing is dropped. `NotFound` for a stranger."""
         if name not in self.ledger.stages:
@@ -139,6 +154,11 @@ class Dispatcher:
         if name not in self.specs:
             raise StageUnavailable(f"stage {name!r} cannot start: {self.ledger.stages[name].failed}")
         self._on(ReplaceAsked(name))
+
+    def clear_caches(self, names: tuple[str, ...]) -> None:
+        """Have every loaded worker empty its caches of these names, or all of them, before its next batch."""
+        loaded = (worker for worker in self.ledger.workers.values() if worker.state != "starting")
+        self._apply([Send(worker.incarnation, ClearCaches(names)) for worker in loaded])
 
     def begin_drain(self) -> None:
         """Refuse new work from now on."""
@@ -161,7 +181,7 @@ class Dispatcher:
         """Kill and reap every worker, close everything: nothing stays behind."""
         self._stopping = True
         self._ticker.cancel()
-        for timer in self._pending_spawns:
+        for timer in (*self._pending_spawns, *filter(None, (self._wake,))):
             timer.cancel()
         for process in self._processes.values():
             self._loop.remove_reader(process.pidfd)
@@ -180,14 +200,22 @@ class Dispatcher:
     def submit(self, submission: Submission) -> Channel:
         """Accept a request or raise at once; see `FrontDoor.submit`."""
         if len(submission.payload) > self._geometry.slot_bytes:
+            self.ledger.count_rejection(TooLarge.code)
             raise TooLarge(
                 f"the request takes {len(submission.payload)} bytes; a slot holds {self._geometry.slot_bytes}"
                 " (queue.slot_bytes)"
             )
         now = self._loop.time()
         deadline = now + submission.deadline_s
-        request = admit(self.ledger, submission.route, submission.operation, deadline, now)
-        request.pipeline = submission.pipeline
+        request = admit(
+            self.ledger,
+            submission.route,
+            submission.operation,
+            deadline,
+            now,
+            priority=submission.priority,
+            firm=submission.firm,
+        )
         channel = Channel(request.id, self._client_left)
         self._channels[request.id] = channel
         source = self._arenas[ENTRY].write(request.source, submission.payload)
@@ -245,7 +273,16 @@ class Dispatcher:
             self.ledger.leases.taken = self._neighbours.taken(
                 [os.getpid(), *(process.pid for process in self._processes.values())], self._loop.time()
             )
-            self._on(Ticked())
+            self._on(Ticked(self._memory()))
+
+    def _memory(self) -> Memory | None:
+        """Look at the memory once a second; at that of workers only while there is work."""
+        now = self._loop.time()
+        if now - self._looked_at < LOOK_S:
+            return None
+        self._looked_at = now
+        looked = self._processes.items() if self.ledger.requests else ()
+        return Memory(available_bytes(), {name: resident_bytes(process.pid) for name, process in looked})
 
     def _gone(self, incarnation: str) -> None:
         process = self._processes.pop(incarnation)
@@ -298,10 +335,24 @@ class Dispatcher:
                 logger.warning("killing worker", extra={"worker": worker, "why": reason})
                 if process := self._processes.get(worker):  # else its last word came behind its death
                     process.kill()
+            case Wake(at):
+                self._wake_at(at)
             case Spawn(stage, delay_s):
                 self._schedule_spawn(stage, delay_s)
             case _:
                 assert_never(command)
+
+    def _wake_at(self, at: float) -> None:
+        """Look again exactly then; an earlier look finds out for itself what is due later."""
+        if self._wake is not None:
+            if self._wake.when() <= at:
+                return
+            self._wake.cancel()
+        self._wake = self._loop.call_at(at, self._woken)
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._on(Waited())
 
     def _deliver(self, command: Deliver) -> None:
         try:

@@ -21,6 +21,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes
     """Encoded `ChatTask`, `EmbedTask`, `RerankTask` or tensors; must fit one slot."""
     deadline_s: float
+    firm: bool = False
+    """The client named the deadline: what is predicted to miss it is refused at once."""
     pipeline: str = ""
     """Label for metrics: the pipeline's or the model's name."""
     priority: Priority = "interactive"
@@ -84,7 +86,8 @@ class FrontDoor(Protocol):
     def submit(self, submission: Submission, /) -> Ticket:
         """Accept a request or refuse it at once.
 
-        Raises `Overloaded` (with `retry_after_s`), `Draining`, `StageUnavailable` or `TooLarge`.
+        Raises `Overloaded` or `DeadlineUnmeetable` (with `retry_after_s`), `Draining`,
+        `StageUnavailable` or `TooLarge`.
         """
         ...
 
@@ -106,6 +109,10 @@ class Operator(Protocol):
 
     async def reload(self) -> list[str]:
         """Read the configuration again; return what changed, a sentence each. All or nothing."""
+        ...
+
+    async def clear_caches(self, names: tuple[str, ...], /) -> None:
+        """Empty the caches of these names in every worker; no names means all."""
         ...
 
     async def drain(self) -> None:

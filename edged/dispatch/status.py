@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
+
+import msgspec
 
 from edged import __version__
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.ledger import Ledger, Stage, Worker
 from edged.governor.sensors import load_average, resident_bytes, temperature
+from edged.messages import CacheCounters
 from edged.report import StageStatus, Status, WorkerStatus
 
 
@@ -108,7 +111,20 @@ def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> Stage
         mean_compute_s=stage.compute_s,
         mean_batch=stage.batch,
         details=newest,
+        caches=all_caches([worker.caches for worker in workers]),
     )
+
+
+def all_caches(of_workers: Sequence[Mapping[str, CacheCounters]]) -> dict[str, CacheCounters]:
+    """The caches of several workers, those of one name as one."""
+    total: dict[str, CacheCounters] = {}
+    for name, counters in (pair for caches in of_workers for pair in caches.items()):
+        so_far = msgspec.structs.asdict(total[name]) if name in total else {}
+        sums = {
+            field: count + so_far.get(field, 0) for field, count in msgspec.structs.asdict(counters).items()
+        }
+        total[name] = CacheCounters(**sums)
+    return total
 
 
 def _worker(dispatcher: Dispatcher, worker: Worker, now: float) -> WorkerStatus:

@@ -104,6 +104,10 @@ class OpenvinoTokens:
         if handle is not None:
             handle.cancel()
 
+    def set_threads(self, _count: int, /) -> bool:
+        """See `TokenSession.set_threads`: this engine keeps the threads that it was opened with."""
+        return False
+
     def close(self) -> None:
         """Give the memory back; idempotent."""
         for sequence in list(self._live):

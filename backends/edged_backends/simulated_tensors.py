@@ -47,6 +47,10 @@ class _TensorSession(ABC):
         """Do independent runs one after the other."""
         return [self.run(feeds) for feeds in runs]
 
+    def set_threads(self, _count: int, /) -> bool:
+        """See `TensorSession.set_threads`: declared costs hold for any number."""
+        return False
+
     def close(self) -> None:
         """End the session; idempotent."""
         self._closed = True

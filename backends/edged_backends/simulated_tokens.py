@@ -116,6 +116,10 @@ class SimulatedTokenSession:
         """Forget a sequence at once; unknown numbers are ignored."""
         self._live.pop(sequence, None)
 
+    def set_threads(self, _count: int, /) -> bool:
+        """See `TokenSession.set_threads`: declared costs hold for any number."""
+        return False
+
     def close(self) -> None:
         """End the session; idempotent."""
         self._closed = True

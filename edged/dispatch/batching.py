@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edged.dispatch.events import Command, Send
+from edged.dispatch.controller import Load
+from edged.dispatch.events import Command, Memory, Send, Wake
 from edged.dispatch.ledger import Ledger, Request, Stage, Worker
 from edged.dispatch.sharing import settle
 from edged.messages import Batch, SlotRef, Work
@@ -12,10 +13,11 @@ from edged.messages import Batch, SlotRef, Work
 
 def dispatch(ledger: Ledger, now: float) -> list[Command]:
     """Give waiting work to workers with room: no free output slot, no dispatch."""
-    leases = settle(ledger, now)
-    return leases + [
-        command for stage in ledger.stages.values() for command in _dispatch_stage(ledger, stage, now)
-    ]
+    commands = settle(ledger, now)
+    for stage in ledger.stages.values():
+        if stage.queue:
+            commands += _dispatch_stage(ledger, stage, now)
+    return commands
 
 
 def _dispatch_stage(ledger: Ledger, stage: Stage, now: float) -> Iterable[Command]:
@@ -23,21 +25,44 @@ def _dispatch_stage(ledger: Ledger, stage: Stage, now: float) -> Iterable[Comman
         worker = _next_worker(ledger, stage)
         if worker is None:
             return
+        if (due := _due(ledger, stage)) > now:
+            yield Wake(due)
+            return
         batch = _form_batch(ledger, stage, worker, now)
         if not batch:
             return
         yield Send(worker.incarnation, Batch(batch))
 
 
+def _first(ledger: Ledger, stage: Stage) -> Request | None:
+    """Whose turn it is, among those that may lease an output slot; None when nobody's."""
+    number = stage.queue.first(batch=stage.slots.room("batch") > 0)
+    return None if number is None else ledger.requests[number]
+
+
+def _due(ledger: Ledger, stage: Stage) -> float:
+    """Until when an idle worker waits for a fuller batch: not for a suspect, nor past a deadline."""
+    if not stage.max_wait_s or stage.streaming:
+        return 0.0
+    first = _first(ledger, stage)
+    full = min(stage.limit, stage.slots.room("interactive"))
+    if first is None or first.suspicion or len(stage.queue) >= full:
+        return 0.0
+    return min(stage.queue.oldest() + stage.max_wait_s, first.deadline - stage.service_s)
+
+
 def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
     """The ready worker with most credit; a batch stage takes its next batch when the last is done."""
-    suspect = ledger.requests[stage.queue[0]].suspicion > 0
+    first = _first(ledger, stage)
+    if first is None:
+        return None
+    suspect, limit = first.suspicion > 0, stage.limit
     free = [
         worker
         for name in stage.workers
         if (worker := ledger.workers[name]).state == "ready"
         and worker.credit > 0
-        and (stage.streaming or not (worker.held or worker.cores == 0))
+        and (len(worker.held) < limit if stage.streaming else not (worker.held or worker.cores == 0))
         and not _would_blur(ledger, worker, suspect=suspect)
     ]
     return max(free, key=lambda worker: worker.credit, default=None)
@@ -54,23 +79,22 @@ def _would_blur(ledger: Ledger, worker: Worker, *, suspect: bool) -> bool:
 
 def _form_batch(ledger: Ledger, stage: Stage, worker: Worker, now: float) -> tuple[Work, ...]:
     """Lease output slots for as many waiting items as fit; a suspect runs alone."""
-    limit = 1 if stage.streaming else stage.max_batch
+    limit = 1 if stage.streaming else stage.limit
     batch: list[Work] = []
-    while stage.queue and worker.credit and len(batch) < limit:
-        request = ledger.requests[stage.queue[0]]
+    while worker.credit and len(batch) < limit and (request := _first(ledger, stage)):
         if request.suspicion and batch:
             break
-        target = stage.slots.lease()
+        target = stage.slots.lease(request.priority)
         if target is None:
             break
-        stage.queue.popleft()
-        batch.append(_hand_over(request, worker, target, now))
+        stage.queue.take(request.id)
+        batch.append(_hand_over(ledger, request, worker, target, now))
         if request.suspicion:
             break
     return tuple(batch)
 
 
-def _hand_over(request: Request, worker: Worker, target: SlotRef, now: float) -> Work:
+def _hand_over(ledger: Ledger, request: Request, worker: Worker, target: SlotRef, now: float) -> Work:
     request.phase = "running"
     request.attempt += 1
     request.attempts_here += 1
@@ -78,7 +102,8 @@ def _hand_over(request: Request, worker: Worker, target: SlotRef, now: float) ->
     request.tokens_at_dispatch = len(request.tokens)
     request.resumed += bool(request.tokens)
     worker.credit -= 1
-    worker.held[request.id] = request.attempt
+    request.company_at_dispatch = worker.company.area(now)
+    ledger.hold(worker, request, now)
     if len(worker.held) == 1:
         worker.heard_at = now
     return Work(
@@ -91,3 +116,23 @@ def _hand_over(request: Request, worker: Worker, target: SlotRef, now: float) ->
         tuple(request.tokens),
         request.characters,
     )
+
+
+def adapt(ledger: Ledger, memory: Memory, now: float) -> None:
+    """Let the controllers look at the queues and the memory; about once a second."""
+    for stage in ledger.stages.values():
+        stage.usage.sample(now)
+        for name in stage.workers & memory.resident_bytes.keys():
+            worker = ledger.workers[name]
+            if worker.largest:
+                stage.control.observe_memory(worker.largest, memory.resident_bytes[name], stage.max_batch)
+        stage.control.decide(
+            Load(
+                most=stage.max_batch,
+                queue=len(stage.queue),
+                workers=max(stage.desired, 1),
+                target_s=stage.target_s,
+                available_bytes=memory.available_bytes,
+            ),
+            now,
+        )

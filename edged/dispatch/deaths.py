@@ -34,11 +34,11 @@ def kill(worker: Worker, reason: str) -> list[Command]:
 
 def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
     """Take back what a dead worker held, and see to a replacement."""
-    worker = ledger.workers.pop(event.worker, None)
+    worker = ledger.workers.get(event.worker)
     if worker is None:
         return []
+    ledger.lose(worker, now)
     stage = ledger.stages[worker.stage]
-    stage.workers.discard(worker.incarnation)
     weight = KILLED_WEIGHT if event.killed and worker.state != "dying" else CRASH_WEIGHT
     commands = _take_up_again(ledger, stage, worker, weight, now)
     if worker.state == "stopping" or worker.retiring or (ledger.draining and not ledger.requests):
@@ -50,9 +50,9 @@ def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
 
 
 def _take_up_again(ledger: Ledger, stage: Stage, worker: Worker, weight: int, now: float) -> list[Command]:
-    """Put what a dead worker held back at the head of the queue, in order; give up on poison."""
+    """Put what a dead worker held back to its place in the queue; give up on poison."""
     commands: list[Command] = []
-    for number in sorted(worker.held, reverse=True):
+    for number in sorted(worker.held):
         request = ledger.requests[number]
         if request.phase == "leaving":
             end(ledger, request)
@@ -67,7 +67,7 @@ def _take_up_again(ledger: Ledger, stage: Stage, worker: Worker, weight: int, no
         if request.suspicion >= POISON_LIMIT or request.deaths >= MAX_DEATHS:
             commands += refuse(ledger, request, _poisoned(stage, worker))
         else:
-            stage.queue.appendleft(number)
+            stage.queue.put(request)
     return commands
 
 

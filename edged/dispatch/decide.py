@@ -6,11 +6,10 @@ order. No clock, no process, no log, no socket here, so every race is a sequence
 
 from __future__ import annotations
 
-from math import inf
 from typing import assert_never
 
-from edged.dispatch.batching import dispatch
-from edged.dispatch.deaths import RETRY_FAILED_S, bury, kill, replace, retry_failed
+from edged.dispatch.batching import adapt, dispatch
+from edged.dispatch.deaths import bury, kill, replace, retry_failed
 from edged.dispatch.endings import abandon, end, refuse
 from edged.dispatch.events import (
     Command,
@@ -23,6 +22,7 @@ from edged.dispatch.events import (
     Spoke,
     Stream,
     Ticked,
+    Waited,
 )
 from edged.dispatch.ledger import Ledger, Request, Worker
 from edged.dispatch.requests import StageTiming
@@ -31,11 +31,8 @@ from edged.errors import (
     Cancelled,
     ConfigError,
     DeadlineExceeded,
-    Draining,
     EdgedError,
     ModelError,
-    Overloaded,
-    StageUnavailable,
     from_code,
 )
 from edged.messages import (
@@ -54,8 +51,6 @@ from edged.messages import (
 )
 
 PING_INTERVAL_S = 5.0
-MINIMUM_WAIT_S = 1.0
-"""The shortest wait that a refused client is told; before anything was measured, the only one."""
 
 
 def decide(ledger: Ledger, event: Event, now: float) -> list[Command]:
@@ -68,54 +63,17 @@ def decide(ledger: Ledger, event: Event, now: float) -> list[Command]:
             commands = bury(ledger, event, now)
         case Left(request):
             commands = abandon(ledger, request, Cancelled("the client left"), told=True)
-        case Ticked():
+        case Ticked(memory):
+            if memory is not None:
+                adapt(ledger, memory, now)
             commands = [*_overdue(ledger, now), *_silent(ledger, now), *retry_failed(ledger, now)]
+        case Waited():
+            commands = []
         case ReplaceAsked(stage):
             commands = replace(ledger, ledger.stages[stage])
         case _:
             assert_never(event)
     return commands + dispatch(ledger, now)
-
-
-# --------------------------------------------------------------------- admission
-
-
-def admit(ledger: Ledger, route: tuple[str, ...], operation: str, deadline: float, now: float) -> Request:
-    """Accept a request under a leased entry slot, or raise what the client is told at once."""
-    try:
-        source = _entry_slot(ledger, route)
-    except EdgedError as error:
-        ledger.count_rejection(error.code)
-        raise
-    ledger.last_request += 1
-    ledger.accepted += 1
-    request = Request(ledger.last_request, route, operation, source, deadline, accepted_at=now, queued_at=now)
-    ledger.requests[request.id] = request
-    return request
-
-
-def _entry_slot(ledger: Ledger, route: tuple[str, ...]) -> SlotRef:
-    if ledger.draining:
-        raise Draining("the daemon is stopping; try again when it is back", retry_after_s=5)
-    for stage in map(ledger.stages.__getitem__, route):
-        if stage.failed:
-            again_s = None if stage.retry_at == inf else RETRY_FAILED_S
-            raise StageUnavailable(f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=again_s)
-    slot = ledger.entry.lease()
-    if slot is None:
-        wait_s = max(MINIMUM_WAIT_S, ledger.predicted_wait_s(route))
-        raise Overloaded(
-            f"all {ledger.entry.count} entry slots are taken; try again in {wait_s:.1f} s",
-            retry_after_s=wait_s,
-        )
-    return slot
-
-
-def enqueue(ledger: Ledger, request: Request, source: SlotRef, now: float) -> list[Command]:
-    """Queue an admitted request whose payload now lies in its entry slot."""
-    request.source = source
-    ledger.stages[request.stage].queue.append(request.id)
-    return dispatch(ledger, now)
 
 
 def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[Command]:  # noqa: PLR0911 (one return a message)
@@ -130,13 +88,11 @@ def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[C
         case Done():
             return _done(ledger, worker, message, now)
         case Failed():
-            return _failed(ledger, worker, message)
+            return _failed(ledger, worker, message, now)
         case Tokens():
             return _tokens(ledger, worker, message)
-        case Gone(request, attempt, credit):
-            if held := _take_back(ledger, worker, request, attempt, credit):
-                end(ledger, held)
-            return []
+        case Gone():
+            return _gone(ledger, worker, message, now)
         case Fault(code, text):
             worker.hopeless = issubclass(BY_CODE.get(code, EdgedError), ConfigError | ModelError)
             return kill(worker, text)
@@ -170,20 +126,21 @@ def _stop(worker: Worker, now: float) -> list[Command]:
     return [Send(worker.incarnation, Stop())]
 
 
-def _take_back(
-    ledger: Ledger, worker: Worker, request: int, attempt: int, credit: int, target: SlotRef | None = None
-) -> Request | None:
+def _take_back(ledger: Ledger, worker: Worker, message: Done | Failed | Gone, now: float) -> Request | None:
     """End a worker's hold on a request, if that is what the lease says; else count a stale word."""
-    held = ledger.requests.get(request)
-    if held is None or held.worker != worker.incarnation or worker.held.get(request) != attempt:
+    held = ledger.requests.get(message.request)
+    if held is None or held.worker != worker.incarnation or worker.held.get(held.id) != message.attempt:
         ledger.stale += 1
         return None
-    if target is not None and (held.target is None or _lease(held.target) != _lease(target)):
-        ledger.stale += 1
-        return None
-    del worker.held[request]
+    if isinstance(message, Done):
+        if held.target is None or _lease(held.target) != _lease(message.target):
+            ledger.stale += 1
+            return None
+        worker.batch_items += 1
+        worker.batch_s += message.compute_s
+    ledger.let_go(worker, held.id, now)
     if worker.state == "ready":
-        worker.credit += credit
+        worker.credit += message.credit
     return held
 
 
@@ -192,7 +149,7 @@ def _lease(ref: SlotRef) -> tuple[int, int, int]:
 
 
 def _done(ledger: Ledger, worker: Worker, message: Done, now: float) -> list[Command]:
-    request = _take_back(ledger, worker, message.request, message.attempt, message.credit, message.target)
+    request = _take_back(ledger, worker, message, now)
     if request is None:
         return []
     worker.fruitful = True
@@ -201,7 +158,9 @@ def _done(ledger: Ledger, worker: Worker, message: Done, now: float) -> list[Com
         return []
     stage = ledger.stages[worker.stage]
     wait_s = request.sent_at - request.queued_at
-    stage.observe(wait_s, message.compute_s, message.batch, now)
+    stage.finish_item(wait_s, message.compute_s, message.batch, now)
+    if stage.streaming:
+        stage.finish_service(worker.company_of(request, now), message.compute_s, now)
     request.timings.append(
         StageTiming(
             stage=stage.name,
@@ -224,7 +183,7 @@ def _advance(ledger: Ledger, request: Request, result: SlotRef, now: float) -> l
         request.position += 1
         request.phase, request.queued_at = "queued", now
         request.suspicion = request.attempts_here = 0
-        ledger.stages[request.stage].queue.append(request.id)
+        ledger.stages[request.stage].queue.put(request)
         return []
     ledger.completed += 1
     deliver = Deliver(request.id, result, tuple(request.timings), request.resumed)
@@ -232,13 +191,19 @@ def _advance(ledger: Ledger, request: Request, result: SlotRef, now: float) -> l
     return [deliver]
 
 
-def _failed(ledger: Ledger, worker: Worker, message: Failed) -> list[Command]:
-    request = _take_back(ledger, worker, message.request, message.attempt, message.credit)
+def _failed(ledger: Ledger, worker: Worker, message: Failed, now: float) -> list[Command]:
+    request = _take_back(ledger, worker, message, now)
     if request is None:
         return []
     worker.fruitful = True
     ledger.stages[worker.stage].errors += 1
     return refuse(ledger, request, from_code(message.code, message.message, message.param))
+
+
+def _gone(ledger: Ledger, worker: Worker, message: Gone, now: float) -> list[Command]:
+    if request := _take_back(ledger, worker, message, now):
+        end(ledger, request)
+    return []
 
 
 def _tokens(ledger: Ledger, worker: Worker, message: Tokens) -> list[Command]:

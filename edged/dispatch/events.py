@@ -31,8 +31,22 @@ class Left(msgspec.Struct, frozen=True):
     request: int
 
 
+class Memory(msgspec.Struct, frozen=True):
+    """How much memory is left on the machine, and what workers take of it."""
+
+    available_bytes: int
+    resident_bytes: dict[str, int]
+    """By incarnation; those that were not looked at are absent."""
+
+
 class Ticked(msgspec.Struct, frozen=True):
-    """Time passed."""
+    """Time passed; about once a second with a look at the memory."""
+
+    memory: Memory | None = None
+
+
+class Waited(msgspec.Struct, frozen=True):
+    """The moment that a `Wake` asked for has come."""
 
 
 class ReplaceAsked(msgspec.Struct, frozen=True):
@@ -41,7 +55,7 @@ class ReplaceAsked(msgspec.Struct, frozen=True):
     stage: str
 
 
-Event = Spoke | Died | Left | Ticked | ReplaceAsked
+Event = Spoke | Died | Left | Ticked | Waited | ReplaceAsked
 
 # ---------------------------------------------------------------------- commands
 
@@ -65,6 +79,12 @@ class Spawn(msgspec.Struct, frozen=True):
 
     stage: str
     delay_s: float
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """Say `Waited` at this time: a batch that is kept back for company is due then."""
+
+    at: float
 
 
 class Stream(msgspec.Struct, frozen=True):
@@ -91,4 +111,4 @@ class Refuse(msgspec.Struct, frozen=True):
     error: EdgedError
 
 
-Command = Send | Kill | Spawn | Stream | Deliver | Refuse
+Command = Send | Kill | Spawn | Wake | Stream | Deliver | Refuse

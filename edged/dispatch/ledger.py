@@ -10,9 +10,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edged.dispatch.controller import Controller
 from edged.dispatch.leases import Leases
+from edged.dispatch.queues import StageQueue
 from edged.dispatch.requests import StageTiming
-from edged.messages import CacheCounters, SlotRef
+from edged.dispatch.usage import Steps, Utilisation
+from edged.messages import CacheCounters, Priority, SlotRef
 
 ENTRY = 0
 """Arena of the entry: the daemon writes it, the first stage of a route reads it."""
@@ -23,6 +26,8 @@ Phase = Literal["queued", "running", "leaving", "ended"]
 
 class Slots:
     """The slots of one arena: free, or leased under a generation that no earlier lease had.
+
+    Batch work leaves a quarter of them to interactive work, which would otherwise wait behind it for a slot.
 
     >>> slots = Slots(arena=1, count=1)
     >>> first = slots.lease()
@@ -36,24 +41,31 @@ class Slots:
     def __init__(self, arena: int, count: int) -> None:
         self.arena = arena
         self.count = count
-        self.peak = 0
         self._free = deque(range(count))
         self._generation = [0] * count
         self._leased: set[int] = set()
+        self._batch: set[int] = set()
+        self._most_batch = count - count // 4
 
     @property
     def used(self) -> int:
         """Slots out on lease."""
         return len(self._leased)
 
-    def lease(self) -> SlotRef | None:
+    def room(self, priority: Priority) -> int:
+        """How many more slots work of this class may lease now."""
+        free = len(self._free)
+        return min(free, self._most_batch - len(self._batch)) if priority == "batch" else free
+
+    def lease(self, priority: Priority = "interactive") -> SlotRef | None:
         """Lend a slot under a new generation, or None when all are out: that is back-pressure."""
-        if not self._free:
+        if self.room(priority) <= 0:
             return None
         slot = self._free.popleft()
         self._generation[slot] = (self._generation[slot] + 1) & 0xFFFFFFFF
         self._leased.add(slot)
-        self.peak = max(self.peak, len(self._leased))
+        if priority == "batch":
+            self._batch.add(slot)
         return SlotRef(self.arena, slot, self._generation[slot])
 
     def release(self, ref: SlotRef) -> None:
@@ -63,6 +75,7 @@ class Slots:
                 f"arena {self.arena}: slot {ref.slot} is not leased at generation {ref.generation}"
             )
         self._leased.remove(ref.slot)
+        self._batch.discard(ref.slot)
         self._free.append(ref.slot)
 
 
@@ -77,7 +90,7 @@ class Request:
     """Its input at the present stage: kept until the stage is done, so the work can be done again."""
     deadline: float
     accepted_at: float
-    pipeline: str = ""
+    priority: Priority = "interactive"
     phase: Phase = "queued"
     position: int = 0
     attempt: int = 0
@@ -92,6 +105,8 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     """Ids of the answer sent so far: with them, another worker goes on where one died."""
     tokens_at_dispatch: int = 0
+    company_at_dispatch: float = 0.0
+    """Integral of its worker's company when it was sent: for the average since."""
     characters: int = 0
     resumed: int = 0
     timings: list[StageTiming] = field(default_factory=list)
@@ -116,6 +131,13 @@ class Worker:
     credit: int = 0
     held: dict[int, int] = field(default_factory=dict)
     """Request id to attempt."""
+    company: Steps = field(default_factory=lambda: Steps(0.0))
+    """How many requests it holds, over time."""
+    batch_items: int = 0
+    batch_s: float = 0.0
+    """Of the micro-batch in its hands: items that are done, and the compute that they took."""
+    largest: int = 0
+    """The most that it has held at once."""
     fruitful: bool = False
     pinged_at: float = 0.0
     load_s: float = 0.0
@@ -128,6 +150,12 @@ class Worker:
     caches: dict[str, CacheCounters] = field(default_factory=dict)
     cores: int | None = None
     """Its core lease, 0 for a pause; None until it was told one: everything that its device has."""
+
+    def company_of(self, request: Request, now: float) -> float:
+        """How many requests, this one among them, it has held on average since it was sent this one."""
+        elapsed_s = now - request.sent_at
+        held = self.company.area(now) - request.company_at_dispatch
+        return max(1.0, held / elapsed_s) if elapsed_s > 0 else len(self.held) + 1.0
 
 
 @dataclass(slots=True)
@@ -142,7 +170,13 @@ class Stage:
     desired: int = 1
     timeout_s: float = 60.0
     load_timeout_s: float = 300.0
-    queue: deque[int] = field(default_factory=deque)
+    max_wait_s: float = 0.0
+    """How long an idle worker may be kept waiting for a fuller batch; 0: not at all."""
+    target_s: float = 0.0
+    """Bound on the time in the stage that the batch limit is chosen for; 0: none."""
+    queue: StageQueue = field(default_factory=StageQueue)
+    control: Controller = field(default_factory=Controller)
+    usage: Utilisation = field(default_factory=Utilisation)
     workers: set[str] = field(default_factory=set)
     starting: int = 0
     """Spawns decided on whose process does not exist yet."""
@@ -160,19 +194,41 @@ class Stage:
     compute_s: float = 0.0
     batch: float = 0.0
     item_s: float = 0.0
-    """Smoothed seconds of the stage per item at its present parallelism: for predicted waits."""
+    """Smoothed seconds of a worker per item, with the company that items had: for what waits ahead."""
+    service_s: float = 0.0
+    """Smoothed seconds from hand-over to result: of a whole micro-batch, or of one streamed answer."""
+    spread_s: float = 0.0
+    """Smoothed distance of single services from `service_s`."""
+    services: int = 0
+    served_at: float = 0.0
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=2048))
 
-    def observe(self, wait_s: float, compute_s: float, batch: int, now: float) -> None:
+    @property
+    def limit(self) -> int:
+        """Items of one micro-batch, or sequences of one worker, as the controller has it now."""
+        return self.control.limit(self.max_batch)
+
+    def finish_item(self, wait_s: float, compute_s: float, batch: int, now: float) -> None:
         """Count a finished item; smoothing constant 0.1."""
         weight = 0.1 if self.done else 1.0
-        parallel = self.max_batch if self.streaming else max(batch, 1)
         self.wait_s += weight * (wait_s - self.wait_s)
         self.compute_s += weight * (compute_s - self.compute_s)
         self.batch += weight * (batch - self.batch)
-        self.item_s += weight * (compute_s / parallel - self.item_s)
         self.done += 1
         self.finished.append(now)
+
+    def finish_service(self, size: float, seconds: float, now: float) -> None:
+        """Learn from a finished micro-batch, or from an answer with `size` - 1 others beside it on average.
+
+        The first ten are averaged, so that a cold first one is soon forgotten.
+        """
+        self.services += 1
+        weight = max(0.1, 1 / self.services)
+        self.spread_s += weight * (abs(seconds - self.service_s) * (self.services > 1) - self.spread_s)
+        self.service_s += weight * (seconds - self.service_s)
+        self.item_s += weight * (seconds / size - self.item_s)
+        self.served_at = now
+        self.control.observe(size, seconds, self.max_batch)
 
     def rate_per_s(self, now: float, window_s: float = 60.0) -> float:
         """Items finished per second over the last minute."""
@@ -220,12 +276,33 @@ class Ledger:
         """Requests that hold a slot."""
         return len(self.requests)
 
-    def predicted_wait_s(self, route: tuple[str, ...]) -> float:
-        """How long a new request would wait: queued and running work ahead of it, stage by stage."""
-        stages = [self.stages[name] for name in route]
-        return sum(
-            (len(stage.queue) + sum(len(self.workers[worker].held) for worker in stage.workers))
-            * stage.item_s
-            / max(stage.desired, 1)
-            for stage in stages
-        )
+    def hold(self, worker: Worker, request: Request, now: float) -> None:
+        """Note that a request is in a worker's hands."""
+        worker.held[request.id] = request.attempt
+        worker.largest = max(worker.largest, len(worker.held))
+        worker.company.set(len(worker.held), now)
+        if len(worker.held) == 1:
+            self._busy(worker, 1, now)
+
+    def let_go(self, worker: Worker, number: int, now: float) -> None:
+        """Note that it no longer is; with the last one a micro-batch has ended."""
+        del worker.held[number]
+        worker.company.set(len(worker.held), now)
+        if worker.held:
+            return
+        self._busy(worker, -1, now)
+        stage = self.stages[worker.stage]
+        if worker.batch_items and not stage.streaming:
+            stage.finish_service(worker.batch_items, worker.batch_s, now)
+        worker.batch_items, worker.batch_s = 0, 0.0
+
+    def lose(self, worker: Worker, now: float) -> None:
+        """Forget a dead worker."""
+        if worker.held:
+            self._busy(worker, -1, now)
+        del self.workers[worker.incarnation]
+        self.stages[worker.stage].workers.discard(worker.incarnation)
+
+    def _busy(self, worker: Worker, change: int, now: float) -> None:
+        busy = self.stages[worker.stage].usage.busy
+        busy.set(busy.value + change, now)

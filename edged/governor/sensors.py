@@ -49,6 +49,11 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def available_bytes() -> int:
+    """Memory that programs can still have without swapping, by the kernel's estimate (MemAvailable)."""
+    return int(psutil.virtual_memory().available)
+
+
 def load_average() -> float:
     """One-minute load average."""
     return os.getloadavg()[0]

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import zmq
 
+from edged.dispatch.forecast import wait_s
 from edged.dispatch.requests import Completed, Rejected
 from edged.messages import Done, Failed, Fault, FromWorker, Gone, Pong, Ready, SlotRef, Tokens, encode
 from edged.workers.process import Process
@@ -185,7 +186,7 @@ def test_absurd_numbers_cost_the_worker_its_life_and_not_the_books(
         (replacement,) = await stand.all_ready()
         replacement.finish(await replacement.work())
         assert isinstance((await outcome(channel))[1], Completed)
-        assert 0 <= stand.ledger.predicted_wait_s(("first",)) < 1
+        assert 0 <= wait_s(stand.ledger, ("first",)) < 1
 
     play(scene, first=1)
 

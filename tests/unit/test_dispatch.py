@@ -9,8 +9,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
+from edged.dispatch.admission import admit, enqueue
 from edged.dispatch.deaths import start
-from edged.dispatch.decide import admit, decide, enqueue
+from edged.dispatch.decide import decide
 from edged.dispatch.events import (
     Command,
     Deliver,
@@ -25,6 +26,7 @@ from edged.dispatch.events import (
     Stream,
     Ticked,
 )
+from edged.dispatch.forecast import wait_s
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.errors import EdgedError, Overloaded, StageUnavailable
 from edged.messages import Batch, Cancel, Done, Failed, Fault, Gone, Ready, SlotRef, Stop, Tokens, Work
@@ -143,7 +145,7 @@ def test_a_full_entry_refuses_with_a_predicted_wait() -> None:
     with pytest.raises(Overloaded) as refused:
         world.submit()
     assert refused.value.retry_after_s == 1.0  # nothing was measured yet
-    assert world.ledger.entry.peak == 2
+    assert world.ledger.entry.used == 2
     assert world.ledger.rejected == {"overloaded": 1}
 
 
@@ -163,7 +165,7 @@ def test_the_predicted_wait_counts_what_is_ahead(world: World) -> None:
         world.submit(("speak",))
     work = world.inbox[worker][0]
     world.event(Spoke(worker, Done(work.request, work.attempt, work.target, 4.0, 1)))
-    assert world.ledger.predicted_wait_s(("speak",)) == pytest.approx(2 * 4.0 / 2)
+    assert wait_s(world.ledger, ("speak",)) == pytest.approx(2 * 4.0 / 2)
 
 
 def test_no_free_output_slot_means_no_dispatch() -> None:
@@ -195,7 +197,7 @@ def test_work_of_a_dead_worker_goes_on_in_order_at_the_head(world: World) -> Non
     first = world.submit()
     world.submit(), world.submit()
     world.die(world.worker("embed"), killed=True)
-    assert world.ledger.stages["embed"].queue[0] == first
+    assert world.ledger.stages["embed"].queue.first() == first
     replacement = world.spawn()
     world.ready(replacement)
     assert world.inbox[replacement][0].request == first

@@ -333,7 +333,7 @@ class Leases(RuleBasedStateMachine):
     @invariant()
     def none_is_lost(self) -> None:
         assert self.slots.used == len(self.live)
-        assert self.slots.peak <= self.slots.count
+        assert self.slots.used <= self.slots.count
 
     def teardown(self) -> None:
         """Whatever happened, all slots can be lent again."""

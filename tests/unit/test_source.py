@@ -24,7 +24,10 @@ UNSAFE_METHODS = frozenset({"recv_pyobj", "send_pyobj", "load_pickle", "read_pic
 PURE = (
     *(
         f"edged/dispatch/{name}.py"
-        for name in ("decide", "batching", "deaths", "endings", "ledger", "events", "leases", "sharing")
+        for name in (
+            *("decide", "batching", "deaths", "endings", "ledger", "events", "leases", "sharing"),
+            *("admission", "controller", "forecast", "queues", "usage"),
+        )
     ),
     "edged/documents/chunk.py",
     "edged/stages/citations.py",

@@ -1,0 +1,87 @@
+"""What is accepted, and what is refused at once: pure."""
+
+from __future__ import annotations
+
+from math import inf
+
+from edged.dispatch.batching import dispatch
+from edged.dispatch.deaths import RETRY_FAILED_S
+from edged.dispatch.events import Command
+from edged.dispatch.forecast import finish, wait_s
+from edged.dispatch.ledger import Ledger, Request
+from edged.errors import DeadlineUnmeetable, Draining, EdgedError, Overloaded, StageUnavailable
+from edged.messages import Priority, SlotRef
+
+MINIMUM_WAIT_S = 1.0
+"""The shortest wait that a refused client is told; before anything was measured, the only one."""
+
+
+def admit(
+    ledger: Ledger,
+    route: tuple[str, ...],
+    operation: str,
+    deadline: float,
+    now: float,
+    *,
+    priority: Priority = "interactive",
+    firm: bool = False,
+) -> Request:
+    """Accept a request under a leased entry slot, or raise what the client is told at once.
+
+    A `firm` deadline is one that the client named: what is predicted to miss it is refused.
+    """
+    try:
+        _check_open(ledger, route)
+        if firm:
+            _check_deadline(ledger, route, priority, deadline, now)
+        source = _entry_slot(ledger, route, priority)
+    except EdgedError as error:
+        ledger.count_rejection(error.code)
+        raise
+    ledger.last_request += 1
+    ledger.accepted += 1
+    request = Request(
+        ledger.last_request, route, operation, source, deadline, now, priority=priority, queued_at=now
+    )
+    ledger.requests[request.id] = request
+    return request
+
+
+def _check_open(ledger: Ledger, route: tuple[str, ...]) -> None:
+    if ledger.draining:
+        raise Draining("the daemon is stopping; try again when it is back", retry_after_s=5)
+    for stage in map(ledger.stages.__getitem__, route):
+        if stage.failed:
+            again_s = None if stage.retry_at == inf else RETRY_FAILED_S
+            raise StageUnavailable(f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=again_s)
+
+
+def _check_deadline(
+    ledger: Ledger, route: tuple[str, ...], priority: Priority, deadline: float, now: float
+) -> None:
+    prediction, limit_s = finish(ledger, route, priority, deadline, now), deadline - now
+    if prediction is None or prediction.total_s <= limit_s:
+        return
+    alone = "" if prediction.service_s <= limit_s else ": too long even with nobody ahead"
+    raise DeadlineUnmeetable(
+        f"the answer is predicted in {prediction.total_s:.2f} s ({prediction.wait_s:.2f} s of waiting,"
+        f" {prediction.service_s:.2f} s of work), and deadline_ms allows {limit_s:.2f} s{alone}",
+        param="deadline_ms",
+        retry_after_s=max(MINIMUM_WAIT_S, prediction.total_s - limit_s),
+    )
+
+
+def _entry_slot(ledger: Ledger, route: tuple[str, ...], priority: Priority) -> SlotRef:
+    slot = ledger.entry.lease(priority)
+    if slot is None:
+        ahead_s = max(MINIMUM_WAIT_S, wait_s(ledger, route, priority))
+        whose = f"{ledger.entry.count} entry slots" + (" for batch work" if priority == "batch" else "")
+        raise Overloaded(f"all {whose} are taken; try again in {ahead_s:.1f} s", retry_after_s=ahead_s)
+    return slot
+
+
+def enqueue(ledger: Ledger, request: Request, source: SlotRef, now: float) -> list[Command]:
+    """Queue an admitted request whose payload now lies in its entry slot."""
+    request.source = source
+    ledger.stages[request.stage].queue.put(request)
+    return dispatch(ledger, now)

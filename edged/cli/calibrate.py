@@ -14,11 +14,11 @@ from edged.errors import EdgedError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from edged.report import Status
     from edged.placement.calibrate import Stand
     from edged.placement.forms import Candidate
     from edged.placement.table import Table
     from edged.placement.workload import Workload
+    from edged.report import Status
 
 BUDGET_S = 600.0
 STOPPED = "stopped; every figure so far is kept: run the same command again to continue"

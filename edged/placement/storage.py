@@ -61,9 +61,14 @@ def only_writer(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"cannot write in {path.parent}: {error.strerror}; run as its owner") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
         yield
-    except BlockingIOError as error:
-        raise AlreadyRunning("another calibration is under way; wait for it to end") from error
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise AlreadyRunning("another calibration is under way; wait for it to end") from error

@@ -1,7 +1,7 @@
 """What a request looks like on this gateway: passages and questions, and the items made of them.
 
-Every request is unlike any before it (it carries a number of its own), as a client's would be: no cache
-but that of the prompts' common beginning can answer it.
+Every request is unlike any before it, as a client's would be (it carries a number of its own), so no cache
+but that of the prompts' common beginning can answer it. Apart from that number, every form gets the same.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ import msgspec
 from edged.messages import ChatTask, EmbedTask, Message, Passage, encode
 from edged.placement.table import Work
 from edged.stages.contract import Item
-from edged.stages.prompt import GROUNDED_EXAMPLE
 
 MOST_PASSAGES = 200
 QUESTION_WORDS = 12
 NEW_TOKENS = 64
-COPY = "Repeat the numbered passages word for word, from the first to the last, and leave nothing out."
-"""Asks for a long answer, so that models write the same number of tokens instead of ending as they like."""
+INSTRUCTION = "Read the passages, then do what the last line says, and write nothing else."
+COUNT = "Count from 1 to 200, with commas."
+COUNTING = (
+    Message("user", f"[1] Pump - Care: Clean the filter every second week with warm water.\n\n{COUNT}"),
+    Message("assistant", ", ".join(map(str, range(1, 26)))),
+)
+"""Asked for an answer, a model ends when it likes; counting, every model writes as many tokens as it may."""
 _FACTOR: dict[Work, float] = {"short": 0.5, "typical": 1.0, "long": 2.0}
 
 
@@ -40,6 +44,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     keep: int
     new_tokens: int = NEW_TOKENS
 
+    @property
+    def passage_words(self) -> int:
+        """Words of the median passage."""
+        return median_low(len(passage.text.split()) for passage in self.passages)
+
     def summary(self) -> dict[str, Any]:
         """As `Table.workload` keeps it."""
         return {
@@ -47,7 +56,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
             "keep": self.keep,
             "new_tokens": self.new_tokens,
             "passages": self.source,
-            "passage_words": median_low(len(passage.text.split()) for passage in self.passages),
+            "passage_words": self.passage_words,
             "question_words": QUESTION_WORDS,
         }
 
@@ -71,61 +80,56 @@ class Requests:
         self._numbers = count(1)
 
     def batch(self, size: int, work: Work) -> list[Item]:
-        """`size` new items."""
-        return [self._item(next(self._numbers), _FACTOR[work]) for _ in range(size)]
+        """`size` new items; the n-th of any batch has the same passages."""
+        return [self._item(place, _FACTOR[work]) for place in range(size)]
 
-    def _item(self, number: int, factor: float) -> Item:
-        operation, payload = self._task(number, factor)
+    def _item(self, place: int, factor: float) -> Item:
+        number = next(self._numbers)
+        operation, payload = self._task(number, place, factor)
         return Item(number, operation, memoryview(payload), remaining_ms=3_600_000)
 
-    def _task(self, number: int, factor: float) -> tuple[str, bytes]:
+    def _task(self, number: int, place: int, factor: float) -> tuple[str, bytes]:
         match self._kind:
             case "retriever" if not self._workload.searchable:
-                return "embed", encode(EmbedTask(texts=(self.question(number, factor),), kind="query"))
+                text = self._question(number, place, factor)
+                return "embed", encode(EmbedTask(texts=(text,), kind="query"))
+            case "retriever":
+                return "chat", encode(_asking(self._question(number, place, factor)))
             case "generator":
-                return "chat", encode(self._copying(number, factor))
+                return "chat", encode(self._counting(number, place, factor))
             case "tensor":
                 return "tensor", self._arrays()
             case _:
-                return "chat", encode(self._grounded(number, factor))
+                passages = self._passages(place, self._workload.candidates, factor)
+                return "chat", encode(_asking(self._question(number, place), passages))
 
-    def question(self, number: int, factor: float = 1.0) -> str:
+    def _question(self, number: int, place: int, factor: float = 1.0) -> str:
         """Some words of a passage behind a number: about as long as what people ask."""
-        words = self._passage(number).text.split()
+        words = self._passage(place).text.split()
         return f"{number} " + " ".join(words[: max(round(QUESTION_WORDS * factor), 1)])
 
-    def candidates(self, number: int, factor: float) -> tuple[Passage, ...]:
-        """The passages that request `number` carries to the reranker."""
-        return self._stretched(number, self._workload.candidates, factor)
-
-    def _grounded(self, number: int, factor: float) -> ChatTask:
-        text = self.question(number, factor if self._kind == "retriever" else 1.0)
-        passages = self.candidates(number, factor) if self._kind == "reranker" else ()
-        return ChatTask(messages=(Message("user", text),), grounded=True, passages=passages)
-
-    def _copying(self, number: int, factor: float) -> ChatTask:
-        passages = self._stretched(number, self._keep, factor)
-        numbered = [
-            f"[{n}] {passage.title} {number}: {passage.text}" for n, passage in enumerate(passages, 1)
-        ]
-        asked = "\n\n".join([*numbered, COPY])
-        messages = (Message("system", COPY), *GROUNDED_EXAMPLE, Message("user", asked))
+    def _counting(self, number: int, place: int, factor: float) -> ChatTask:
+        """A prompt of the usual length: passages of about the same size, whatever the library's mix."""
+        words = round(self._workload.passage_words * factor)
+        passages = [_cut(self._passages(place + n, 4, 1.0), words) for n in range(self._keep)]
+        numbered = [f"[{n}] {number} {text}" for n, text in enumerate(passages, 1)]
+        messages = (
+            Message("system", INSTRUCTION),
+            *COUNTING,
+            Message("user", "\n\n".join([*numbered, COUNT])),
+        )
         return ChatTask(messages=messages, max_tokens=self._workload.new_tokens)
 
-    def _stretched(self, number: int, size: int, factor: float) -> tuple[Passage, ...]:
-        start = number * size
+    def _passages(self, place: int, size: int, factor: float) -> tuple[Passage, ...]:
+        start = place * size
         return tuple(self._resized(start + n, factor) for n in range(size))
 
     def _resized(self, number: int, factor: float) -> Passage:
-        """A passage with half or twice its text; twice is the passage and its successor's words."""
+        """A passage with half of its words, or with as many words of its successors behind it."""
         passage = self._passage(number)
-        words = re.findall(r"\S+\s*", passage.text)
-        if factor <= 1:
-            text = "".join(words[: max(round(len(words) * factor), 1)])
-        else:
-            more = re.findall(r"\S+\s*", self._passage(number + 1).text)
-            text = f"{passage.text}\n{''.join((more * len(words))[: len(words)])}"
-        return msgspec.structs.replace(passage, id=number, text=text)
+        words = round(len(passage.text.split()) * factor)
+        source = [passage, *(self._passage(number + n) for n in range(1, 4))]
+        return msgspec.structs.replace(passage, id=number, text=_cut(source, max(words, 1)))
 
     def _passage(self, number: int) -> Passage:
         return self._workload.passages[number % len(self._workload.passages)]
@@ -136,3 +140,13 @@ class Requests:
         from edged.stages.tensor import encode_tensors
 
         return b"".join(encode_tensors({name: np.zeros((1, 1), np.float32) for name in self._inputs}))
+
+
+def _asking(text: str, passages: tuple[Passage, ...] = ()) -> ChatTask:
+    return ChatTask(messages=(Message("user", text),), grounded=True, passages=passages)
+
+
+def _cut(passages: Sequence[Passage], words: int) -> str:
+    """So many words of passages laid end to end, line breaks kept."""
+    pieces = [piece for passage in passages for piece in re.findall(r"\S+\s*", f"{passage.text}\n")]
+    return "".join(pieces[:words]).strip()

@@ -67,6 +67,10 @@ class Turn(msgspec.Struct, frozen=True):
 
     worker: str = ""
     since: float = 0.0
+    stopped_at: float | None = None
+    """Since when running streams stand still; None while none do."""
+    beside: bool = False
+    """They stood still for too long: they go on beside whoever has the turn."""
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -152,18 +156,26 @@ def _split(claims: Sequence[Claim], cores: int) -> dict[str, int]:
 def _turns(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant:
     heavy = [claim for claim in claims if not claim.short]
     turn = _next_turn(heavy, turn, now)
-    beside = {claim.worker: 1 for claim in claims if claim.short}
     granted = {claim.worker: cores if claim.worker == turn.worker else 0 for claim in heavy}
-    if _overrun(heavy, turn, now):
-        granted |= {claim.worker: 1 for claim in heavy if claim.streaming and claim.holding}
-    return Grant(granted | beside, turn)
+    stopped = [
+        claim.worker for claim in heavy if claim.streaming and claim.holding and not granted[claim.worker]
+    ]
+    turn = _patience(turn, now, stopped=bool(stopped))
+    if turn.beside:
+        granted |= dict.fromkeys(stopped, 1)
+    return Grant(granted | {claim.worker: 1 for claim in claims if claim.short}, turn)
 
 
-def _overrun(heavy: Sequence[Claim], turn: Turn, now: float) -> bool:
-    """Whether a batch has stopped running streams for long enough."""
-    return any(claim.worker == turn.worker and not claim.streaming for claim in heavy) and (
-        now - turn.since >= PAUSE_S
-    )
+def _patience(turn: Turn, now: float, *, stopped: bool) -> Turn:
+    """Count how long streams stand still."""
+    if not stopped:
+        return Turn(turn.worker, turn.since)
+    since = now if turn.stopped_at is None else turn.stopped_at
+    return Turn(turn.worker, turn.since, since, turn.beside or now - since >= PAUSE_S)
+
+
+def _pass_on(turn: Turn, worker: str, now: float) -> Turn:
+    return Turn(worker, now, None if turn.beside else turn.stopped_at)
 
 
 def _next_turn(heavy: Sequence[Claim], turn: Turn, now: float) -> Turn:
@@ -171,14 +183,14 @@ def _next_turn(heavy: Sequence[Claim], turn: Turn, now: float) -> Turn:
     running = [claim for claim in heavy if claim.holding and not claim.streaming]
     if running:
         keeps = any(claim.worker == turn.worker for claim in running)
-        return turn if keeps else Turn(running[0].worker, now)
+        return turn if keeps else _pass_on(turn, running[0].worker, now)
     others = [claim for claim in heavy if claim.worker != turn.worker]
     holder = next((claim for claim in heavy if claim.worker == turn.worker), None)
     if holder and holder.streaming and now - turn.since < TURN_S:
         return turn
     if not others:
-        return turn if holder and holder.streaming else Turn(holder.worker if holder else "", now)
-    return Turn(min(others, key=lambda claim: _precedence(claim, now)).worker, now)
+        return turn if holder and holder.streaming else _pass_on(turn, holder.worker if holder else "", now)
+    return _pass_on(turn, min(others, key=lambda claim: _precedence(claim, now)).worker, now)
 
 
 def _precedence(claim: Claim, now: float) -> tuple[bool, bool, float]:

@@ -1,0 +1,169 @@
+"""Core leases: who computes now, on how many cores, and that nobody is left waiting for ever."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edged.dispatch.leases import (
+    DEFAULT_MODE,
+    PATIENCE_S,
+    PAUSE_S,
+    SHORT_S,
+    TURN_S,
+    Claim,
+    Leases,
+    Turn,
+    assign,
+    chosen,
+    core_set,
+    free_cores,
+    groups,
+)
+
+HEAVY_S = 0.5
+TICKS = 200
+
+
+def batch(worker: str, *, holding: bool = False, predicted_s: float = HEAVY_S, since: float = 0.0) -> Claim:
+    return Claim(worker=worker, streaming=False, holding=holding, predicted_s=predicted_s, waits_since=since)
+
+
+def streams(worker: str = "g", *, holding: bool = True, since: float = 0.0) -> Claim:
+    return Claim(worker=worker, streaming=True, holding=holding, predicted_s=HEAVY_S, waits_since=since)
+
+
+claims = st.lists(
+    st.builds(
+        Claim,
+        worker=st.sampled_from("abcdef"),
+        streaming=st.booleans(),
+        holding=st.booleans(),
+        urgent=st.booleans(),
+        predicted_s=st.sampled_from([0.0, SHORT_S / 2, HEAVY_S]),
+        waits_since=st.floats(0, 10),
+    ),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda claim: claim.worker,
+)
+turns = st.builds(Turn, worker=st.sampled_from(["", *"abcdefx"]), since=st.floats(0, 10))
+
+
+@given(claims, st.integers(1, 8), turns, st.floats(10, 20))
+def test_in_every_mode_somebody_computes_and_nobody_has_more_than_there_is(given_claims, cores, turn, now):
+    for mode in ("together", "turns", "split"):
+        grant = assign(given_claims, cores, mode, turn, now)
+        assert set(grant.cores) == {claim.worker for claim in given_claims}
+        assert all(0 <= count <= cores for count in grant.cores.values())
+        assert any(grant.cores.values())
+
+
+@given(claims, st.integers(1, 8), turns, st.floats(10, 20))
+def test_split_gives_everybody_a_core_and_wastes_none(given_claims, cores, turn, now):
+    grant = assign(given_claims, cores, "split", turn, now).cores
+    assert all(grant.values())
+    heavy = [grant[claim.worker] for claim in given_claims if not claim.short]
+    assert not heavy or sum(heavy) == max(cores, len(heavy))
+
+
+def test_whoever_is_alone_has_all_cores():
+    for mode in ("together", "turns", "split"):
+        assert assign([streams()], 4, mode, Turn("r", 0.0), 1.0).cores == {"g": 4}
+        assert assign([batch("r")], 4, mode, Turn("g", 0.9), 1.0).cores == {"r": 4}
+
+
+def test_a_question_to_embed_takes_no_core_from_the_others():
+    embed = batch("e", predicted_s=SHORT_S)
+    assert assign([streams(), embed], 2, "split", Turn(), 0.0).cores == {"g": 2, "e": 1}
+    assert assign([streams(), embed], 2, "turns", Turn("g", 0.0), 0.1).cores == {"g": 2, "e": 1}
+
+
+def test_a_batch_in_hand_keeps_its_turn_and_stops_streams_only_for_a_while():
+    running = [streams(), batch("r", holding=True)]
+    begun = assign(running, 2, "turns", Turn("r", 1.0), 1.0)
+    early = assign(running, 2, "turns", begun.turn, 1.0 + PAUSE_S / 2)
+    late = assign(running, 2, "turns", early.turn, 1.01 + PAUSE_S)
+    later = assign(running, 2, "turns", late.turn, 1.02 + PAUSE_S)
+    assert begun.cores == early.cores == {"g": 0, "r": 2}
+    assert late.cores == later.cores == {"g": 1, "r": 2}
+
+
+def test_streams_give_way_after_their_time():
+    both = [streams(), batch("r")]
+    assert assign(both, 2, "turns", Turn("g", 1.0), 1.0 + TURN_S / 2).cores == {"g": 2, "r": 0}
+    grant = assign(both, 2, "turns", Turn("g", 1.0), 1.0 + TURN_S)
+    assert (grant.cores, grant.turn.worker) == ({"g": 0, "r": 2}, "r")
+
+
+def test_interactive_work_goes_first_unless_the_other_has_waited_long():
+    urgent = batch("urgent", since=9.0)
+    patient = Claim(
+        worker="patient", streaming=False, holding=False, urgent=False, predicted_s=HEAVY_S, waits_since=8.9
+    )
+    assert assign([patient, urgent], 2, "turns", Turn(), 9.5).turn.worker == "urgent"
+    assert assign([patient, urgent], 2, "turns", Turn(), 8.9 + PATIENCE_S).turn.worker == "patient"
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=2, max_size=5), st.integers(1, 4))
+def test_in_turns_nobody_starves_and_streams_never_stop_for_long(workers, cores):
+    """A day of everybody always busy, batches of any length, a tick every tenth of a second."""
+    names = [f"w{number}" for number in range(len(workers))]
+    stream_names = [name for name, (streaming, _) in zip(names, workers, strict=True) if streaming]
+    left = dict.fromkeys(names, 0)
+    served: dict[str, list[float]] = {name: [0.0] for name in names}
+    turn = Turn()
+    for tick in range(TICKS):
+        now = tick / 10
+        present = [
+            Claim(
+                worker=name, streaming=streaming, holding=streaming or left[name] > 0,
+                predicted_s=length / 10, waits_since=served[name][-1],
+            )
+            for name, (streaming, length) in zip(names, workers, strict=True)
+        ]  # fmt: skip
+        grant = assign(present, cores, "turns", turn, now)
+        turn = grant.turn
+        for name, (streaming, length) in zip(names, workers, strict=True):
+            if streaming and grant.cores[name]:
+                served[name].append(now)
+            elif not streaming and left[name]:
+                left[name] -= 1
+            elif not streaming and grant.cores[name]:
+                left[name] = length
+                served[name].append(now)
+    longest_batch_s = max([length / 10 for streaming, length in workers if not streaming], default=0.0)
+    for name in names:
+        gap = max(after - before for before, after in pairwise([*served[name], TICKS / 10]))
+        rivals = len(names)
+        assert gap <= rivals * (longest_batch_s + TURN_S + 0.4) + PATIENCE_S
+    if len(stream_names) == 1:
+        gaps = [after - before for before, after in pairwise(served[stream_names[0]])]
+        assert max(gaps, default=0.0) <= PAUSE_S + 0.25
+
+
+def test_groups_join_overlapping_core_sets_and_leave_other_silicon_alone():
+    machine = frozenset(range(4))
+    devices = {"a": "cpu:0-1", "b": "cpu:2", "c": "igpu", "d": "cpu:1,3", "e": "sim:cpu"}
+    sets = {name: core_set(device, machine) for name, device in devices.items()}
+    found = {frozenset(names): cores for names, cores in groups(sets)}
+    assert found == {frozenset("ad"): frozenset({0, 1, 3}), frozenset("b"): frozenset({2})}
+    assert groups({"x": machine, "y": frozenset({0}), "z": frozenset({1})})[0][0] == ("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    ("taken", "most", "expected"), [(0, 0, 2), (1, 0, 2), (3, 0, 1), (9, 0, 1), (0, 1, 1)]
+)
+def test_what_neighbours_take_is_taken_from_outside_the_group_first(taken, most, expected):
+    leases = Leases(cores=frozenset(range(4)), taken=taken, most=most)
+    assert free_cores(frozenset({0, 1}), leases) == expected
+
+
+def test_the_operator_decides_the_mode_then_the_plan_then_the_default():
+    assert chosen("turns", "split") == "turns"
+    assert chosen("auto", "together") == "together"
+    assert chosen("auto") == chosen("auto", "a mode of a later version") == DEFAULT_MODE

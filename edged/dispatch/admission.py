@@ -9,39 +9,29 @@ from edged.dispatch.deaths import RETRY_FAILED_S
 from edged.dispatch.events import Command
 from edged.dispatch.forecast import finish, wait_s
 from edged.dispatch.ledger import Ledger, Request
+from edged.dispatch.requests import Submission
 from edged.errors import DeadlineUnmeetable, Draining, EdgedError, Overloaded, StageUnavailable
-from edged.messages import Priority, SlotRef
+from edged.messages import SlotRef
 
 MINIMUM_WAIT_S = 1.0
 """The shortest wait that a refused client is told; before anything was measured, the only one."""
 
 
-def admit(
-    ledger: Ledger,
-    route: tuple[str, ...],
-    operation: str,
-    deadline: float,
-    now: float,
-    *,
-    priority: Priority = "interactive",
-    firm: bool = False,
-) -> Request:
-    """Accept a request under a leased entry slot, or raise what the client is told at once.
-
-    A `firm` deadline is one that the client named: what is predicted to miss it is refused.
-    """
+def admit(ledger: Ledger, asked: Submission, now: float) -> Request:
+    """Accept a request under a leased entry slot, or raise what the client is told at once."""
+    deadline = now + asked.deadline_s
     try:
-        _check_open(ledger, route)
-        if firm:
-            _check_deadline(ledger, route, priority, deadline, now)
-        source = _entry_slot(ledger, route, priority)
+        _check_open(ledger, asked.route)
+        if asked.firm:
+            _check_deadline(ledger, asked, now)
+        source = _entry_slot(ledger, asked)
     except EdgedError as error:
         ledger.count_rejection(error.code)
         raise
     ledger.last_request += 1
     ledger.accepted += 1
     request = Request(
-        ledger.last_request, route, operation, source, deadline, now, priority=priority, queued_at=now
+        ledger.last_request, asked.route, asked.operation, source, deadline, now, priority=asked.priority
     )
     ledger.requests[request.id] = request
     return request
@@ -56,10 +46,9 @@ def _check_open(ledger: Ledger, route: tuple[str, ...]) -> None:
             raise StageUnavailable(f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=again_s)
 
 
-def _check_deadline(
-    ledger: Ledger, route: tuple[str, ...], priority: Priority, deadline: float, now: float
-) -> None:
-    prediction, limit_s = finish(ledger, route, priority, deadline, now), deadline - now
+def _check_deadline(ledger: Ledger, asked: Submission, now: float) -> None:
+    limit_s = asked.deadline_s
+    prediction = finish(ledger, asked.route, asked.priority, now + limit_s, now)
     if prediction is None or prediction.total_s <= limit_s:
         return
     alone = "" if prediction.service_s <= limit_s else ": too long even with nobody ahead"
@@ -71,17 +60,19 @@ def _check_deadline(
     )
 
 
-def _entry_slot(ledger: Ledger, route: tuple[str, ...], priority: Priority) -> SlotRef:
-    slot = ledger.entry.lease(priority)
+def _entry_slot(ledger: Ledger, asked: Submission) -> SlotRef:
+    slot = ledger.entry.lease(asked.priority)
     if slot is None:
-        ahead_s = max(MINIMUM_WAIT_S, wait_s(ledger, route, priority))
-        whose = f"{ledger.entry.count} entry slots" + (" for batch work" if priority == "batch" else "")
+        ahead_s = max(MINIMUM_WAIT_S, wait_s(ledger, asked.route, asked.priority))
+        whose = f"{ledger.entry.count} entry slots"
+        if ledger.entry.room("interactive"):
+            whose = "entry slots for batch work"
         raise Overloaded(f"all {whose} are taken; try again in {ahead_s:.1f} s", retry_after_s=ahead_s)
     return slot
 
 
 def enqueue(ledger: Ledger, request: Request, source: SlotRef, now: float) -> list[Command]:
     """Queue an admitted request whose payload now lies in its entry slot."""
-    request.source = source
+    request.source, request.queued_at = source, now
     ledger.stages[request.stage].queue.put(request)
     return dispatch(ledger, now)

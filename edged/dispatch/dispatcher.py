@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, assert_never
 
 from edged.dispatch.admission import admit, enqueue
+from edged.dispatch.arenas import Arenas
 from edged.dispatch.channel import Channel
 from edged.dispatch.deaths import start, wanted
 from edged.dispatch.decide import decide
@@ -25,7 +26,6 @@ from edged.dispatch.events import (
     Event,
     Kill,
     Left,
-    Memory,
     Refuse,
     ReplaceAsked,
     Send,
@@ -38,15 +38,15 @@ from edged.dispatch.events import (
 )
 from edged.dispatch.leases import Mode
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
+from edged.dispatch.memory import MemoryWatch
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
 from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
 from edged.governor.neighbours import Neighbours
-from edged.governor.sensors import available_bytes, resident_bytes
-from edged.messages import ClearCaches, Ready, SlotRef
+from edged.messages import ClearCaches, Ready
 from edged.transport.links import Router
-from edged.transport.slots import Arena, Geometry, create, read_only
+from edged.transport.slots import Geometry
 from edged.workers.process import Process, kill_all, oom_kills
-from edged.workers.spec import ArenaSpec, StageSpec, WorkerSpec
+from edged.workers.spec import StageSpec, WorkerSpec
 
 logger = logging.getLogger("edged.dispatcher")
 
@@ -54,8 +54,6 @@ LogFormat = Literal["auto", "text", "json"]
 
 BUSY_TICK_S = 0.1
 IDLE_TICK_S = 1.0
-LOOK_S = 0.95
-"""A little less than a tick of an idle daemon, so that it looks at each."""
 SPAWN_AGAIN_S = 1.0
 PROBE = b"edged self-test"
 
@@ -64,7 +62,7 @@ class Dispatcher:
     """Owns the ledger, every slot, every worker. Construct, `start`, `submit`, `stop`."""
 
     def __init__(self, runtime_dir: Path, geometry: Geometry, log_level: str, log_format: LogFormat) -> None:
-        self._geometry = geometry
+        self.arenas = Arenas(geometry)
         self._log_level = log_level
         self._log_format: LogFormat = log_format
         self._endpoint = runtime_dir / "workers.sock"
@@ -77,12 +75,9 @@ class Dispatcher:
         """By stage: what its newest worker that became ready was started as."""
         self._processes: dict[str, Process] = {}
         self._channels: dict[int, Channel] = {}
-        self._arenas: dict[int, Arena] = {}
-        self._descriptors: dict[int, tuple[int, int]] = {}
         self._pending_spawns: set[asyncio.TimerHandle] = set()
         self._wake: asyncio.TimerHandle | None = None
-        self._looked_at = 0.0
-        """When the memory was last looked at."""
+        self._memory = MemoryWatch()
         self._stopping = False
         self._oom_kills = deque([oom_kills()], maxlen=2)
         """The kernel's count at the last ticks: a death is laid to lack of memory if it rose just now."""
@@ -95,7 +90,7 @@ class Dispatcher:
         """Make the entry arena, bind the worker socket, begin to tick. Call on the running loop."""
         self._loop = asyncio.get_running_loop()
         self.ledger.leases.cores = frozenset(os.sched_getaffinity(0))
-        self._make_arena(ENTRY, "entry", writable=True)
+        self.arenas.make(ENTRY, "entry", writable=True)
         self._endpoint.unlink(missing_ok=True)  # left by a SIGKILL; the caller holds the instance lock
         self._router = Router(self._endpoint)
         self._loop.add_reader(self._router.fileno, self._listen)
@@ -104,10 +99,10 @@ class Dispatcher:
     def add_stage(self, spec: StageSpec, workers: int, timeout_s: float, load_timeout_s: float) -> None:
         """Open a queue behind a stage and start its workers."""
         arena = 1 + len(self.ledger.stages)
-        self._make_arena(arena, spec.name, writable=False)
+        self.arenas.make(arena, spec.name, writable=False)
         self.ledger.stages[spec.name] = Stage(
             spec.name,
-            Slots(arena, self._geometry.slots),
+            Slots(arena, self.arenas.geometry.slots),
             spec.max_batch,
             streaming=spec.kind == "generator",
             desired=workers,
@@ -119,8 +114,8 @@ class Dispatcher:
     def add_idle_stage(self, name: str, *, streaming: bool, wanted: int, reason: str) -> None:
         """Keep a stage that cannot run in view: requests for it are refused with the reason."""
         arena = 1 + len(self.ledger.stages)
-        self._make_arena(arena, name, writable=False)
-        stage = Stage(name, Slots(arena, self._geometry.slots), 1, streaming=streaming, desired=wanted)
+        self.arenas.make(arena, name, writable=False)
+        stage = Stage(name, Slots(arena, self.arenas.geometry.slots), 1, streaming=streaming, desired=wanted)
         stage.failed, stage.retry_at = reason, float("inf")
         self.ledger.stages[name] = stage
 
@@ -189,36 +184,22 @@ class Dispatcher:
         self._processes.clear()
         self._loop.remove_reader(self._router.fileno)
         self._router.close()
-        for arena in self._arenas.values():
-            arena.close()
-        for pair in self._descriptors.values():
-            for descriptor in pair:
-                os.close(descriptor)
+        self.arenas.close()
 
     # ------------------------------------------------------------- requests
 
     def submit(self, submission: Submission) -> Channel:
         """Accept a request or raise at once; see `FrontDoor.submit`."""
-        if len(submission.payload) > self._geometry.slot_bytes:
-            self.ledger.count_rejection(TooLarge.code)
-            raise TooLarge(
-                f"the request takes {len(submission.payload)} bytes; a slot holds {self._geometry.slot_bytes}"
-                " (queue.slot_bytes)"
-            )
+        try:
+            self.arenas.check_room(len(submission.payload))
+        except TooLarge as error:
+            self.ledger.count_rejection(error.code)
+            raise
         now = self._loop.time()
-        deadline = now + submission.deadline_s
-        request = admit(
-            self.ledger,
-            submission.route,
-            submission.operation,
-            deadline,
-            now,
-            priority=submission.priority,
-            firm=submission.firm,
-        )
+        request = admit(self.ledger, submission, now)
         channel = Channel(request.id, self._client_left)
         self._channels[request.id] = channel
-        source = self._arenas[ENTRY].write(request.source, submission.payload)
+        source = self.arenas.write(request.source, submission.payload)
         self._apply(enqueue(self.ledger, request, source, now))
         return channel
 
@@ -246,8 +227,8 @@ class Dispatcher:
         if ref is None:
             patience_s = max(stage.timeout_s for stage in self.ledger.stages.values()) + 2 * IDLE_TICK_S
             return self._loop.time() - self._heard_at < patience_s
-        written = self._arenas[ENTRY].write(ref, PROBE)
-        intact = bytes(self._arenas[ENTRY].read(written)) == PROBE
+        written = self.arenas.write(ref, PROBE)
+        intact = bytes(self.arenas.read(written)) == PROBE
         self.ledger.release(ref)
         return intact
 
@@ -273,16 +254,8 @@ class Dispatcher:
             self.ledger.leases.taken = self._neighbours.taken(
                 [os.getpid(), *(process.pid for process in self._processes.values())], self._loop.time()
             )
-            self._on(Ticked(self._memory()))
-
-    def _memory(self) -> Memory | None:
-        """Look at the memory once a second; at that of workers only while there is work."""
-        now = self._loop.time()
-        if now - self._looked_at < LOOK_S:
-            return None
-        self._looked_at = now
-        looked = self._processes.items() if self.ledger.requests else ()
-        return Memory(available_bytes(), {name: resident_bytes(process.pid) for name, process in looked})
+            working = self._processes if self.ledger.requests else {}
+            self._on(Ticked(self._memory.look(working, self._loop.time())))
 
     def _gone(self, incarnation: str) -> None:
         process = self._processes.pop(incarnation)
@@ -356,25 +329,17 @@ class Dispatcher:
 
     def _deliver(self, command: Deliver) -> None:
         try:
-            payload = bytes(self._read(command.result))
+            payload = bytes(self.arenas.read(command.result))
         except EdgedError as error:
             self._finish(command.request, Rejected(error))
         else:
             self._finish(command.request, Completed(payload, command.timings, command.resumed))
-
-    def _read(self, ref: SlotRef) -> memoryview:
-        return self._arenas[ref.arena].read(ref)
 
     def _finish(self, request: int, event: Completed | Rejected) -> None:
         if channel := self._channels.pop(request, None):
             channel.put(event)
 
     # -------------------------------------------------------------- workers
-
-    def _make_arena(self, arena: int, name: str, *, writable: bool) -> None:
-        descriptor = create(name, self._geometry)
-        self._descriptors[arena] = (descriptor, read_only(descriptor))
-        self._arenas[arena] = Arena(descriptor, self._geometry, writable=writable)
 
     def _schedule_spawn(self, stage: str, delay_s: float) -> None:
         if delay_s <= 0:
@@ -412,16 +377,12 @@ class Dispatcher:
         logger.info("worker started", extra={"worker": incarnation, "pid": process.pid})
 
     def _worker_spec(self, incarnation: str, name: str) -> WorkerSpec:
-        own = self.ledger.stages[name].slots.arena
         return WorkerSpec(
             incarnation=incarnation,
             endpoint=self._endpoint,
             parent=os.getpid(),
             stage=self.specs[name],
-            arenas=tuple(
-                ArenaSpec(arena, pair[0] if arena == own else pair[1], self._geometry, arena == own)
-                for arena, pair in self._descriptors.items()
-            ),
+            arenas=tuple(self.arenas.inherited(self.ledger.stages[name].slots.arena)),
             log_level=self._log_level,
             log_format=self._log_format,
         )

@@ -96,7 +96,7 @@ class Stand:
         self.dispatcher.start()
         for name, count in self.workers.items():
             self.dispatcher.add_stage(_spec(name), count, timeout_s=60.0, load_timeout_s=60.0)
-        for number, (descriptor, _) in self.dispatcher._descriptors.items():
+        for number, (descriptor, _) in self.dispatcher.arenas.descriptors.items():
             self.arenas[number] = Arena(descriptor, GEOMETRY, writable=True)
         self.dispatcher.start_workers()
 

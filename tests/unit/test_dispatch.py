@@ -28,8 +28,22 @@ from edged.dispatch.events import (
 )
 from edged.dispatch.forecast import wait_s
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
+from edged.dispatch.requests import Submission
 from edged.errors import EdgedError, Overloaded, StageUnavailable
-from edged.messages import Batch, Cancel, Done, Failed, Fault, Gone, Ready, SlotRef, Stop, Tokens, Work
+from edged.messages import (
+    Batch,
+    Cancel,
+    Done,
+    Failed,
+    Fault,
+    Gone,
+    Priority,
+    Ready,
+    SlotRef,
+    Stop,
+    Tokens,
+    Work,
+)
 
 ROUTE = ("embed", "rank", "speak")
 
@@ -94,8 +108,23 @@ class World:
     def ready(self, worker: str, credit: int = 2) -> None:
         self.event(Spoke(worker, Ready(credit, 1, 0.0, {})))
 
-    def submit(self, route: tuple[str, ...] = ROUTE, deadline: float = 1e9) -> int:
-        request = admit(self.ledger, route, "chat", deadline, self.now)
+    def submit(
+        self,
+        route: tuple[str, ...] = ROUTE,
+        deadline_s: float = 1e9,
+        *,
+        priority: Priority = "interactive",
+        firm: bool = False,
+    ) -> int:
+        asked = Submission(
+            route=route,
+            operation="chat",
+            payload=b"",
+            deadline_s=deadline_s,
+            priority=priority,
+            firm=firm,
+        )
+        request = admit(self.ledger, asked, self.now)
         self.accepted.add(request.id)
         self.do(enqueue(self.ledger, request, request.source, self.now))
         return request.id
@@ -359,7 +388,7 @@ def test_an_idle_worker_is_asked_for_a_sign_of_life(world: World) -> None:
 
 
 def test_a_deadline_ends_a_request_once_and_frees_its_slots_when_the_worker_lets_go(world: World) -> None:
-    request = world.submit(deadline=5.0)
+    request = world.submit(deadline_s=5.0)
     worker = world.worker("embed")
     work = world.inbox[worker][0]
     world.now = 6.0

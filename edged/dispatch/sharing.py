@@ -56,12 +56,14 @@ def _claims(ledger: Ledger, stage: Stage) -> Iterator[Claim]:
 
 
 def _claim(ledger: Ledger, stage: Stage, worker: Worker) -> Claim:
-    size = len(worker.held) or min(len(stage.queue), stage.max_batch)
-    concerned = [ledger.requests[number] for number in (*worker.held, *stage.queue)]
+    held = [ledger.requests[number] for number in worker.held]
+    size = len(held) or min(len(stage.queue), stage.limit)
+    urgent = stage.queue.counts()["interactive"] > 0
     return Claim(
         worker=worker.incarnation,
         streaming=stage.streaming,
-        holding=bool(worker.held),
+        holding=bool(held),
+        urgent=urgent or any(request.priority == "interactive" for request in held),
         predicted_s=size * stage.item_s,
-        waits_since=min(request.queued_at for request in concerned),
+        waits_since=min([stage.queue.oldest(), *(request.queued_at for request in held)]),
     )

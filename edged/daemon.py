@@ -196,6 +196,7 @@ class Daemon:
             )
         else:
             self._dispatcher.add_stage(spec, workers_of(stage), stage.timeout_s, stage.load_timeout_s)
+            self._dispatcher.form_batches(name, stage.max_wait_ms, stage.target_ms)
 
     # ---------------------------------------------------------- front door
 
@@ -267,6 +268,13 @@ class Daemon:
             self._dispatcher.change_stage(
                 placed[name], workers_of(stage), stage.timeout_s, stage.load_timeout_s
             )
+        for name, stage in config.stages.items():
+            self._dispatcher.form_batches(name, stage.max_wait_ms, stage.target_ms)
+        reformed = [
+            name
+            for name, stage in config.stages.items()
+            if name in placed and name not in changed and stage != self.config.stages[name]
+        ]
         lines = [
             name for name in config.pipelines if config.pipelines[name] != self.config.pipelines.get(name)
         ]
@@ -277,12 +285,17 @@ class Daemon:
         logger.info("reloaded", extra={"stages": changed, "pipelines": lines + gone})
         return (
             [f"stage {name} is being replaced" for name in changed]
+            + [f"stage {name} forms its batches in another way" for name in reformed]
             + [f"pipeline {name} changed" for name in lines]
             + [f"pipeline {name} removed" for name in gone]
         )
 
     def _differs(self, name: str, spec: StageSpec, stage: Stage) -> bool:
-        return self._dispatcher.specs.get(name) != spec or self.config.stages[name] != stage
+        """Whether its workers must be replaced; how batches are formed can change without that."""
+        before = msgspec.structs.replace(
+            self.config.stages[name], max_wait_ms=stage.max_wait_ms, target_ms=stage.target_ms
+        )
+        return self._dispatcher.specs.get(name) != spec or before != stage
 
     async def clear_caches(self, names: tuple[str, ...]) -> None:
         """See `Operator.clear_caches`."""

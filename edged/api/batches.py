@@ -9,7 +9,7 @@ import msgspec
 
 from edged.api.attendance import Attendance, outcome
 from edged.api.endpoint import Request
-from edged.api.gateway import Gateway
+from edged.api.gateway import Gateway, Terms
 from edged.api.names import Operation, Route
 from edged.dispatch.requests import Completed, Ticket
 from edged.errors import DeadlineExceeded, EdgedError, Overloaded
@@ -44,11 +44,12 @@ def cut(texts: Sequence[str], most_bytes: int) -> list[tuple[str, ...]]:
 class Batches:
     """The submissions of one request: all succeed, or the first failure cancels the rest."""
 
-    def __init__(self, gateway: Gateway, request: Request, route: Route, deadline_s: float) -> None:
+    def __init__(self, gateway: Gateway, request: Request, route: Route, terms: Terms) -> None:
         self._gateway = gateway
         self._request = request
         self._route = route
-        self._until_s = asyncio.get_running_loop().time() + deadline_s
+        self._terms = terms
+        self._until_s = asyncio.get_running_loop().time() + terms.deadline_s
 
     async def run(self, operation: Operation, tasks: Sequence[msgspec.Struct]) -> list[Completed]:
         """Answer every task, in order."""
@@ -78,10 +79,12 @@ class Batches:
             ticket.cancel()
 
     async def _submit(self, operation: Operation, payload: bytes, *, patient: bool) -> Ticket:
-        """Submit; once the first part was accepted, a full queue is waited for instead of reported."""
+        """Submit; once the first part was accepted, a full queue is waited for, and no prediction ends it."""
+        firm = self._terms.firm and not patient
         while (remaining_s := self._until_s - asyncio.get_running_loop().time()) > 0:
             try:
-                return self._gateway.submit(self._request, self._route, operation, payload, remaining_s)
+                terms = msgspec.structs.replace(self._terms, deadline_s=remaining_s, firm=firm)
+                return self._gateway.submit(self._request, self._route, operation, payload, terms)
             except Overloaded as error:
                 if not patient:
                     raise

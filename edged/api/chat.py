@@ -31,7 +31,8 @@ class Chat:
         route = gateway.names.route(wanted.model, "chat")
         task = chat_task(wanted, grounded=route.grounded)
         watch = gateway.metrics.stopwatch(route.name)
-        ticket = gateway.submit(request, route, "chat", encode(task), gateway.deadline_s(wanted.deadline_ms))
+        terms = gateway.terms(wanted.deadline_ms, wanted.edged.priority if wanted.edged else None)
+        ticket = gateway.submit(request, route, "chat", encode(task), terms)
         if wanted.stream:
             options = wanted.stream_options
             usage = bool(options and options.include_usage)

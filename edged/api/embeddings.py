@@ -17,11 +17,13 @@ from edged.api.openai import Embedding, EmbeddingList, EmbeddingRequest, Embeddi
 from edged.api.validation import decode, embedding_texts
 from edged.dispatch.requests import Completed
 from edged.errors import ProtocolError, UnsupportedField
-from edged.messages import EmbedAnswer, EmbedTask, decoder
+from edged.messages import EmbedAnswer, EmbedTask, Priority, decoder
 
 _encoder = msgspec.json.Encoder()
 _decode_answer: Callable[[bytes], EmbedAnswer] = decoder(EmbedAnswer)
 _FLOAT_BYTES = 4
+MANY_TEXTS = 16
+"""A request with so many inputs fills an index and can wait, unless it says otherwise."""
 _QUERY_TYPES = {"query", "search_query"}
 
 
@@ -38,7 +40,8 @@ class Embeddings:
         route = gateway.names.route(wanted.model, "embed")
         tasks = _tasks(wanted, gateway.slot_text_bytes)
         watch = gateway.metrics.stopwatch(route.name)
-        batches = Batches(gateway, request, route, gateway.deadline_s(wanted.deadline_ms))
+        terms = gateway.terms(wanted.deadline_ms, wanted.priority or _priority(tasks))
+        batches = Batches(gateway, request, route, terms)
         parts = await batches.run("embed", tasks)
         answers = [_answer(part, len(task.texts)) for part, task in zip(parts, tasks, strict=True)]
         _check_dimension(wanted.dimensions, answers[0].dimension)
@@ -52,6 +55,11 @@ class Embeddings:
             edged=info_of(whole, request.id, route.name),
         )
         return Reply(_encoder.encode(body), headers=answer_headers(whole))
+
+
+def _priority(tasks: list[EmbedTask]) -> Priority:
+    """A question is waited for; a long list of passages is not."""
+    return "batch" if sum(len(task.texts) for task in tasks) >= MANY_TEXTS else "interactive"
 
 
 def _tasks(wanted: EmbeddingRequest, most_bytes: int) -> list[EmbedTask]:

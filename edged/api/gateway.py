@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import time
 
+import msgspec
+
 from edged.api.endpoint import Header, Request
 from edged.api.metrics import Metrics
 from edged.api.names import Names, Operation, Route, names_of
 from edged.config import Config
 from edged.dispatch.requests import Completed, FrontDoor, StageTiming, Submission, Ticket
+from edged.messages import Priority
 
 PLAN_TTL_S = 2.0
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """By when a request wants its answer, and whom it lets go first."""
+
+    deadline_s: float
+    firm: bool
+    """The client named the deadline: see `Submission.firm`."""
+    priority: Priority
 
 
 class Gateway:
@@ -38,19 +50,22 @@ class Gateway:
         """How much text goes into one submission, so that its payload fits a slot."""
         return self.config.queue.slot_bytes * 3 // 4
 
-    def deadline_s(self, deadline_ms: int | None) -> float:
-        """Seconds that a request may take."""
-        return deadline_ms / 1000 if deadline_ms else self.config.api.request_timeout_s
+    def terms(self, deadline_ms: int | None, priority: Priority | None = None) -> Terms:
+        """What a request asks for, or what holds where it asks for nothing."""
+        deadline_s = deadline_ms / 1000 if deadline_ms else self.config.api.request_timeout_s
+        return Terms(deadline_s=deadline_s, firm=bool(deadline_ms), priority=priority or "interactive")
 
     def submit(
-        self, request: Request, route: Route, operation: Operation, payload: bytes, deadline_s: float
+        self, request: Request, route: Route, operation: Operation, payload: bytes, terms: Terms
     ) -> Ticket:
         """Hand a request to the dispatcher, which accepts it or raises at once."""
         submission = Submission(
             route=route.stages,
             operation=operation,
             payload=payload,
-            deadline_s=deadline_s,
+            deadline_s=terms.deadline_s,
+            firm=terms.firm,
+            priority=terms.priority,
             pipeline=route.name,
             trace=request.id,
         )

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from edged.dispatch.requests import StageTiming
+from edged.messages import Priority
 
 Absent = Any | UnsetType
 Text = Annotated[str, Meta(min_length=1)]
@@ -59,10 +60,12 @@ class StreamOptions(Closed, frozen=True):
 
 
 class EdgedOptions(Closed, frozen=True):
-    """What only edged knows: how many passages are fetched, and how many are kept."""
+    """What only edged knows: how many passages are fetched and how many kept, and who goes first."""
 
     candidates: Annotated[int, Meta(ge=1, le=1000)] | None = None
     keep: Annotated[int, Meta(ge=1, le=100)] | None = None
+    priority: Priority | None = None
+    """`interactive` when absent; `batch` work goes behind interactive work in every queue."""
 
 
 class ChatRequest(Closed, frozen=True):
@@ -126,6 +129,8 @@ class EmbeddingRequest(Closed, frozen=True):
     input_type: Literal["query", "search_query", "passage", "document", "search_document"] | None = None
     """Extension: whether the texts are questions or passages; `passage` when absent."""
     deadline_ms: Milliseconds | None = None
+    priority: Priority | None = None
+    """Extension: `interactive` or `batch`; when absent, by the number of inputs."""
     user: Absent = UNSET
 
 
@@ -144,6 +149,8 @@ class RerankRequest(Closed, frozen=True):
     top_n: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     return_documents: bool | None = None
     deadline_ms: Milliseconds | None = None
+    priority: Priority | None = None
+    """Extension: `interactive` when absent."""
     rank_fields: Absent = UNSET
     max_chunks_per_doc: Absent = UNSET
     max_tokens_per_doc: Absent = UNSET

@@ -67,7 +67,7 @@ class Operations:
         route = gateway.names.route(request.path_params["pipeline"], "tensor")
         payload = await gateway.body(request)
         watch = gateway.metrics.stopwatch(route.name)
-        ticket = gateway.submit(request, route, "tensor", payload, gateway.deadline_s(None))
+        ticket = gateway.submit(request, route, "tensor", payload, gateway.terms(None))
         with Attendance(request, ticket.cancel):
             completed = await outcome(ticket)
         watch.completed(completed, 0, 0)

@@ -36,7 +36,7 @@ class Rerank:
         documents = rerank_documents(wanted)
         tasks = _tasks(wanted.query, documents, gateway.slot_text_bytes)
         watch = gateway.metrics.stopwatch(route.name)
-        batches = Batches(gateway, request, route, gateway.deadline_s(wanted.deadline_ms))
+        batches = Batches(gateway, request, route, gateway.terms(wanted.deadline_ms, wanted.priority))
         parts = await batches.run("rerank", tasks)
         answers = [_answer(part, len(task.documents)) for part, task in zip(parts, tasks, strict=True)]
         tokens = sum(answer.tokens for answer in answers)

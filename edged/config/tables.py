@@ -10,6 +10,7 @@ import msgspec
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -84,6 +85,10 @@ class Stage(Table, frozen=True):
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     """Items of one micro-batch; for a generator, sequences decoded together. Left out: what the applied
     plan says, else 8."""
+    max_wait_ms: Milliseconds = 0.0
+    """How long an idle worker may wait for a fuller batch; 0: it takes at once what is there."""
+    target_ms: Milliseconds = 0.0
+    """Bound on the time in this stage, waiting included, for which the batch limit is chosen; 0: none."""
     timeout_s: Seconds = 60.0
     """Silence of a worker that holds work, after which it is killed and replaced."""
     load_timeout_s: Seconds = 300.0

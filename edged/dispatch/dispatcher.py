@@ -136,10 +136,10 @@ class Dispatcher:
         """Lend cores in this mode from now on, at most so many (0: all)."""
         self.ledger.leases.mode, self.ledger.leases.most = mode, most
 
-    def form_batches(self, name: str, max_wait_s: float, target_s: float) -> None:
+    def form_batches(self, name: str, max_wait_ms: float, target_ms: float) -> None:
         """Keep workers of a stage waiting for fuller batches so long; bound its latency so; 0: do not."""
         stage = self.ledger.stages[name]
-        stage.max_wait_s, stage.target_s = max_wait_s, target_s
+        stage.max_wait_s, stage.target_s = max_wait_ms / 1000, target_ms / 1000
 
     def restart_stage(self, name: str) -> None:
         """Load new workers beside the old and switch; nothing is dropped. `NotFound` for a stranger."""

@@ -44,9 +44,12 @@ stages = ["first", "second", "third"]
 class RawClient:
     """One persistent connection and as little client as possible, so that the daemon is what is measured."""
 
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(path))
+    def __init__(self, address: Path | tuple[str, int]) -> None:
+        unix = isinstance(address, Path)
+        self._socket = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+        self._socket.connect(str(address) if unix else address)
+        if not unix:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._file = self._socket.makefile("rb")
 
     def post(self, path: str, body: bytes) -> float:

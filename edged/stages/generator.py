@@ -34,6 +34,9 @@ UNSUPPORTED = "\n\n(No passage supports this answer.)"
 NOT_IN_PASSAGES = "\n\n(Not in the passages: {}.)"
 """Follows a grounded answer with numbers that no passage holds, whatever else it cites."""
 
+PREFIX = "prefix"
+"""Name of the runtime's own cache: the state of prompts' beginnings, counted in prompt tokens."""
+
 _decode_task: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
 Event = Progress | Finished | Broken
 
@@ -244,10 +247,16 @@ class Generator:
 
     def cache_counters(self) -> dict[str, CacheCounters]:
         """See `Housekeeping.cache_counters`."""
-        return {}
+        if not hasattr(self._session, "prefix_counters"):  # an adapter whose runtime keeps none
+            return {}
+        found, asked, held = self._session.prefix_counters()
+        counters = CacheCounters(entries=0, bytes=held, limit_bytes=0, hits=found, misses=asked - found)
+        return {PREFIX: counters} if asked else {}
 
     def clear_caches(self, names: Collection[str]) -> None:
         """See `Housekeeping.clear_caches`."""
+        if (not names or PREFIX in names) and hasattr(self._session, "clear_prefixes"):
+            self._session.clear_prefixes()
 
     def close(self) -> None:
         """Give memory back; idempotent."""

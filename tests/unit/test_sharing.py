@@ -1,0 +1,184 @@
+"""Core leases through the dispatcher's decisions: what workers are told when, and that nothing gets stuck."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edged.dispatch.admission import admit, enqueue
+from edged.dispatch.decide import decide
+from edged.dispatch.events import Command, Deliver, Send, Spoke, Ticked
+from edged.dispatch.leases import PAUSE_S, TURN_S, Mode
+from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
+from edged.dispatch.requests import Submission
+from edged.messages import Batch, Cores, Done, Ready, Work
+
+RANK, SPEAK = "rank", "speak"
+ROUTE = (RANK, SPEAK)
+TICK_S = 0.1
+
+
+class Bench:
+    """A batch stage and a token stage on two shared cores."""
+
+    def __init__(self, mode: Mode, cores: int = 2, devices: tuple[str, str] = ("cpu", "cpu")) -> None:
+        self.now = 0.0
+        self.ledger = Ledger(Slots(0, 8))
+        self.ledger.leases.mode = mode
+        self.ledger.leases.cores = frozenset(range(cores))
+        self.inbox: dict[str, list[Work]] = {name: [] for name in ROUTE}
+        self.told: list[tuple[str, int]] = []
+        self.lease = dict.fromkeys(ROUTE, cores)
+        self.finished = 0
+        for number, name in enumerate(ROUTE, start=1):
+            stage = Stage(name, Slots(number, 4), 2, streaming=name == SPEAK)
+            stage.workers.add(name)
+            self.ledger.stages[name] = stage
+            self.ledger.workers[name] = Worker(name, name, 0.0, 0.0, device=devices[number - 1])
+            self.event(Spoke(name, Ready(2, 1, 0.0, {})))
+
+    def event(self, event: Spoke | Ticked) -> None:
+        self.do(decide(self.ledger, event, self.now))
+
+    def do(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Send(worker, Batch(items)):
+                    self.inbox[worker].extend(items)
+                case Send(worker, Cores(count)):
+                    self.told.append((worker, count))
+                    self.lease[worker] = count
+                case Deliver():
+                    self.finished += 1
+
+    def submit(self, route: tuple[str, ...] = ROUTE) -> None:
+        asked = Submission(route=route, operation="chat", payload=b"", deadline_s=1e9)
+        request = admit(self.ledger, asked, self.now)
+        self.do(enqueue(self.ledger, request, request.source, self.now))
+
+    def done(self, worker: str) -> None:
+        work = self.inbox[worker].pop(0)
+        self.event(Spoke(worker, Done(work.request, work.attempt, work.target, 0.5, 1)))
+
+    def tick(self, seconds: float = TICK_S) -> None:
+        self.now += seconds
+        self.event(Ticked())
+
+
+def test_alone_a_worker_keeps_everything_and_is_told_nothing():
+    bench = Bench("split")
+    bench.submit()
+    bench.done(RANK)
+    bench.done(SPEAK)
+    assert (bench.finished, bench.told) == (1, [])
+
+
+def test_split_shares_while_both_have_work_and_gives_back_at_once():
+    bench = Bench("split")
+    bench.submit((SPEAK,))
+    bench.submit((RANK,))
+    assert bench.lease == {RANK: 1, SPEAK: 1}
+    bench.done(RANK)
+    assert bench.lease[SPEAK] == 2
+    bench.submit((RANK,))
+    assert bench.lease == {RANK: 1, SPEAK: 1}
+
+
+def test_together_nobody_is_told_anything_until_a_neighbour_takes_a_core():
+    bench = Bench("together")
+    bench.submit((SPEAK,))
+    bench.submit((RANK,))
+    assert bench.told == []
+    bench.ledger.leases.taken = 1
+    bench.tick()
+    assert bench.lease == {RANK: 1, SPEAK: 1}
+    bench.ledger.leases.taken = 0
+    bench.tick()
+    assert bench.lease == {RANK: 2, SPEAK: 2}
+
+
+def test_in_turns_a_batch_waits_for_the_streams_turn_and_then_stops_them_for_a_moment():
+    bench = Bench("turns")
+    bench.submit((SPEAK,))
+    bench.submit((RANK,))
+    assert (bench.lease, bench.inbox[RANK]) == ({RANK: 0, SPEAK: 2}, [])
+    bench.tick(TURN_S + 0.01)
+    assert bench.lease == {RANK: 2, SPEAK: 0}
+    assert len(bench.inbox[RANK]) == 1
+    bench.tick(PAUSE_S / 2)
+    assert bench.lease[SPEAK] == 0
+    bench.tick(PAUSE_S)
+    assert bench.lease == {RANK: 2, SPEAK: 1}
+    bench.done(RANK)
+    assert bench.lease[SPEAK] == 2
+
+
+def test_stages_on_cores_of_their_own_do_not_meet():
+    bench = Bench("turns", devices=("cpu:0", "cpu:1"))
+    bench.submit((SPEAK,))
+    bench.submit((RANK,))
+    assert bench.told == []
+    assert len(bench.inbox[RANK]) == 1
+
+
+def test_accelerators_and_machines_without_a_core_set_are_left_alone():
+    for bench in (Bench("turns", devices=("igpu", "igpu")), Bench("turns", cores=0)):
+        bench.submit((SPEAK,))
+        bench.submit((RANK,))
+        bench.ledger.leases.taken = 1
+        bench.tick()
+        assert bench.told == []
+
+
+def test_a_batch_stage_that_cannot_put_its_result_anywhere_holds_up_nobody():
+    bench = Bench("turns")
+    for _ in range(8):
+        bench.submit()
+    while len(bench.inbox[SPEAK]) < 2 or bench.ledger.stages[RANK].slots.used < 4:
+        if bench.inbox[RANK]:
+            bench.done(RANK)
+        bench.tick()
+    bench.tick(TURN_S)
+    bench.tick(TURN_S)
+    assert bench.lease[SPEAK] > 0
+
+
+def test_a_new_mode_wakes_who_was_paused():
+    bench = Bench("turns")
+    bench.submit((SPEAK,))
+    bench.submit((RANK,))
+    bench.tick(TURN_S + 0.01)
+    assert bench.lease[SPEAK] == 0
+    bench.ledger.leases.mode = "together"
+    bench.tick()
+    assert bench.lease == {RANK: 2, SPEAK: 2}
+
+
+steps = st.lists(st.sampled_from(["submit", "speak", "tick", "neighbour", "rank"]), max_size=40)
+
+
+@settings(max_examples=60)
+@given(steps, st.sampled_from(["together", "turns", "split"]), st.integers(1, 3))
+@pytest.mark.parametrize("patience_ticks", [200])
+def test_whatever_happens_everything_is_finished(patience_ticks, history, mode, cores):
+    bench = Bench(mode, cores)
+    submitted = 0
+    for step in history:
+        match step:
+            case "submit" if bench.ledger.entry.used < 8:
+                bench.submit()
+                submitted += 1
+            case "neighbour":
+                bench.ledger.leases.taken = 1 - bench.ledger.leases.taken
+            case "rank" | "speak" if bench.inbox[step] and bench.lease[step]:
+                bench.done(step)
+            case _:
+                bench.tick()
+    for _ in range(patience_ticks):
+        for worker in ROUTE:
+            if bench.inbox[worker] and bench.lease[worker]:
+                bench.done(worker)
+        bench.tick()
+    assert bench.finished == submitted
+    assert not bench.ledger.requests

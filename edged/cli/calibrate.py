@@ -131,10 +131,11 @@ def _prepare(
 
     config = session.config
     store = survey.open_store(config, session.environment)
-    found, missing = survey.runtimes()
+    chosen = survey.stages_of(config, stages)
+    found, missing = survey.runtimes(chosen)
     for backend, reason in missing.items():
         click.echo(f"note: backend {backend} is left out: {visible(reason)}", err=True)
-    candidates = survey.all_candidates(survey.stages_of(config, stages), config, store, found)
+    candidates = survey.all_candidates(chosen, config, store, found)
     former = None if fresh else storage.load(storage.path_in(config.daemon.state_dir))
     workload = survey.workload(config)
     table, dropped = survey.starting_table(former, candidates, workload)

@@ -2,6 +2,7 @@
 
 A `ProbeSpec` comes first, then `Run` and `Loop` commands, JSON lines on standard input; an answer to each
 goes to standard output. Whatever a runtime does to this process happens to nobody else.
+It imports what a worker with the stage imports and no more: its memory is part of the price.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from resource import RUSAGE_SELF, getrusage
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import msgspec
-from tokenizers import Tokenizer
 
 from edged.backend import Variant
 from edged.errors import EdgedError
@@ -23,12 +23,12 @@ from edged.messages import Answer, ChatTask, EmbedTask, decoder
 from edged.placement.table import Work
 from edged.placement.workload import Requests, Workload
 from edged.stages.contract import BatchStage, Broken, Finished, Item, Progress, TokenStage, as_streaming
-from edged.stages.encoder import open_tokenizer
 from edged.stages.factory import build
-from edged.stages.reranker import passage_text
-from edged.stages.retriever import question
 from edged.workers.birth import pin, settle
 from edged.workers.spec import StageSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _decode_answer: Callable[[bytes | memoryview], Answer] = decoder(Answer)
 _decode_chat: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
@@ -219,6 +219,8 @@ def _cpu_s() -> float:
 def _tokenizer(variant: Variant) -> Tokenizer | None:
     if variant.tokenizer is None:
         return None
+    from edged.stages.encoder import open_tokenizer
+
     tokenizer = open_tokenizer(variant)
     tokenizer.enable_truncation(variant.context_tokens)
     return tokenizer
@@ -234,6 +236,9 @@ def _length(tokenizer: Tokenizer | None, items: Sequence[Item]) -> int:
 
 
 def _texts(items: Sequence[Item]) -> list[Any]:
+    from edged.stages.reranker import passage_text
+    from edged.stages.retriever import question
+
     texts: list[Any] = []
     for item in items:
         if item.operation == "embed":

@@ -22,14 +22,19 @@ from edged.placement.staleness import stale, still_valid, workload_changes
 from edged.placement.table import Fingerprint, Table
 from edged.placement.workload import NEW_TOKENS, Workload, draw
 
+PASSING = frozenset({"hung", "out_of_memory"})
+"""Failures that a busy machine may have caused: tried again by the next calibration."""
 CANDIDATES, KEEP = 20, 4
 """Of a request where the configuration says nothing: defaults of the retriever and of the reranker."""
 
 
-def runtimes() -> tuple[tuple[Runtime, ...], dict[str, str]]:
-    """Installed backends, and why others cannot be used."""
+def runtimes(stages: Mapping[str, Stage]) -> tuple[tuple[Runtime, ...], dict[str, str]]:
+    """Installed backends that a stage may use, and why others cannot be used."""
+    fixed = {stage.backend for stage in stages.values()}
     found, missing = [], {}
     for name in plugins.names():
+        if "" not in fixed and name not in fixed:
+            continue
         try:
             backend = plugins.load(name)
             found.append(Runtime(name=name, formats=backend.formats, devices=tuple(backend.devices())))
@@ -129,7 +134,9 @@ def starting_table(
         return empty, []
     if changes := workload_changes(former.workload, work.summary()):
         return empty, changes
-    return msgspec.structs.replace(still_valid(former, now), complete=False), stale(former, now)
+    kept = still_valid(former, now)
+    again = tuple(failure for failure in kept.failures if failure.code not in PASSING)
+    return msgspec.structs.replace(kept, failures=again, complete=False), stale(former, now)
 
 
 def known_fingerprint(table: Table, store: ModelStore) -> Fingerprint:

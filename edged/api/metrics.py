@@ -28,6 +28,14 @@ _STAGE_GAUGES: dict[str, tuple[str, Callable[[StageStatus], float]]] = {
     "slots": ("Slots of the stage's output arena.", lambda stage: stage.slots),
     "slots_used": ("Slots of the stage's output arena that are leased.", lambda stage: stage.slots_used),
     "workers": ("Processes of the stage.", lambda stage: len(stage.workers)),
+    "batch_limit": (
+        "The largest micro-batch that is formed now; for a generator, sequences decoded together.",
+        lambda stage: stage.batch_limit,
+    ),
+    "utilisation": (
+        "Share of the last minute in which the stage's workers held work, 0 to 1.",
+        lambda stage: stage.utilisation,
+    ),
     "memory_bytes": (
         "Resident memory of the stage's processes.",
         lambda stage: sum(worker.memory_bytes for worker in stage.workers),
@@ -111,6 +119,15 @@ def _stage_families(stages: tuple[StageStatus, ...]) -> Iterator[Any]:
     for stage in stages:
         info.add_metric([stage.name, *(str(getattr(stage, label)) for label in labels[1:])], 1)
     yield info
+    waiting = GaugeMetricFamily(
+        "edged_stage_queued_by_priority",
+        "Requests that wait in front of the stage, by class.",
+        labels=["stage", "priority"],
+    )
+    for stage in stages:
+        for priority, count in stage.queued_by_priority.items():
+            waiting.add_metric([stage.name, priority], count)
+    yield waiting
     for name, (help_text, read) in _STAGE_GAUGES.items():
         yield _fill(GaugeMetricFamily(f"edged_stage_{name}", help_text, labels=["stage"]), stages, read)
     for name, (help_text, read) in _STAGE_COUNTERS.items():

@@ -125,9 +125,11 @@ def _quoted(cited: Cited) -> str:
     return f' "{text}"' if text else ""
 
 
-def fields_of(max_tokens: int | None, candidates: int | None, keep: int | None) -> dict[str, Any]:
+def fields_of(
+    max_tokens: int | None, candidates: int | None, keep: int | None, priority: str | None = None
+) -> dict[str, Any]:
     """Put what the user asked for into the request, and nothing else."""
-    edged = {"candidates": candidates, "keep": keep}
+    edged = {"candidates": candidates, "keep": keep, "priority": priority}
     edged = {key: value for key, value in edged.items() if value is not None}
     fields: dict[str, Any] = {"edged": edged} if edged else {}
     return fields | ({"max_tokens": max_tokens} if max_tokens is not None else {})

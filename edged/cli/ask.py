@@ -26,6 +26,14 @@ from edged.cli.session import TEXT, Session, example, json_option, text_from, wi
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token.")
 @click.option("--top", "candidates", type=click.IntRange(1, 1000), help="Passages to fetch.")
 @click.option("--keep", type=click.IntRange(1, 100), help="Passages to keep for the answer.")
+@click.option(
+    "--priority", type=click.Choice(["interactive", "batch"]), help="`batch` lets interactive work go first."
+)
+@click.option(
+    "--deadline-ms",
+    type=click.IntRange(1, 86_400_000),
+    help="Be refused at once where the answer would come later than this.",
+)
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
 @json_option
 @with_session
@@ -37,6 +45,8 @@ def ask(  # noqa: PLR0917 - one argument per option, passed by name
     temperature: float | None,
     candidates: int | None,
     keep: int | None,
+    priority: str | None,
+    deadline_ms: int | None,
     no_stream: bool,
     as_json: bool,
 ) -> None:
@@ -46,7 +56,9 @@ def ask(  # noqa: PLR0917 - one argument per option, passed by name
     """
     from edged.cli.answer import collect, fields_of, print_answer
 
-    fields = fields_of(max_tokens, candidates, keep)
+    fields = fields_of(max_tokens, candidates, keep, priority)
+    if deadline_ms is not None:
+        fields["deadline_ms"] = deadline_ms
     if temperature is not None:
         fields["temperature"] = temperature
     messages = [{"role": "user", "content": question or _from_input()}]

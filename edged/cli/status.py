@@ -23,6 +23,8 @@ HEADINGS = (
     "MODEL",
     "PID",
     "QUEUED",
+    "BATCH",
+    "BUSY",
     "IN FLIGHT",
     "SLOTS",
     "RATE",
@@ -110,7 +112,9 @@ def _row(stage: StageStatus) -> tuple[str, ...]:
         f"{stage.backend} {stage.device}".strip(),
         f"{stage.model} {stage.variant}".strip(),
         ",".join(str(worker.pid) for worker in stage.workers) or "-",
-        str(stage.queued),
+        _queued(stage),
+        str(stage.batch_limit or "-"),
+        f"{stage.utilisation:.0%}",
         str(stage.in_flight),
         f"{stage.slots_used}/{stage.slots}",
         f"{stage.rate_per_s:.1f}/s",
@@ -119,8 +123,19 @@ def _row(stage: StageStatus) -> tuple[str, ...]:
     )
 
 
+def _queued(stage: StageStatus) -> str:
+    """All that wait, and how many of them are batch work where some are."""
+    behind = stage.queued_by_priority.get("batch", 0)
+    return f"{stage.queued} ({behind} batch)" if behind else str(stage.queued)
+
+
 def _print_remarks(current: Status) -> None:
     remarks = [f"{stage.name}: {stage.reason}" for stage in current.stages if stage.reason]
+    remarks += [
+        f"{stage.name}: batches of at most {stage.batch_limit}: {stage.batch_reason}"
+        for stage in current.stages
+        if stage.batch_reason and not stage.batch_reason.startswith("max_batch")
+    ]
     remarks += [f"refused {code}: {count}" for code, count in sorted(current.rejected.items()) if count]
     remarks += [note for note in (current.temperature_note, *current.notes) if note]
     if remarks:

@@ -111,6 +111,11 @@ def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> Stage
         mean_compute_s=stage.compute_s,
         mean_batch=stage.batch,
         details=newest,
+        queued_by_priority=stage.queue.counts(),
+        batch_limit=stage.limit,
+        batch_reason=stage.control.reason,
+        utilisation=stage.usage.share(len(workers), now),
+        cores={worker.incarnation: worker.cores for worker in workers if worker.cores is not None},
         caches=all_caches([worker.caches for worker in workers]),
     )
 

@@ -31,13 +31,18 @@ class Attendance:
 
     def __enter__(self) -> Self:
         self._handler = asyncio.current_task()
-        self._task = asyncio.create_task(self._watch())
+        connection = self._request.connection if self._beat is None else None
+        if connection is None:
+            task = asyncio.create_task(self._watch())
+            self._unwatch: Callable[[], object] = task.cancel
+        else:  # a callback costs a tenth of a task
+            self._unwatch = connection.on_lost(self._gone)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._task.cancel()
+        self._unwatch()
         if kind is None:
             return
         self._leave()
@@ -51,6 +56,9 @@ class Attendance:
 
     async def _watch(self) -> None:
         await self._disconnected()
+        self._gone()
+
+    def _gone(self) -> None:
         self._client_left = True
         if self._handler:
             self._handler.cancel()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -45,6 +46,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     head_bytes: int = HEAD_BYTES
     message_bytes: int = 32 << 20
     """Head, body, chunk framing and trailers of one request together."""
+
+
+def _nothing() -> None:
+    """What is called for one who no longer waits."""
 
 
 class JoinedWrites:
@@ -103,6 +108,7 @@ class Connection(HttpToolsProtocol):
         self._joined = JoinedWrites(transport)
         self.transport = cast("asyncio.Transport", self._joined)
         self.closed = asyncio.Event()
+        self._on_lost: dict[object, Callable[[], None]] = {}
         transport.set_write_buffer_limits(high=self.limits.output_bytes)
         self.peer = peer_of(transport.get_extra_info("socket"))
         if len(self.connections) > self.limits.connections:
@@ -117,6 +123,16 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
         self.closed.set()
+        for gone in list(self._on_lost.values()):
+            gone()
+
+    def on_lost(self, gone: Callable[[], None]) -> Callable[[], None]:
+        """Have `gone` called when the client hangs up, soon if it has; the answer takes that back."""
+        key = object()
+        self._on_lost[key] = gone
+        if self.closed.is_set():
+            self.loop.call_soon(lambda: self._on_lost.get(key, _nothing)())  # noqa: PLW0108 (asked when due)
+        return lambda: self._on_lost.pop(key, None) and None
 
     def data_received(self, data: bytes) -> None:
         """Parse; stray bytes between requests do not hold a connection open."""
@@ -135,7 +151,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start the clock for the head of a request."""
         super().on_message_begin()
-        self.scope["edged.peer"] = self.peer  # type: ignore[typeddict-unknown-key]
+        self.scope["edged.connection"] = self  # type: ignore[typeddict-unknown-key]
         self._message_bytes = 0
         self._stop_head_timer()
         self._head_timer = self.loop.call_later(self.limits.head_s, self._head_late)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from edged.api.connection import Peer
+from edged.api.connection import Connection, Peer
 from edged.api.errors import INTERNAL, encode_error, error_headers
 from edged.errors import BodyTimeout, Cancelled, EdgedError, TooLarge
 
@@ -70,7 +70,12 @@ class Request:
     @property
     def peer(self) -> Peer:
         """Who asks."""
-        return cast("Peer", self._scope.get("edged.peer", Peer()))
+        return self.connection.peer if self.connection else Peer()
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection it came on; None behind another server than edged's."""
+        return cast("Connection | None", self._scope.get("edged.connection"))
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""

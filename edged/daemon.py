@@ -30,13 +30,13 @@ from edged.dispatch.status import stage_state, status
 from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
 from edged.models.store import ModelStore
 from edged.placement.defaults import place, workers_of
+from edged.placement.notes import CalibrationNotes
 from edged.report import Status
 from edged.transport.slots import Geometry
 from edged.workers.spec import StageSpec
 
 logger = logging.getLogger("edged.daemon")
 
-NO_CALIBRATION = "placement by default order: nothing has been measured on this machine"
 FIXED_TABLES = ("daemon", "api", "queue")
 """Tables whose changes need a restart: sockets, arenas and folders exist already."""
 
@@ -50,6 +50,7 @@ class Daemon:
         self._load = load
         self._stop = asyncio.Event()
         self._store = ModelStore(config.daemon.state_dir / "models", Catalogue.discover())
+        self._calibration = CalibrationNotes(config.daemon.state_dir, self._store)
         self._dispatcher = Dispatcher(
             config.daemon.runtime_dir,
             Geometry(config.queue.slots, config.queue.slot_bytes),
@@ -212,7 +213,7 @@ class Daemon:
             started_at=self._started_at,
             pipelines={name: line.stages for name, line in self.config.pipelines.items()},
             kinds={name: stage.kind for name, stage in self.config.stages.items()},
-            notes=(NO_CALIBRATION,),
+            notes=self._calibration.sentences(),
         )
 
     def ready(self) -> bool:
@@ -234,6 +235,7 @@ class Daemon:
             if self._announced:
                 notify.reloading()
             try:
+                self._calibration.forget()
                 return self._adopt(*self._load())
             finally:
                 if self._announced:

@@ -59,12 +59,13 @@ def calibrate(
 
 def _show(session: Session, stages: tuple[str, ...], *, as_json: bool) -> None:
     from edged.placement import storage, survey
+    from edged.placement.fingerprint import known_fingerprint
     from edged.placement.staleness import stale
 
     table = storage.load(storage.path_in(session.config.daemon.state_dir))
     if table is None:
         raise click.ClickException("nothing was calibrated here yet; run: edgectl calibrate")
-    now = survey.known_fingerprint(table, survey.open_store(session.config, session.environment))
+    now = known_fingerprint(table, survey.open_store(session.config, session.environment))
     for reason in stale(table, now):
         click.echo(f"note: stale: {visible(reason)}", err=True)
     _print(table, stages, as_json=as_json)

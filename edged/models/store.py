@@ -91,6 +91,13 @@ class ModelStore:
             f"model {_label(model, variant)} is not here; run: edgectl models pull {_label(model, variant)}"
         )
 
+    def recorded_digest(self, model: str, variant: str = "") -> str:
+        """Digest of the weights when they were last checked, without reading them; empty when never."""
+        manifest = self.catalogue.model(model)
+        rung = manifest.variant(variant)
+        record = self._records(manifest, rung).get(rung.filename)
+        return record.sha256 if record and self._present(manifest, rung) else ""
+
     def verify(self, model: str, variant: str = "") -> None:
         """Hash every file of a variant again; `DigestMismatch` or `ModelError` when one is not right."""
         manifest = self.catalogue.model(model)

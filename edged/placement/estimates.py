@@ -8,7 +8,7 @@ from edged.placement.agenda import Duo, Known, Solo, Task
 from edged.placement.forms import Candidate
 from edged.placement.table import Form, Point, Work
 
-CELL_S = 1.5
+CELL_S = 1.0
 """A cell is run again until its rounds took so long together, or `MOST_ROUNDS` are done."""
 MOST_ROUNDS = 7
 _FIRST_GUESS_S = {"generator": 1.5, "reranker": 0.5}

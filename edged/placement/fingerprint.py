@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from edged.errors import NotFound
 from edged.governor.sensors import total_memory_bytes
+from edged.models.store import ModelStore
 from edged.placement.staleness import PACKAGES
-from edged.placement.table import Fingerprint
+from edged.placement.table import Fingerprint, Table
 
 
 def take(models: Mapping[str, str], root: Path = Path("/")) -> Fingerprint:
@@ -28,6 +30,22 @@ def take(models: Mapping[str, str], root: Path = Path("/")) -> Fingerprint:
         packages=_packages(),
         models=dict(models),
     )
+
+
+def known_fingerprint(table: Table, store: ModelStore) -> Fingerprint:
+    """The fingerprint of the machine with the weights that a table knows, for `stale`.
+
+    Reads no weights and loads no runtime; weights that are no longer here are left out.
+    """
+    return take({name: digest for name in table.fingerprint.models if (digest := _digest(store, name))})
+
+
+def _digest(store: ModelStore, name: str) -> str:
+    model, _, variant = name.partition("/")
+    try:
+        return store.recorded_digest(model, variant)
+    except NotFound:  # its manifest is gone
+        return ""
 
 
 def _cpu(root: Path) -> str:

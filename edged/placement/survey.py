@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -137,19 +136,6 @@ def starting_table(
     kept = still_valid(former, now)
     again = tuple(failure for failure in kept.failures if failure.code not in PASSING)
     return msgspec.structs.replace(kept, failures=again, complete=False), stale(former, now)
-
-
-def known_fingerprint(table: Table, store: ModelStore) -> Fingerprint:
-    """The fingerprint of the machine with the weights that a table knows, for `stale`; loads no runtime.
-
-    Weights that are no longer here are left out.
-    """
-    digests: dict[str, str] = {}
-    for name in table.fingerprint.models:
-        model, _, variant = name.partition("/")
-        with suppress(EdgedError):
-            digests[name] = store.resolve(model, variant).digest
-    return take(digests)
 
 
 def fingerprint(everything: Sequence[Candidate]) -> Fingerprint:

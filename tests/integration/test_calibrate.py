@@ -15,6 +15,9 @@ import pytest
 
 from edged.placement import storage
 from edged.placement.table import Table
+from edged.testing.daemon import RunningDaemon
+
+from .conftest import simulated
 
 PATIENCE_S = 60.0
 POLL_S = 0.02
@@ -212,7 +215,7 @@ def test_a_form_that_does_not_run_is_a_failure_and_the_others_are_measured(box, 
 def test_a_form_that_crashes_at_a_large_batch_keeps_its_small_ones(box, tmp_path):
     file = tmp_path / "faults.json"
     file.write_bytes(msgspec.json.encode({"crash": "abort", "after_items": 60}))
-    table = box(f"max_tokens = 4, decode_ms = 200, faults = '{file}'").measure("--stage", "generator")
+    table = box(f"max_tokens = 4, decode_ms = 50, faults = '{file}'").measure("--stage", "generator")
     assert {failure.code for failure in table.failures} == {"crashed"}
     assert all(failure.batch > 1 for failure in table.failures if failure.work == "typical")
     assert 1 in {point.batch for point in table.points}
@@ -246,3 +249,50 @@ def test_a_damaged_table_is_not_taken_for_none(box):
     assert status == 1
     assert "--fresh" in err
     assert here.measure("--fresh", "--budget", "1s").points == ()
+
+
+# -------------------------------------------------------------- beside a daemon
+
+SERVED = {"generator": "options = { context_tokens = 8192, max_tokens = 4 }"}
+
+
+def calibrated(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edged.cli", "--config", str(daemon.config_path), "calibrate"]
+    return subprocess.run(
+        [*command, *arguments],
+        env=daemon.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_an_idle_daemon_does_not_disturb_and_its_notes_follow_the_table(daemon):
+    running = daemon(simulated(**SERVED))
+    assert any("edgectl calibrate" in note for note in running.client.status().notes)
+    done = calibrated(running, "--budget", "30s")
+    assert done.returncode == 0, done.stderr
+    assert "the daemon is idle" in done.stderr
+    assert not any("calibrat" in note for note in running.client.status().notes)
+    path = storage.path_in(running.config.daemon.state_dir)
+    table = storage.load(path)
+    assert table is not None
+    older = msgspec.structs.replace(table.fingerprint, kernel="2.4")
+    storage.save(msgspec.structs.replace(table, fingerprint=older), path)
+    notes = running.client.status().notes
+    assert any("stale" in note and "kernel: 2.4 -> " in note for note in notes)
+    shown = calibrated(running, "--show")
+    assert "stale: kernel: 2.4" in shown.stderr
+    anew = calibrated(running, "--budget", "1s")
+    assert "measured anew because of kernel: 2.4" in anew.stderr
+    assert "calibration" in "".join(path.name for path in path.parent.iterdir())
+
+
+def test_a_daemon_at_work_is_left_in_peace(daemon):
+    running = daemon(simulated(**SERVED))
+    list(running.client.chat([{"role": "user", "content": "hello"}], model="generator"))
+    refused = calibrated(running, "--budget", "1s")
+    assert refused.returncode == 1
+    assert "--while-serving" in refused.stderr
+    assert calibrated(running, "--budget", "1s", "--while-serving").returncode == 0

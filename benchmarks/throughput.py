@@ -64,29 +64,40 @@ def rag_config(library: RagLibrary, *, exact: bool = False, leases: str = "auto"
 def saturate(
     daemon: RunningDaemon, questions: Sequence[str], clients: int, warm_s: float, measured_s: float
 ) -> Load:
-    """Ask with so many clients; what happens before `warm_s` and while the clients stop is left out."""
+    """Ask with so many clients, and look at a window that begins when the pipeline is full.
+
+    A request counts with the share of its time that lies in the window, so that answers that come in waves
+    are counted right.
+    """
     run = Run(Asker(daemon.client, "rag", {"max_tokens": MAX_TOKENS}).ask, questions, warm_s + measured_s)
-    marks: list[tuple[float, float]] = []
-    samples: list[Sample] = []
-    for sample in run.closed(clients):
-        if sample.error:
-            raise RuntimeError(f"a request failed under load: {sample.error}")
-        if warm_s <= run.elapsed_s <= warm_s + measured_s:
-            marks.append((time.monotonic(), daemon_cpu_s(daemon)))
-            samples.append(sample)
-    if len(samples) < 2:
-        raise RuntimeError(f"fewer than two answers in {measured_s:g} s: measure for longer")
-    (began, cpu_before), (ended, cpu_after) = marks[0], marks[-1]
-    count = len(samples) - 1
+    cpu: list[float] = []
+    clocks = [
+        threading.Timer(at_s, lambda: cpu.append(daemon_cpu_s(daemon)))
+        for at_s in (warm_s, warm_s + measured_s)
+    ]
+    for clock in clocks:
+        clock.start()
+    samples = list(run.closed(clients))
+    for clock in clocks:
+        clock.join()
+    if failed := [sample.error for sample in samples if sample.error]:
+        raise RuntimeError(f"{len(failed)} requests failed under load: {failed[0]}")
+    count = sum(_share_within(sample, warm_s, warm_s + measured_s) for sample in samples)
+    inside = [sample for sample in samples if sample.end_s >= warm_s]
     return Load(
-        rate_per_s=round(count / (ended - began), 3),
-        cpu_s=round((cpu_after - cpu_before) / count, 3),
-        busy_cores=round((cpu_after - cpu_before) / (ended - began), 2),
-        p50_s=round(percentile([sample.latency_s for sample in samples], 0.5), 2),
-        p95_s=round(percentile([sample.latency_s for sample in samples], 0.95), 2),
-        first_token_p50_s=round(percentile([_first_s(sample) for sample in samples], 0.5), 2),
-        batches=_batches(samples),
+        rate_per_s=round(count / measured_s, 3),
+        cpu_s=round((cpu[1] - cpu[0]) / count, 3),
+        busy_cores=round((cpu[1] - cpu[0]) / measured_s, 2),
+        p50_s=round(percentile([sample.latency_s for sample in inside], 0.5), 2),
+        p95_s=round(percentile([sample.latency_s for sample in inside], 0.95), 2),
+        first_token_p50_s=round(percentile([_first_s(sample) for sample in inside], 0.5), 2),
+        batches=_batches(inside),
     )
+
+
+def _share_within(sample: Sample, start_s: float, end_s: float) -> float:
+    within_s = min(sample.end_s, end_s) - max(sample.due_s, start_s)
+    return max(0.0, within_s) / sample.latency_s
 
 
 def _first_s(sample: Sample) -> float:

@@ -91,7 +91,7 @@ def cells(rows: int) -> int:
     Both are rules of thumb of the FAISS wiki ("Guidelines to choose an index").
 
     >>> cells(1_000_000), cells(5_000)
-    (4096, 64)
+    (4096, 128)
     """
     wanted = round(math.log2(4 * math.sqrt(rows)))
     most = math.floor(math.log2(max(1, rows / 39)))

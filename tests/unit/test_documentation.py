@@ -155,7 +155,7 @@ def test_files_that_are_named_exist(path):
 
 def test_decisions_are_numbered_and_shaped():
     names = sorted(path.name for path in (ROOT / "docs/decisions").glob("*.md"))
-    assert [name[:4] for name in names] == [f"{number:04}" for number in range(1, len(names) + 1)]
+    assert len({name[:4] for name in names}) == len(names)
     for name in names:
         text = (ROOT / "docs/decisions" / name).read_text()
         assert text.startswith(f"# {name[:4]} ")

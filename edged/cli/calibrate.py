@@ -47,7 +47,7 @@ def calibrate(
 
     Every variant that is present, on every backend and device, at several thread counts and batches;
     the best ones also side by side. The likeliest come first, so a short budget gives a usable table.
-    Ctrl-C keeps what was measured; a rerun goes on. `edgectl plan` uses the result.
+    Ctrl-C keeps what was measured; a rerun goes on. The planner chooses from the result.
     """
     if show:
         _show(session, stages, as_json=as_json)

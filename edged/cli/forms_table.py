@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 import click
 import msgspec
@@ -14,6 +15,10 @@ HEADINGS = ("STAGE", "VARIANT", "BACKEND", "DEVICE", "THREADS", "OPTIONS", "ALON
 PRICES = ("EACH", "CPU EACH", "MEMORY", "ROUNDS", "SPREAD")
 BEST = 3
 """Forms of a stage that are shown: the cheapest at their best batch, and the quickest alone."""
+
+
+DISTURBING = 0.25
+"""Cores that others may keep busy before the times are called in doubt."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -31,11 +36,22 @@ def print_forms(table: Table, stages: Sequence[str] = ()) -> None:
     names = [name for name in dict.fromkeys(row.form.stage for row in rows) if not stages or name in stages]
     shown = [row for name in names for row in best(rows, name)]
     print_table((*HEADINGS, *PRICES), [_cells(row) for row in shown])
+    _warn_of_others([row.best.others for row in rows])
     for failure in table.failures:
         if not stages or failure.form.stage in stages:
             size = f" at batch {failure.batch} ({failure.work} work)" if failure.batch else ""
             what = f"{_short(failure.form)}{size}"
             click.echo(f"note: does not run: {what}: [{failure.code}] {visible(failure.message)}", err=True)
+
+
+def _warn_of_others(others: Sequence[float]) -> None:
+    disturbed = [cores for cores in others if cores > DISTURBING]
+    if disturbed:
+        click.echo(
+            f"note: other processes kept {median(disturbed):.1f} cores busy beside {len(disturbed)} of "
+            f"{len(others)} forms, whose times are too high; on a quiet machine: edgectl calibrate --fresh",
+            err=True,
+        )
 
 
 def best(rows: Sequence[Row], stage: str) -> list[Row]:

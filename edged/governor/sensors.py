@@ -64,6 +64,12 @@ def total_memory_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def busy_s() -> float:
+    """CPU seconds that all cores together have worked since boot, for whomever."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+
 class EnergyCounter(msgspec.Struct, frozen=True):
     """A running total of one package, which starts again at 0 behind `range_uj`."""
 

@@ -244,6 +244,7 @@ def point_of(form: Form, cell: Cell, rounds: Sequence[Round]) -> Point:
         first_s=round(median(each.first_s for each in rounds), 6),
         joules=median(spent) if spent else None,
         rounds=len(rounds),
+        others=round(median(each.others for each in rounds), 2),
         spread=round((max(walls) - min(walls)) / wall_s, 3) if wall_s else 0.0,
     )
 

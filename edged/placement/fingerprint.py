@@ -73,7 +73,7 @@ def _identity(device: Path) -> str:
 
 
 def _packages() -> dict[str, str]:
-    names = [name for group in PACKAGES.values() for name in group]
+    names = ["edged", *(name for group in PACKAGES.values() for name in group)]
     return {name: found for name in names if (found := _version(name))}
 
 

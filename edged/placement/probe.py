@@ -18,7 +18,7 @@ import msgspec
 
 from edged.backend import Variant
 from edged.errors import EdgedError
-from edged.governor.sensors import energy, joules, resident_bytes
+from edged.governor.sensors import busy_s, energy, joules, resident_bytes
 from edged.messages import Answer, ChatTask, EmbedTask, decoder
 from edged.placement.table import Work
 from edged.placement.workload import Requests, Workload
@@ -76,6 +76,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, tag="round"):
     length: int
     new_tokens: int
     memory_bytes: int
+    others: float
 
 
 class Laps(msgspec.Struct, frozen=True, tag="laps"):
@@ -152,17 +153,19 @@ class Bench:
         """Run one batch of new requests; raises what the stage raises or answers."""
         items = self._requests.batch(batch, work)
         length = _length(self._tokenizer, items)
-        before, cpu_s, started = energy(), _cpu_s(), time.perf_counter()
+        before, cpu_s, everybody_s, started = energy(), _cpu_s(), busy_s(), time.perf_counter()
         outcome = self._run(items)
         wall_s = time.perf_counter() - started
+        cpu_s = _cpu_s() - cpu_s
         return Round(
             wall_s=wall_s,
-            cpu_s=_cpu_s() - cpu_s,
+            cpu_s=cpu_s,
             first_s=outcome.first_s or wall_s,
             joules=joules(before, energy()),
             length=outcome.prompt_tokens or length,
             new_tokens=outcome.new_tokens,
             memory_bytes=resident_bytes(os.getpid()),
+            others=max(busy_s() - everybody_s - cpu_s, 0.0) / wall_s,
         )
 
     def laps(self, batch: int, until_s: float) -> Laps:

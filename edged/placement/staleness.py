@@ -14,7 +14,7 @@ PACKAGES = {
     "openvino": ("openvino", "openvino-genai"),
     "llama_cpp": ("llama-cpp-python",),
 }
-"""Distributions whose version decides what a backend costs."""
+"""Distributions whose version decides what a backend costs, beside `edged` itself, whose stages it runs."""
 LENGTH_TOLERANCE = 0.25
 """A library grows; only when its passages become much longer or shorter do requests cost something else."""
 MEMORY_TOLERANCE = 0.02
@@ -55,11 +55,10 @@ def still_valid(table: Table, now: Fingerprint) -> Table:
     if machine_changes(table.fingerprint, now):
         return Table(fingerprint=now, measured_at=table.measured_at, workload=table.workload)
     changed = {name for name, *_ in _packages(table, now)}
-    backends = {backend for backend, names in PACKAGES.items() if changed & set(names)}
     models = set(_models(table, now))
 
     def holds(form: Form) -> bool:
-        return form.backend not in backends and f"{form.model}/{form.variant}" not in models
+        return not changed & set(packages_of(form.backend)) and f"{form.model}/{form.variant}" not in models
 
     known = {**table.fingerprint.models, **now.models}
     return msgspec.structs.replace(
@@ -85,10 +84,15 @@ def workload_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     return [f"{name}: {then.get(name)} -> {now.get(name)}" for name in names]
 
 
+def packages_of(backend: str) -> tuple[str, ...]:
+    """Distributions that decide what a form on this backend costs."""
+    return ("edged", *PACKAGES.get(backend, ()))
+
+
 def _packages(table: Table, now: Fingerprint) -> list[tuple[str, str, str]]:
     """Packages of backends that were measured or refused, whose version is another one."""
     forms = [*(point.form for point in table.points), *(failure.form for failure in table.failures)]
-    names = {name for form in forms for name in PACKAGES.get(form.backend, ())}
+    names = {name for form in forms for name in packages_of(form.backend)}
     then = table.fingerprint.packages
     pairs = [(name, then.get(name, "absent"), now.packages.get(name, "absent")) for name in sorted(names)]
     return [(name, was, is_) for name, was, is_ in pairs if was != is_]

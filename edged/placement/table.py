@@ -28,7 +28,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     """Device nodes with the vendor and device that sysfs gives them."""
     kernel: str
     packages: dict[str, str]
-    """Version of each runtime: onnxruntime, openvino, openvino-genai, llama-cpp-python."""
+    """Version of edged and of each runtime: onnxruntime, openvino, openvino-genai, llama-cpp-python."""
     models: dict[str, str]
     """Digest by `model/variant`."""
 
@@ -72,6 +72,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     spread: float
     """(max - min) / median of `wall_s` over the rounds."""
+    others: float = 0.0
+    """Cores that other processes kept busy meanwhile: where it is not near 0, `wall_s` is too high."""
 
 
 class Weight(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ PURE = (
             *("admission", "controller", "forecast", "queues", "usage"),
         )
     ),
+    *(f"edged/placement/{name}.py" for name in ("agenda", "contention", "estimates", "staleness", "table")),
     "edged/documents/chunk.py",
     "edged/stages/citations.py",
 )

@@ -89,6 +89,12 @@ def test_a_runtime_that_nothing_was_measured_on_is_no_reason():
     assert stale(table(), changed(packages=NOW.packages | {"llama-cpp-python": "0.3"})) == []
 
 
+def test_another_edged_takes_everything_along():
+    now = changed(packages=NOW.packages | {"edged": "9"})
+    assert stale(table(), now) == ["package edged: absent -> 9"]
+    assert still_valid(table(), now).points == ()
+
+
 def test_other_weights_take_their_forms_along():
     now = changed(models=NOW.models | {"m/int8": "other"})
     assert stale(table(), now) == ["model m/int8: other weights than measured"]

@@ -296,3 +296,31 @@ def test_a_daemon_at_work_is_left_in_peace(daemon):
     assert refused.returncode == 1
     assert "--while-serving" in refused.stderr
     assert calibrated(running, "--budget", "1s", "--while-serving").returncode == 0
+
+
+def test_a_real_encoder_on_the_sample_documents(tmp_path, variant):
+    weights = variant("bge-small-en-v1.5", "int8")
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "models").symlink_to(weights.path.parents[2])
+    config = '[stages.retriever]\nbackend = "onnx"\nmax_batch = 1\noptions = { threads = 1 }\n'
+    (tmp_path / "edged.toml").write_text(
+        f"[daemon]\nstate_dir = '{state}'\nruntime_dir = '{tmp_path}'\n{config}"
+    )
+    command = [sys.executable, "-m", "edged.cli", "--config", str(tmp_path / "edged.toml"), "calibrate"]
+    done = subprocess.run(
+        [*command, "--stage", "retriever", "--json"], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    table = msgspec.json.decode(done.stdout, type=Table)
+    assert table.complete
+    assert table.workload["passages"] == "samples"
+    assert table.fingerprint.models == {"bge-small-en-v1.5/int8": weights.digest}
+    by_work = {point.work: point for point in table.points}
+    assert by_work["short"].length < by_work["typical"].length < by_work["long"].length
+    assert {(point.form.backend, point.form.threads, point.batch) for point in table.points} == {
+        ("onnx", 1, 1)
+    }
+    assert by_work["typical"].rounds >= 3
+    (weight,) = table.weights
+    assert weight.memory_bytes > weights.path.stat().st_size

@@ -26,9 +26,10 @@ from edged_backends.options import read_options, thread_count
 _DTYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
 _CONTEXT_STEP = 256
 """llama.cpp rounds the context of a sequence up to a multiple of this."""
-_EXACT_ROWS = 60
-"""With 64 rows or more, ggml's flash attention changes to a tiled kernel that rounds differently; up to 63,
-every kernel gives a row the same bits whatever stands beside it. 60 fills blocks of four."""
+_BF16 = 30
+"""`GGML_TYPE_BF16`. With values and keys of one type, ggml's flash attention takes other kernels, which round
+differently, for 64 rows or more (tiles) and for one row of one sequence over 512 cells or more (a part per
+thread). Values in bfloat16 beside keys in float16 have one kernel, whatever stands beside a row."""
 _NODES = Path("/dev")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
@@ -46,12 +47,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     KV cache of this size, taken at load."""
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
     batch_tokens: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 256
-    """Most tokens of one step: larger reads prompts faster, smaller keeps running answers smoother."""
+    """Most tokens of one step while no answer runs: larger reads prompts faster."""
+    running_batch_tokens: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 48
+    """Most tokens of one step while answers run: smaller keeps them smoother while prompts are read."""
+    prefix_cache_mib: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 256
+    """What ended sequences may keep of the KV cache, for prompts that begin alike; 0 keeps nothing."""
     flash_attention: bool = True
     exact: bool = True
-    """Keep the kernels of prefill and decode alike (CPU, with flash attention): greedy answers to short
-    prompts are then the same alone, in a batch and resumed; to long ones not always. Reads prompts slower.
-    """
+    """Compute a row alike whatever stands beside it (CPU, with flash attention): greedy answers are the
+    same alone, in a batch and resumed. The KV cache holds its values as bfloat16 then."""
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
     """Layers on the accelerator; -1 means all. Of no effect on a CPU."""
 
@@ -76,12 +80,13 @@ class LlamaCppBackend:
             model = load_model(os.fsencode(variant.path), accelerator, settings.gpu_layers)
         if not model:
             raise BackendError(f"llama.cpp cannot load {variant.path}: {_why(complaints)}")
-        shape = _shape(settings, variant)
+        exact = settings.exact and settings.flash_attention and accelerator is None
+        shape = _shape(settings, variant, exact=exact)
         context = _context(model, settings, shape, device)
         if context is None:
             free_model(model)
             raise BackendError(
-                f"llama.cpp has no memory for {shape.max_sequences} sequences of {shape.context_tokens} "
+                f"llama.cpp has no memory for {shape.slots} sequences of {shape.context_tokens} "
                 f"tokens with {variant.path.name}; lower context_tokens or max_sequences"
             )
         return LlamaTokenSession(model, context, shape)
@@ -101,23 +106,33 @@ def _why(complaints: list[str]) -> str:
     return complaints[0] if complaints else "it gave no reason"
 
 
-def _shape(settings: Options, variant: Variant) -> Shape:
+def _shape(settings: Options, variant: Variant, *, exact: bool) -> Shape:
     wanted = settings.context_tokens or min(variant.context_tokens, 2048)
-    context_tokens = -(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP
     batch_tokens = max(settings.batch_tokens, settings.max_sequences)
-    sequence_rows = min(batch_tokens, _EXACT_ROWS) if settings.exact else batch_tokens
-    return Shape(context_tokens, settings.max_sequences, batch_tokens, sequence_rows)
+    return Shape(
+        context_tokens=-(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP,
+        max_sequences=settings.max_sequences,
+        slots=settings.max_sequences + bool(settings.prefix_cache_mib),
+        batch_tokens=batch_tokens,
+        running_batch_tokens=min(
+            batch_tokens, max(settings.running_batch_tokens, 2 * settings.max_sequences)
+        ),
+        prefix_bytes=settings.prefix_cache_mib << 20,
+        exact=exact,
+    )
 
 
 def _context(model: Any, settings: Options, shape: Shape, device: Device) -> Any:
     parameters = runtime.llama_context_default_params()
-    parameters.n_ctx = shape.context_tokens * shape.max_sequences
-    parameters.n_seq_max = shape.max_sequences
+    parameters.n_ctx = shape.context_tokens * shape.slots
+    parameters.n_seq_max = shape.slots
     parameters.kv_unified = False
     parameters.n_batch = parameters.n_ubatch = shape.batch_tokens
     parameters.n_threads = thread_count(settings.threads, device)
     parameters.n_threads_batch = settings.threads_batch or parameters.n_threads
     parameters.flash_attn_type = int(settings.flash_attention)
+    if shape.exact:
+        parameters.type_v = _BF16
     return runtime.llama_init_from_model(model, parameters)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from edged.backend import Sampling, TokenEvent, Vocabulary
-from edged.errors import BackendError, ContextOverflow
+from edged.errors import BackendError, BadRequest, ContextOverflow
+from edged_backends.llama_cpp_batch import TokenBatch
 from edged_backends.llama_cpp_runtime import free_model, runtime
 from edged_backends.llama_cpp_sampler import Sampler
+from edged_backends.llama_cpp_slots import Slots
 from edged_backends.llama_cpp_vocabulary import LlamaVocabulary
 
 
@@ -20,9 +21,15 @@ class Shape(NamedTuple):
 
     context_tokens: int
     max_sequences: int
+    slots: int
+    """Sequences of the KV cache: those that can live, and room for what ended ones leave."""
     batch_tokens: int
-    sequence_rows: int
-    """Most tokens of one sequence in one batch."""
+    """Most tokens of a step while no answer runs."""
+    running_batch_tokens: int
+    """Most tokens of a step while answers run: it bounds the gap between two of their tokens."""
+    prefix_bytes: int
+    exact: bool
+    """Whether a row is computed alike whatever stands beside it."""
 
 
 class _Sequence(msgspec.Struct, eq=False):
@@ -34,7 +41,9 @@ class _Sequence(msgspec.Struct, eq=False):
     end: int
     """Length of prompt and answer at which it ends."""
     sampler: Sampler
-    done: int = 0
+    done: int
+    running: bool = False
+    """Whether its answer has begun."""
 
     @property
     def backlog(self) -> int:
@@ -73,40 +82,41 @@ def shares(backlogs: Sequence[int], budget: int) -> list[int]:
 class LlamaTokenSession:
     """Sequences that share one context, each with a KV cache of its own.
 
-    The caches are separate streams, so a sequence can never take another's room, and the floats of an
-    answer do not depend on who else runs.
+    The caches are separate streams, so a sequence can never take another's room. One step reads at most a
+    budget of tokens, every running answer first and the prompts in equal shares, so that a long prompt
+    neither stalls the answers nor keeps a short one waiting.
     """
 
     def __init__(self, model: Any, context: Any, shape: Shape) -> None:
         self._vocabulary = LlamaVocabulary(model)
         self.vocabulary: Vocabulary = self._vocabulary
         self.context_tokens, self.max_sequences = shape.context_tokens, shape.max_sequences
-        # Identical to the bit for short prompts; with 480 tokens on two threads 2 to 3 of 7 answers differed.
-        self.exact_resume = False
+        self.exact_resume = shape.exact
         self._shape = shape
         self._model = model
         self._context = context
         self._memory: Any = runtime.llama_get_memory(context)
-        self._batch = _Batch(shape.batch_tokens)
+        self._batch = TokenBatch(shape.batch_tokens)
         self._live: dict[int, _Sequence] = {}
-        self._free_slots = set(range(self.max_sequences))
+        self._slots = Slots(shape.slots, shape.prefix_bytes, kv_token_bytes(model))
         self._closed = False
 
     @property
     def free_sequences(self) -> int:
         """How many more sequences `admit` takes now."""
-        return len(self._free_slots)
+        return self.max_sequences - len(self._live)
 
     def admit(self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int, /) -> None:
         """Start a sequence; `ContextOverflow` when prompt and new tokens exceed `context_tokens`.
 
-        Under one seed a sampled sequence, too, goes on as it would have when it is resumed.
+        What a live or an ended sequence has computed of the same beginning is copied. `BadRequest` for a
+        `logit_bias` of a token that the vocabulary lacks.
         """
-        self._check(sequence, prompt, max_tokens)
-        slot = min(self._free_slots)
-        sampler = Sampler(sampling, self._vocabulary.size, prompt, self.context_tokens)
-        self._free_slots.remove(slot)
-        self._live[sequence] = _Sequence(sequence, slot, list(prompt), len(prompt) + max_tokens, sampler)
+        self._check(sequence, prompt, sampling, max_tokens)
+        tokens = list(prompt)
+        slot, shared = self._claim(tokens)
+        sampler = Sampler(sampling, self._vocabulary.size)
+        self._live[sequence] = _Sequence(sequence, slot, tokens, len(tokens) + max_tokens, sampler, shared)
 
     def step(self) -> list[TokenEvent]:
         """Advance every live sequence by one token or by a share of its prompt."""
@@ -124,22 +134,54 @@ class LlamaTokenSession:
         if sequence in self._live:
             self._release(self._live[sequence])
 
+    def prefix_counters(self) -> tuple[int, int, int]:
+        """See `TokenSession.prefix_counters`; bytes are of keys and values kept beside live sequences."""
+        return self._slots.found, self._slots.asked, self._slots.held_bytes
+
+    def clear_prefixes(self) -> None:
+        """See `TokenSession.clear_prefixes`."""
+        for slot in self._slots.clear():
+            self._empty(slot)
+
+    def set_threads(self, count: int, /) -> bool:
+        """See `TokenSession.set_threads`; the tokens do not depend on it."""
+        self._require_open()
+        runtime.llama_set_n_threads(self._context, count, count)
+        return True
+
     def close(self) -> None:
         """Give the memory back; idempotent."""
         if self._closed:
             return
         self._closed = True
-        for sequence in list(self._live.values()):
-            self._release(sequence)
+        for sequence in self._live.values():
+            sequence.sampler.close()
+        self._live.clear()
         self._batch.close()
         runtime.llama_free(self._context)
         free_model(self._model)
 
-    def _check(self, sequence: int, prompt: Sequence[int], max_tokens: int) -> None:
+    def _claim(self, tokens: list[int]) -> tuple[int, int]:
+        """Take a slot that holds the known beginning of `tokens`; give it and the length of that."""
+        live = {other.slot: other.tokens[: other.done] for other in self._live.values()}
+        slot, source, shared = self._slots.claim(tokens, live)
+        if slot != source:
+            self._empty(slot)
+            if shared:
+                # Between streams llama.cpp copies whole sequences only; the rest is cut off behind.
+                runtime.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
+        if shared:
+            runtime.llama_memory_seq_rm(self._memory, slot, shared, -1)
+        return slot, shared
+
+    def _empty(self, slot: int) -> None:
+        runtime.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def _check(self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> None:
         self._require_open()
         if sequence in self._live:
             raise BackendError(f"sequence {sequence} is alive already")
-        if not self._free_slots:
+        if not self.free_sequences:
             raise BackendError(f"all {self.max_sequences} sequences are taken")
         if not prompt or max_tokens < 1:
             raise BackendError("a sequence needs a prompt and at least one new token")
@@ -149,6 +191,11 @@ class LlamaTokenSession:
                 f"of {self.context_tokens} tokens"
             )
         self._vocabulary.check(prompt)
+        if strange := [token for token in sampling.logit_bias if token >= self._vocabulary.size]:
+            raise BadRequest(
+                f"token {strange[0]} is outside the vocabulary of {self._vocabulary.size} tokens",
+                param="logit_bias",
+            )
 
     def _require_open(self) -> None:
         if self._closed:
@@ -156,8 +203,9 @@ class LlamaTokenSession:
 
     def _plan(self) -> list[_Part]:
         live = sorted(self._live.values(), key=lambda sequence: sequence.slot)
-        backlogs = [min(sequence.backlog, self._shape.sequence_rows) for sequence in live]
-        takes = shares(backlogs, self._shape.batch_tokens)
+        running = any(sequence.running for sequence in live)
+        budget = self._shape.running_batch_tokens if running else self._shape.batch_tokens
+        takes = shares([sequence.backlog for sequence in live], budget)
         return [_Part(sequence, take) for sequence, take in zip(live, takes, strict=True)]
 
     def _decode(self, parts: Sequence[_Part]) -> int:
@@ -180,11 +228,12 @@ class LlamaTokenSession:
         return events
 
     def _extend(self, sequence: _Sequence, row: int) -> TokenEvent:
-        token = sequence.sampler.sample(self._context, row, len(sequence.tokens))
+        token = sequence.sampler.sample(self._context, row)
         if self._vocabulary.ends(token):
             self._release(sequence)
             return TokenEvent(sequence.number, finish="stop")
         sequence.tokens.append(token)
+        sequence.running = True
         if len(sequence.tokens) < sequence.end:
             return TokenEvent(sequence.number, (token,))
         self._release(sequence)
@@ -211,38 +260,15 @@ class LlamaTokenSession:
         return TokenEvent(sequence.number, finish="error", error=message)
 
     def _release(self, sequence: _Sequence) -> None:
-        runtime.llama_memory_seq_rm(self._memory, sequence.slot, -1, -1)
+        """End a sequence; what it has computed stays, as a prefix for others."""
         sequence.sampler.close()
         del self._live[sequence.number]
-        self._free_slots.add(sequence.slot)
+        for slot in self._slots.keep(sequence.slot, sequence.tokens[: sequence.done]):
+            self._empty(slot)
 
 
-class _Batch:
-    """A `llama_batch` that is filled through numpy views of its arrays."""
-
-    def __init__(self, capacity: int) -> None:
-        self.native: Any = runtime.llama_batch_init(capacity, 0, 1)
-        shape = (capacity,)
-        self._tokens = np.ctypeslib.as_array(self.native.token, shape)
-        self._positions = np.ctypeslib.as_array(self.native.pos, shape)
-        self._counts = np.ctypeslib.as_array(self.native.n_seq_id, shape)
-        self._wanted = np.ctypeslib.as_array(self.native.logits, shape)
-        self._counts[:] = 1
-
-    def clear(self) -> None:
-        self.native.n_tokens = 0
-
-    def add(self, slot: int, tokens: Sequence[int], position: int) -> None:
-        """Append tokens of one sequence; logits are wanted for the last."""
-        first = self.native.n_tokens
-        last = first + len(tokens)
-        self._tokens[first:last] = tokens
-        self._positions[first:last] = np.arange(position, position + len(tokens))
-        self._wanted[first:last] = 0
-        self._wanted[last - 1] = 1
-        for row in range(first, last):
-            self.native.seq_id[row][0] = slot
-        self.native.n_tokens = last
-
-    def close(self) -> None:
-        runtime.llama_batch_free(self.native)
+def kv_token_bytes(model: Any) -> int:
+    """Bytes of keys and values of one token in 16 bits, over all layers."""
+    heads = int(runtime.llama_model_n_head_kv(model))
+    head_width = int(runtime.llama_model_n_embd(model)) // int(runtime.llama_model_n_head(model))
+    return int(runtime.llama_model_n_layer(model)) * heads * head_width * 2 * 2

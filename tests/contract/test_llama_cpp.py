@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.backend import Sampling, Variant
-from edged.errors import BackendError
+from edged.errors import BackendError, BadRequest
 from edged.testing.token_contract import (
     Answer,
     TokenContract,
@@ -64,33 +65,180 @@ def prompt(generator) -> list[int]:
     return generator.vocabulary.encode("The sea is deep and the sky is", special=False)
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(temperature=0.9, seed=11),
-        Sampling(temperature=0.7, top_k=40, top_p=0.9, min_p=0.02, seed=3),
-        Sampling(repetition_penalty=1.3),
-        Sampling(temperature=1.0, presence_penalty=0.5, frequency_penalty=0.5, seed=5),
-    ],
-)
-def test_a_sampled_or_penalised_answer_resumes_identically(generator, prompt, sampling: Sampling):
-    whole = generate(generator, prompt, 16, sampling).tokens
-    assert generate(generator, prompt + whole[:6], 10, sampling).tokens == whole[6:]
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=0.9, seed=11),
+    Sampling(temperature=0.7, top_k=40, top_p=0.9, min_p=0.02, seed=3),
+    Sampling(repetition_penalty=1.3),
+    Sampling(temperature=1.0, presence_penalty=0.5, frequency_penalty=0.5, seed=5),
+    Sampling(temperature=1.3, top_k=20, seed=8, logit_bias={260: 4.0, 28: -100.0, 30: 2.5}),
+]
 
 
-def test_the_floats_of_an_answer_do_not_depend_on_company_or_resumption(generator, prompt, monkeypatch):
-    long = prompt * 13
-    logits = recorded_logits(monkeypatch)
-    alone = generate(generator, long, 4).tokens
-    last = logits[-1]
-    generate(generator, long + alone[:3], 1)
-    assert np.array_equal(logits[-1], last)
-    generator.admit(2, prompt * 9, Sampling(), 8)
+@pytest.fixture(scope="module")
+def reference(variant: Callable[[str, str], Variant], generator):
+    """The engine's own class for one stream, over a context like the session's."""
+    runtime = adapter.runtime
+    llama = runtime.Llama(
+        str(variant("smollm2-135m-instruct", "q4_1").path),
+        n_ctx=OPTIONS["context_tokens"],
+        n_threads=1,
+        flash_attn=True,
+        type_v=adapter._BF16,
+        verbose=False,
+    )
+    yield llama
+    llama.close()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_sampling_is_that_of_the_engines_single_stream(generator, prompt, reference, sampling: Sampling):
+    """Token for token, in company."""
+    generator.admit(7, prompt * 2, Sampling(temperature=1.5, seed=1), 30)
     generator.step()
-    generator.admit(3, prompt, Sampling(), 8)
-    generator.admit(1, long, Sampling(), 4)
-    finish_all(generator, {})
-    assert any(np.array_equal(row, last) for row in logits[-20:])
+    generator.admit(1, prompt, sampling, 24)
+    answer = finish_all(generator, {})[1].tokens
+    assert answer == single_stream(reference, prompt, sampling, len(answer))
+
+
+def single_stream(llama: Any, prompt: list[int], sampling: Sampling, count: int) -> list[int]:
+    llama.reset()
+    llama._seed = sampling.seed
+
+    def biased(_tokens, logits):
+        logits = np.array(logits)
+        logits[list(sampling.logit_bias)] += np.array(list(sampling.logit_bias.values()), np.float32)
+        return logits
+
+    stream = llama.generate(
+        prompt,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        temp=sampling.temperature,
+        repeat_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logits_processor=adapter.runtime.LogitsProcessorList([biased]) if sampling.logit_bias else None,
+    )
+    return [next(stream) for _ in range(count)]
+
+
+def test_a_bias_of_a_strange_token_is_refused(generator, prompt):
+    with pytest.raises(BadRequest, match="outside the vocabulary") as refusal:
+        generator.admit(1, prompt, Sampling(logit_bias={VOCABULARY_SIZE: 1.0}), 4)
+    assert refusal.value.param == "logit_bias"
+
+
+@pytest.fixture(scope="module")
+def wide(variant: Callable[[str, str], Variant], backend):
+    """Repacked weights, two threads, room for long prompts: where kernels would differ."""
+    options = {"max_sequences": 3, "context_tokens": 768, "threads": 2}
+    session = backend.open(variant("smollm2-135m-instruct", "q4_0"), backend.devices()[0], options)
+    yield session
+    session.close()
+
+
+def test_the_floats_of_an_answer_do_not_depend_on_company_or_resumption(wide, monkeypatch):
+    text = "The sea is deep and the sky is wide, said the captain of ship number {}. "
+    long = wide.vocabulary.encode("".join(text.format(number) for number in range(40)), special=False)[:560]
+    logits = recorded_logits(monkeypatch)
+    alone = generate(wide, long, 4).tokens
+    last = logits[-1]
+    for prompt, count in (([*long, *alone[:3]], 1), (long, 4)):
+        generate(wide, prompt, count)
+        assert np.array_equal(logits[-1], last), "resumed, or behind a kept prefix"
+    wide.clear_prefixes()
+    wide.admit(2, long[100:200], Sampling(), 12)
+    wide.step()
+    wide.admit(3, long[7:40], Sampling(), 8)
+    wide.admit(1, long, Sampling(), 4)
+    finish_all(wide, {})
+    assert any(np.array_equal(row, last) for row in logits[-24:])
+
+
+def test_a_prompt_that_begins_alike_is_computed_behind_what_is_known(wide, monkeypatch):
+    known = wide.vocabulary.encode("A long beginning that many questions share. " * 60, special=False)[:300]
+    ends = [wide.vocabulary.encode(text, special=False) for text in (" The first.", " Another, longer.")]
+    wide.clear_prefixes()
+    alone = generate(wide, known + ends[1], 6).tokens
+    wide.clear_prefixes()
+    decoded = count_decoded(monkeypatch)
+    generate(wide, known + ends[0], 6)
+    before = sum(decoded)
+    found = wide.prefix_counters()[0]
+    assert generate(wide, known + ends[1], 6).tokens == alone
+    assert wide.prefix_counters()[0] - found >= len(known)
+    assert sum(decoded) - before <= len(ends[1]) + 5
+
+
+def test_a_live_sequence_lends_its_beginning(wide, monkeypatch):
+    known = wide.vocabulary.encode("Another beginning that many questions share. " * 60, special=False)[:300]
+    wide.clear_prefixes()
+    alone = generate(wide, [*known, 30], 6).tokens
+    wide.clear_prefixes()
+    answers: dict[int, Answer] = {}
+    wide.admit(1, known, Sampling(), 8)
+    step_until_tokens(wide, 1, 1, answers)
+    decoded = count_decoded(monkeypatch)
+    wide.admit(2, [*known, 30], Sampling(), 6)
+    finish_all(wide, answers)
+    assert answers[2].tokens == alone
+    assert sum(decoded) < 30
+
+
+def count_decoded(monkeypatch) -> list[int]:
+    """Keep how many tokens each run of the model computes."""
+    counts: list[int] = []
+    real = adapter.runtime.llama_decode
+
+    def count(context, batch):
+        counts.append(batch.n_tokens)
+        return real(context, batch)
+
+    monkeypatch.setattr(adapter.runtime, "llama_decode", count)
+    return counts
+
+
+def test_cancel_gives_the_kv_cache_to_the_next(wide):
+    """Every sequence can be taken again at once, and what is kept stays within its bound."""
+    prompt = wide.vocabulary.encode("The quick brown fox jumps over the lazy dog. " * 20, special=False)
+    for _ in range(3):
+        for number in range(wide.max_sequences):
+            wide.admit(number, prompt[number:], Sampling(), 8)
+        wide.step()
+        for number in range(wide.max_sequences):
+            wide.cancel(number)
+        assert wide.free_sequences == wide.max_sequences
+    wide.clear_prefixes()
+    assert wide.prefix_counters()[2] == 0
+
+
+def test_a_long_prompt_leaves_running_answers_their_pace(wide, monkeypatch):
+    prompt = wide.vocabulary.encode("The sea is deep and the sky is", special=False)
+    long = wide.vocabulary.encode("A long beginning of a story about boats. " * 80, special=False)[:600]
+    wide.clear_prefixes()
+    answers: dict[int, Answer] = {}
+    wide.admit(1, prompt, Sampling(), 60)
+    step_until_tokens(wide, 1, 1, answers)
+    decoded = count_decoded(monkeypatch)
+    wide.admit(2, long, Sampling(), 2)
+    step_until_tokens(wide, 1, 5, answers)
+    wide.admit(3, long[5:15], Sampling(), 1)
+    step_until_tokens(wide, 3, 1, answers)
+    assert not answers[2].tokens if 2 in answers else True, "a short prompt is not held behind a long one"
+    finish_all(wide, answers)
+    assert max(decoded) <= 48
+
+
+def test_threads_can_change_and_the_answer_does_not(wide):
+    prompt = wide.vocabulary.encode("The sea is deep and the sky is", special=False)
+    answers = []
+    for count in (1, 2):
+        assert wide.set_threads(count)
+        wide.clear_prefixes()
+        answers.append(generate(wide, prompt * 20, 8).tokens)
+    assert answers[0] == answers[1]
 
 
 def recorded_logits(monkeypatch) -> list[np.ndarray]:

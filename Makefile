@@ -53,7 +53,7 @@ types: setup-test
 check: lint types test
 
 bench: setup-test
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.report $(ROWS)
 
 clean:
 	rm -rf $(VENV) "$(STATE)" .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

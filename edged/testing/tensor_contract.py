@@ -95,6 +95,24 @@ class TensorContract:
         for name, array in first.items():
             assert not np.allclose(array, kept[name]), "the runtime took the caller's array back"
 
+    def test_independent_runs_come_in_order_and_equal_single_ones(
+        self, backend: Backend, variant: Variant, device: Device, options: Mapping[str, Any], feeds: Feeds
+    ) -> None:
+        """Several at once, where the session can, to the bit what one alone gives."""
+        session: Any = backend.open(variant, device, {**options, "threads": 2})
+        runs = [rows(feeds, [row]) for row in range(count(feeds))] * 4
+        singly = [session.run(each) for each in runs]
+        for cores in (2, 1):
+            session.set_threads(cores)
+            for together, alone in zip(session.run_each(runs), singly, strict=True):
+                for name in alone:
+                    np.testing.assert_array_equal(together[name], alone[name])
+        session.close()
+
+    def test_a_failing_run_among_several_is_raised(self, session: TensorSession, feeds: Feeds) -> None:
+        with pytest.raises(BackendError):
+            session.run_each([feeds, {}, feeds])
+
     def test_an_unknown_input_is_refused(self, session: TensorSession, feeds: Feeds) -> None:
         with pytest.raises(BackendError, match="no_such_input"):
             session.run({**feeds, "no_such_input": np.zeros((1, 1), np.float32)})

@@ -115,3 +115,17 @@ def test_scores_do_not_depend_on_the_company(reranker):
     (alone,) = reranker.run([item(task, "rerank")])
     first, _ = reranker.run([item(task, "rerank"), item(stranger, "rerank")])
     assert first == alone
+
+
+def test_scores_do_not_depend_on_how_many_cores_there_are(reranker, variant):
+    chosen = variant("ms-marco-minilm-l12-v2", "int8")
+    backend = plugins.load("onnx")
+    device = next(device for device in backend.devices() if device.id == "cpu")
+    stage = Reranker(backend.open(chosen, device, {"threads": 2}), chosen, {})
+    task = RerankTask(query=QUESTION, documents=(*DECOYS, RIGHT, "The pump runs for five minutes. " * 30))
+    (one,) = reranker.run([item(task, "rerank")])
+    assert [*stage.run([item(task, "rerank")])] == [one]
+    stage.clear_caches(())
+    stage.set_cores(1)
+    assert [*stage.run([item(task, "rerank")])] == [one]
+    stage.close()

@@ -276,3 +276,14 @@ def test_no_max_tokens_means_the_default_or_what_is_left():
 def test_nothing_to_answer_is_refused(messages):
     with pytest.raises(BadRequest):
         builder().build(ChatTask(messages=messages, grounded=True, passages=(passage(1, "x"),)))
+
+
+def test_questions_about_the_same_passages_share_their_prompt_up_to_the_question():
+    """What a runtime's prefix cache can save: instruction, example and passages."""
+    found = (passage(1, "The pump starts at 80 cm."), passage(2, "A red lamp means an empty battery."))
+    first, second = (
+        builder().build(ChatTask(messages=(Message("user", text),), grounded=True, passages=found)).tokens
+        for text in ("When does it start?", "What is the lamp for?")
+    )
+    common = next(n for n, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    assert ByteVocabulary().show(first[:common]).endswith("empty battery.\n\nQuestion: Wh")

@@ -286,4 +286,4 @@ def test_questions_about_the_same_passages_share_their_prompt_up_to_the_question
         for text in ("When does it start?", "What is the lamp for?")
     )
     common = next(n for n, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
-    assert ByteVocabulary().show(first[:common]).endswith("empty battery.\n\nQuestion: Wh")
+    assert ByteVocabulary().show(first[:common]).endswith("starts at 80 cm.\n\nQuestion: Wh")

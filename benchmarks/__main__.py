@@ -19,7 +19,8 @@ def rows() -> dict[str, Row]:
     """Every row that a module of this package lists in its `ROWS`, by id."""
     names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
     modules = [importlib.import_module(f"benchmarks.{name}") for name in names if not name.startswith("_")]
-    return {row.id: row for module in modules for row in getattr(module, "ROWS", ())}
+    found = (row for module in modules for row in getattr(module, "ROWS", ()))
+    return {row.id: row for row in found if isinstance(row, Row)}
 
 
 def select(ids: tuple[str, ...], known: dict[str, Row]) -> list[Row]:

@@ -29,7 +29,10 @@ STOPPED = "stopped; every figure so far is kept: run the same command again to c
 @click.option(
     "--stage", "stages", type=TEXT, multiple=True, metavar="NAME", help="Only this stage; repeatable."
 )
-@click.option("--fresh", is_flag=True, help="Forget what was measured before.")
+@click.option("--fresh", "forget", flag_value="all", help="Forget what was measured before.")
+@click.option(
+    "--disturbed", "forget", flag_value="disturbed", help="Take again what other processes disturbed."
+)
 @click.option("--show", is_flag=True, help="Print what is known, and measure nothing.")
 @click.option("--while-serving", is_flag=True, help="Measure beside a busy daemon; both get slower.")
 @json_option
@@ -38,7 +41,7 @@ def calibrate(
     session: Session,
     budget: float,
     stages: tuple[str, ...],
-    fresh: bool,
+    forget: str | None,
     show: bool,
     while_serving: bool,
     as_json: bool,
@@ -53,7 +56,7 @@ def calibrate(
         _show(session, stages, as_json=as_json)
         return
     _heed_daemon(session, while_serving=while_serving)
-    table = _measure(session, budget, stages, fresh=fresh)
+    table = _measure(session, budget, stages, forget)
     _print(table, stages, as_json=as_json)
 
 
@@ -102,13 +105,13 @@ def _busy(status: Status) -> bool:
     return status.outstanding > 0 or any(stage.rate_per_s > 0 for stage in status.stages)
 
 
-def _measure(session: Session, budget_s: float, stages: tuple[str, ...], *, fresh: bool) -> Table:
+def _measure(session: Session, budget_s: float, stages: tuple[str, ...], forget: str | None) -> Table:
     from edged.placement import storage
     from edged.placement.calibrate import Calibration, Limits
 
     path = storage.path_in(session.config.daemon.state_dir)
     with storage.only_writer(path), progress_bar(*_columns()) as bar:
-        candidates, workload, table = _prepare(session, stages, fresh=fresh)
+        candidates, workload, table = _prepare(session, stages, forget)
         task = bar.add_task("", total=None, ahead="")
 
         def watch(stand: Stand) -> None:
@@ -126,7 +129,7 @@ def _measure(session: Session, budget_s: float, stages: tuple[str, ...], *, fres
 
 
 def _prepare(
-    session: Session, stages: tuple[str, ...], *, fresh: bool
+    session: Session, stages: tuple[str, ...], forget: str | None
 ) -> tuple[list[Candidate], Workload, Table]:
     from edged.placement import storage, survey
 
@@ -137,9 +140,9 @@ def _prepare(
     for backend, reason in missing.items():
         click.echo(f"note: backend {backend} is left out: {visible(reason)}", err=True)
     candidates = survey.all_candidates(chosen, config, store, found)
-    former = None if fresh else storage.load(storage.path_in(config.daemon.state_dir))
+    former = None if forget == "all" else storage.load(storage.path_in(config.daemon.state_dir))
     workload = survey.workload(config)
-    table, dropped = survey.starting_table(former, candidates, workload)
+    table, dropped = survey.starting_table(former, candidates, workload, retake=forget == "disturbed")
     for reason in dropped:
         click.echo(f"note: measured anew because of {visible(reason)}", err=True)
     return candidates, workload, table

@@ -9,16 +9,13 @@ import click
 import msgspec
 
 from edged.cli.output import print_table, readable_bytes, readable_seconds, visible
+from edged.placement.staleness import DISTURBING
 from edged.placement.table import Form, Point, Table
 
 HEADINGS = ("STAGE", "VARIANT", "BACKEND", "DEVICE", "THREADS", "OPTIONS", "ALONE", "FIRST", "BATCH")
 PRICES = ("EACH", "CPU EACH", "MEMORY", "ROUNDS", "SPREAD")
 BEST = 3
 """Forms of a stage that are shown: the cheapest at their best batch, and the quickest alone."""
-
-
-DISTURBING = 0.25
-"""Cores that others may keep busy before the times are called in doubt."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -49,7 +46,7 @@ def _warn_of_others(others: Sequence[float]) -> None:
     if disturbed:
         click.echo(
             f"note: other processes kept {median(disturbed):.1f} cores busy beside {len(disturbed)} of "
-            f"{len(others)} forms, whose times are too high; on a quiet machine: edgectl calibrate --fresh",
+            f"{len(others)} forms, whose times are too high; when it is quiet: edgectl calibrate --disturbed",
             err=True,
         )
 

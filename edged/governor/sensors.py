@@ -64,10 +64,14 @@ def total_memory_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
+_NOT_WORK = frozenset({"idle", "iowait", "guest", "guest_nice"})
+
+
 def busy_s() -> float:
     """CPU seconds that all cores together have worked since boot, for whomever."""
-    times = psutil.cpu_times()
-    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+    times = psutil.cpu_times()._asdict()
+    # a guest's time is in `user` and `nice` already
+    return float(sum(spent_s for name, spent_s in times.items() if name not in _NOT_WORK))
 
 
 class EnergyCounter(msgspec.Struct, frozen=True):

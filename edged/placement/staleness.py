@@ -17,6 +17,8 @@ PACKAGES = {
 """Distributions whose version decides what a backend costs, beside `edged` itself, whose stages it runs."""
 LENGTH_TOLERANCE = 0.25
 """A library grows; only when its passages become much longer or shorter do requests cost something else."""
+DISTURBING = 0.25
+"""Cores that other processes may keep busy before a time is called in doubt."""
 MEMORY_TOLERANCE = 0.02
 """Firmware and kernel take a little more or less at each boot."""
 
@@ -68,6 +70,17 @@ def still_valid(table: Table, now: Fingerprint) -> Table:
         weights=tuple(weight for weight in table.weights if holds(weight.form)),
         pairs=tuple(pair for pair in table.pairs if holds(pair.first) and holds(pair.second)),
         failures=tuple(failure for failure in table.failures if holds(failure.form)),
+    )
+
+
+def undisturbed(table: Table) -> Table:
+    """The table without the figures that other processes disturbed, and without pairs of such forms."""
+    loud = {point.form for point in table.points if point.others > DISTURBING}
+    return msgspec.structs.replace(
+        table,
+        points=tuple(point for point in table.points if point.others <= DISTURBING),
+        pairs=tuple(pair for pair in table.pairs if not loud & {pair.first, pair.second}),
+        complete=table.complete and not loud,
     )
 
 

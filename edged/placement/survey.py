@@ -17,7 +17,7 @@ from edged.models.store import ModelStore
 from edged.placement import passages
 from edged.placement.fingerprint import take
 from edged.placement.forms import Box, Candidate, Present, Runtime, candidates
-from edged.placement.staleness import stale, still_valid, workload_changes
+from edged.placement.staleness import stale, still_valid, undisturbed, workload_changes
 from edged.placement.table import Fingerprint, Table
 from edged.placement.workload import NEW_TOKENS, Workload, draw
 
@@ -124,16 +124,19 @@ def open_store(config: Config, environment: Mapping[str, str]) -> ModelStore:
 
 
 def starting_table(
-    former: Table | None, everything: Sequence[Candidate], work: Workload
+    former: Table | None, everything: Sequence[Candidate], work: Workload, *, retake: bool = False
 ) -> tuple[Table, list[str]]:
-    """What a calibration begins with: the figures that still hold, and why others do not."""
+    """What a calibration begins with: the figures that still hold, and why others do not.
+
+    `retake` leaves out what other processes disturbed, too.
+    """
     now = fingerprint(everything)
     empty = Table(fingerprint=now, measured_at="", workload=work.summary())
     if former is None:
         return empty, []
     if changes := workload_changes(former.workload, work.summary()):
         return empty, changes
-    kept = still_valid(former, now)
+    kept = still_valid(undisturbed(former) if retake else former, now)
     again = tuple(failure for failure in kept.failures if failure.code not in PASSING)
     return msgspec.structs.replace(kept, failures=again, complete=False), stale(former, now)
 

@@ -9,7 +9,7 @@ import pytest
 
 from edged.governor.sensors import EnergyCounter, energy, joules
 from edged.placement.fingerprint import take
-from edged.placement.staleness import stale, still_valid, workload_changes
+from edged.placement.staleness import stale, still_valid, undisturbed, workload_changes
 from edged.placement.table import Failure, Fingerprint, Form, Pair, Point, Table, Weight
 
 NOW = Fingerprint(
@@ -106,6 +106,16 @@ def test_other_weights_take_their_forms_along():
 
 def test_new_and_removed_weights_are_no_reason():
     assert stale(table(), changed(models={"m/int8": "d1", "g/q8": "d3"})) == []
+
+
+def test_disturbed_figures_can_be_taken_again():
+    quiet, loud = (
+        msgspec.structs.replace(point, others=cores)
+        for point, cores in zip(table().points, (0.1, 1.4), strict=True)
+    )
+    left = undisturbed(msgspec.structs.replace(table(), points=(quiet, loud)))
+    assert (left.points, left.pairs, left.complete) == ((quiet,), (), False)
+    assert undisturbed(msgspec.structs.replace(table(), points=(quiet,))).pairs == table().pairs
 
 
 def test_a_little_less_memory_is_the_same_machine():

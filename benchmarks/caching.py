@@ -76,6 +76,17 @@ def ask(daemon: RunningDaemon, question: str) -> Asked:
     return Asked(first_s, {timing.stage: timing.compute_s for timing in final.timings})
 
 
+def forget(daemon: RunningDaemon) -> None:
+    """Empty all caches, and wait until that is done: a runtime may have to load its engine anew for it.
+
+    Said to the generator alone and without documents, so that nothing of a question's prompt is read.
+    """
+    daemon.admin.clear_caches()
+    for _ in daemon.client.chat([{"role": "user", "content": "Hello"}], model="generator", max_tokens=1):
+        pass
+    daemon.wait_for(lambda status: status.outstanding == 0, "idle")
+
+
 class Topic(msgspec.Struct, frozen=True):
     """One question, asked of a daemon that remembers nothing, its passages, or the question itself."""
 
@@ -88,11 +99,11 @@ def measure_topic(daemon: RunningDaemon, earlier: str, question: str, *, cold_fi
     """Ask cold, and warm behind another question about the same passages, and once more."""
 
     def cold() -> Asked:
-        daemon.admin.clear_caches()
+        forget(daemon)
         return ask(daemon, question)
 
     def warm() -> tuple[Asked, Asked]:
-        daemon.admin.clear_caches()
+        forget(daemon)
         ask(daemon, earlier)
         return ask(daemon, question), ask(daemon, question)
 

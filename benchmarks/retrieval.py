@@ -29,7 +29,7 @@ from benchmarks.setting import STATE
 from edged import plugins
 from edged.backend import TensorSession, Variant
 from edged.catalogue import Catalogue
-from edged.documents import index, search
+from edged.documents import index, search, words
 from edged.documents.chunk import Chunk, embedded_text
 from edged.documents.library import Library
 from edged.documents.publish import publish_next
@@ -144,7 +144,7 @@ class CachedReranker:
 
     def __init__(self, encoder: CrossEncoder, folder: Path) -> None:
         self._encoder = encoder
-        self._path = folder / f"logits-{encoder.variant.digest[:12]}.json"
+        self._path = folder / f"logits-alone-{encoder.variant.digest[:12]}.json"
         self._known: dict[str, float] = json.loads(self._path.read_bytes()) if self._path.exists() else {}
 
     def score(self, question: str, passages: Sequence[Passage]) -> list[float]:
@@ -176,13 +176,13 @@ class Rankings:
         vectors, _ = self._encoder.embed([question], "query")
         dense = self._generation.search(vectors, CANDIDATES)[0][0]
         number = self._generation.manifest.generation
-        words = list(search.by_words(self._connection, number, question, CANDIDATES))
+        found_by_words = list(words.by_words(self._connection, number, question, CANDIDATES))
         hybrid = self._library.search([question], vectors, self._encoder.fingerprint, CANDIDATES)[0]
         logits = self._reranker.score(question, hybrid)
         by_logit = sorted(zip(logits, hybrid, strict=True), key=lambda pair: -pair[0])
         rankings = {
             "dense": search.fetch(self._connection, {identity: {} for identity in dense}),
-            "bm25": search.fetch(self._connection, {identity: {} for identity in words}),
+            "bm25": search.fetch(self._connection, {identity: {} for identity in found_by_words}),
             "hybrid": hybrid,
             "logit only": [passage for _, passage in by_logit],
             "hybrid+rerank": best_passages(hybrid, logits, len(hybrid)),

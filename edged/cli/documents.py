@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edged.cli.output import print_json, print_table, readable_bytes, styled, visible, visible_text
+from edged.cli.ingest import NICENESS
+from edged.cli.output import (
+    print_json,
+    print_table,
+    progress_bar,
+    readable_bytes,
+    styled,
+    visible,
+    visible_text,
+)
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 
 if TYPE_CHECKING:
-    from edged.documents.library import Library
+    from edged.documents.library import Library, Statistics
     from edged.messages import Passage
 
 HEADINGS = ("SOURCE", "TITLE", "SIZE", "PASSAGES", "INGESTED")
@@ -107,11 +116,50 @@ def stats(session: Session, as_json: bool) -> None:
         ("passages", str(numbers.passages)),
         ("text", readable_bytes(numbers.bytes)),
         ("on disk", readable_bytes(numbers.disk_bytes)),
+        ("index", _index(numbers)),
         ("embedded by", numbers.family or "-"),
         ("generation", str(numbers.generation)),
         ("published", _date(numbers.published_at)),
     ]
     print_table(("WHAT", "VALUE"), rows)
+
+
+def _index(numbers: Statistics) -> str:
+    """Say of what kind it is, how much of the library it covers, and how well it finds."""
+    beside = numbers.passages - numbers.base_passages
+    parts = [f"{numbers.index}, {readable_bytes(numbers.index_bytes)}"]
+    if numbers.base_passages:
+        parts += [f"recall {numbers.recall:.3f}", f"{beside} passages beside it"]
+    if numbers.removed_rows:
+        parts.append(f"{numbers.removed_rows} rows passed over")
+    return "; ".join(parts)
+
+
+@documents.command(epilog=example("edgectl documents reindex"))
+@json_option
+@with_session
+def reindex(session: Session, as_json: bool) -> None:
+    """Build the vector index anew, of the kind that `library.index` names; nothing is embedded again.
+
+    Mends a damaged index, drops what was removed, and follows a change of `library.index`.
+    Answers go on meanwhile. A million passages take a few minutes.
+    """
+    from edged.documents.library import reindex as run
+
+    library = session.config.library
+    os.nice(NICENESS)
+    with progress_bar() as bar:
+        task = bar.add_task("building the index", total=None)
+        manifest = run(
+            library.dir,
+            library.index,
+            lambda read, passages: bar.update(task, completed=read, total=passages),
+        )
+    if as_json:
+        print_json(manifest)
+        return
+    kind = manifest.base.kind if manifest.base else "flat"
+    click.echo(f"generation {manifest.generation}: {manifest.passages} passages, index {kind}")
 
 
 def _date(seconds: float) -> str:

@@ -186,7 +186,7 @@ def publish(library: Path, number: int, build: Callable[[Path], Manifest]) -> Ma
         building.rename(target)
         durable.sync_folder(target.parent)
         _point(library, number)
-    except OSError:
+    except (OSError, KeyboardInterrupt):
         shutil.rmtree(building, ignore_errors=True)
         raise
     return manifest

@@ -16,7 +16,7 @@ from edged.documents import index, search
 from edged.documents.access import Owner, locked, translated
 from edged.documents.index import Generation, Manifest
 from edged.documents.kinds import Kind, Wanted
-from edged.documents.publish import publish_next
+from edged.documents.publish import Reading, publish_next, untold
 from edged.documents.store import DOCUMENT_COLUMNS, VISIBLE, Document, Store, connect
 from edged.errors import NotFound
 from edged.messages import Passage
@@ -114,7 +114,7 @@ class Library:
         if not (self._generation and self._connection):
             return [[] for _ in queries]
         index.check_family(self._generation.manifest, family)
-        dense = self._generation.search(vectors, max(count, search.DEPTH))
+        dense = self._generation.search(vectors, max(count, search.DENSE_DEPTH))
         with translated(self.path):
             return search.search(self._connection, self._generation, queries, dense, count)
 
@@ -204,10 +204,10 @@ def _file_bytes(folder: Path) -> int:
     return sum({status.st_ino: status.st_size for status in files}.values())
 
 
-def reindex(path: Path, wanted: Wanted) -> Manifest:
+def reindex(path: Path, wanted: Wanted, progress: Reading = untold) -> Manifest:
     """Build the index anew from the vectors that the library holds, and publish it.
 
-    Raises `NotFound` for an empty library, `AlreadyRunning`, `StorageError`.
+    `progress` is told how many passages of how many are read. Raises `NotFound` for an empty library, `AlreadyRunning`, `StorageError`.
     """
     number = index.current(path)
     if not number:
@@ -217,7 +217,14 @@ def reindex(path: Path, wanted: Wanted) -> Manifest:
         store = Store(path)
         try:
             return publish_next(
-                path, store, former.family, former.digest, former.dimension, wanted=wanted, rebuild=True
+                path,
+                store,
+                former.family,
+                former.digest,
+                former.dimension,
+                wanted=wanted,
+                rebuild=True,
+                progress=progress,
             )
         finally:
             store.close()

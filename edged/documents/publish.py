@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,12 @@ BLOCK_PASSAGES = 4096
 FREQUENT_WORD = 1_000
 """Passages that hold a word, from which on it is counted: see `search`."""
 
+Reading = Callable[[int, int], None]
+
+
+def untold(read: int, passages: int) -> None:
+    """Tell nobody how far the reading of vectors is."""
+
 
 def publish_next(
     path: Path,
@@ -28,6 +35,7 @@ def publish_next(
     *,
     wanted: Wanted | None = None,
     rebuild: bool = False,
+    progress: Reading = untold,
 ) -> Manifest:
     """Publish what the store holds as the next generation, and sweep what no reader needs any more.
 
@@ -48,7 +56,7 @@ def publish_next(
         wanted=wanted or (former.wanted if former else "auto"),
         base=former.base if former and not rebuild else None,
     )
-    step = _Step(store, manifest, folder_of(path, number))
+    step = _Step(store, manifest, folder_of(path, number), progress)
     published = index.publish(path, number + 1, step.write)
     oldest = index.remove_unused(path)
     with store:
@@ -59,10 +67,11 @@ def publish_next(
 class _Step:
     """From one generation, whose base `manifest.base` is, to the next."""
 
-    def __init__(self, store: Store, manifest: Manifest, former: Path) -> None:
+    def __init__(self, store: Store, manifest: Manifest, former: Path, progress: Reading) -> None:
         self._store = store
         self._manifest = manifest
         self._former = former
+        self._progress = progress
 
     def write(self, folder: Path) -> Manifest:
         """Fill the folder of the next generation; its manifest. Raises `OSError`."""
@@ -98,7 +107,11 @@ class _Step:
 
     def _blocks(self, beyond: int) -> Blocks:
         manifest = self._manifest
-        return self._store.vectors(manifest.family, manifest.generation, BLOCK_PASSAGES, beyond=beyond)
+        read = 0
+        for block in self._store.vectors(manifest.family, manifest.generation, BLOCK_PASSAGES, beyond=beyond):
+            yield block
+            read += len(block[0])
+            self._progress(read, manifest.passages)
 
     def _removed(self, base: Base) -> Ids:
         """Rows of the former base that the next generation does not show."""

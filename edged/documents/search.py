@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 
 from edged.documents.index import Generation
-from edged.documents.store import VISIBLE
+from edged.documents.words import by_words
 from edged.errors import StorageError
 from edged.messages import Passage
 
@@ -17,15 +16,8 @@ DEPTH = 50
 """How many passages each of the two searches puts into the fusion, at least."""
 WEIGHTS = (1.0, 0.3)
 """Of the dense ranking and of the BM25 ranking: equal weights cost 2 points of nDCG@10 (row Q1)."""
-_MOST_TERMS = 48
-_TERM = re.compile(r"\w+")
-_STOP_WORDS = """
-    a an and are as at be but by can could did do does for from had has have how i if in into is it its
-    me my of on or our should that the their them there these they this those to was we were what when
-    where which who whom whose why will with would you your
-"""
-_COLUMN_WEIGHTS = "2.0, 1.0, 1.0"
-"""Of title, heading and text in BM25."""
+DENSE_DEPTH = 100
+"""How many of the nearest the search by words may judge, where it cannot look at all that match."""
 
 
 def fuse(
@@ -46,32 +38,6 @@ def fuse(
     return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
 
-def match_expression(query: str) -> str:
-    """An FTS5 expression that means any of the query's words, whatever characters it holds.
-
-    >>> match_expression('how do I reset "NEAR(router)"?')
-    '"reset" OR "near" OR "router"'
-    """
-    words = list(dict.fromkeys(_TERM.findall(query.lower())))
-    stop_words = frozenset(_STOP_WORDS.split())
-    telling = [word for word in words if word not in stop_words] or words
-    return " OR ".join(f'"{word}"' for word in telling[:_MOST_TERMS])
-
-
-def by_words(connection: sqlite3.Connection, generation: int, query: str, count: int) -> dict[int, float]:
-    """Ids of the passages with the best BM25 score, best first; higher is better."""
-    expression = match_expression(query)
-    if not expression:
-        return {}
-    rows = connection.execute(
-        f"SELECT terms.rowid, -bm25(terms, {_COLUMN_WEIGHTS}) AS score FROM terms"  # noqa: S608 - constants
-        " JOIN passages ON passages.id = terms.rowid JOIN documents ON documents.id = passages.document"
-        f" WHERE terms MATCH :expression AND {VISIBLE} ORDER BY score DESC, terms.rowid LIMIT :count",
-        {"expression": expression, "generation": generation, "count": count},
-    )
-    return dict(rows.fetchall())
-
-
 def search(
     connection: sqlite3.Connection,
     generation: Generation,
@@ -84,16 +50,26 @@ def search(
     `dense` is what `Generation.search` gave for the queries' vectors.
     """
     return [
-        _one(connection, generation.manifest.generation, query, dict(zip(*found, strict=True)), count)
+        _one(connection, generation, query, dict(zip(*found, strict=True)), count)
         for query, found in zip(queries, dense, strict=True)
     ]
 
 
 def _one(
-    connection: sqlite3.Connection, generation: int, query: str, cosines: dict[int, float], count: int
+    connection: sqlite3.Connection, generation: Generation, query: str, cosines: dict[int, float], count: int
 ) -> list[Passage]:
-    words = by_words(connection, generation, query, max(count, DEPTH))
-    fused = fuse([list(cosines), list(words)], WEIGHTS)
+    depth = max(count, DEPTH)
+    manifest = generation.manifest
+    words = by_words(
+        connection,
+        manifest.generation,
+        query,
+        depth,
+        common=generation.words,
+        passages=manifest.passages,
+        near=list(cosines),
+    )
+    fused = fuse([list(cosines)[:depth], list(words)], WEIGHTS)
     best = list(fused)[:count]
     scores = {passage: _named({"dense": cosines, "bm25": words, "fused": fused}, passage) for passage in best}
     return fetch(connection, scores)

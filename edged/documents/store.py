@@ -20,6 +20,8 @@ from edged.errors import StorageError
 
 FILE = "library.sqlite"
 SCHEMA_VERSION = 2
+MAPPED_BYTES = 1 << 40
+"""Of the file that SQLite reads in place; it takes what it was compiled for, 2 GiB as a rule."""
 _SCHEMA = """
 CREATE TABLE documents(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -104,6 +106,8 @@ def connect(library: Path, *, read_only: bool) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA mmap_size = {MAPPED_BYTES}")
+    connection.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab(main, terms, row)")
     return connection
 
 
@@ -291,9 +295,6 @@ class Store:
 
     def frequent_words(self, least: int) -> dict[str, int]:
         """Words, as the tokenizer leaves them, that at least so many passages hold, and how many do."""
-        self._connection.execute(
-            "CREATE VIRTUAL TABLE IF NOT EXISTS temp.vocabulary USING fts5vocab(main, terms, row)"
-        )
         rows = self._connection.execute("SELECT term, doc FROM temp.vocabulary WHERE doc >= ?", (least,))
         return dict(rows.fetchall())
 

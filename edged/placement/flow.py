@@ -1,32 +1,33 @@
 """How many requests per second an assignment carries: pure.
 
-The model (decision 0017). A pipeline sends every request once through every stage, so its rate X is bounded by
+The model (decision 0017). A pipeline sends every request once through every stage, so its rate X is bounded
+by
 
 - each stage: X <= workers * batch / wall seconds of a batch;
 - each accelerator: it does one batch at a time, so X * (sum of wall seconds per request on it) <= 1;
 - the CPU: X * (core-seconds per request of all stages) <= cores. What a request costs there depends on who
-  decides which stage runs, the lease mode:
+  decides which stage runs, the lease mode (`edged/dispatch/leases.py`):
 
-`together`: the kernel shares cores fairly, a stage takes its CPU seconds c(s). A stage is met by stage j during
-the share min(1, X w(j)) of its time, w(j) being the seconds per request of j alone, and is slowed then by the
-excess e(s, j) that the pair measurement shows over fair sharing. So c(s) counts (1 + sum over j of
-min(1, X w(j)) (e(s, j) - 1)) times; X solves the equation (left and right are monotone, so bisection does).
-With core sets, every union of sets bounds the stages that are confined to it: by Hall's theorem these bounds
-together are exact for work that can be divided.
+`together`: the kernel shares cores fairly, a stage takes its CPU seconds c(s). A stage is met by stage j
+during the share min(1, X w(j)) of its time, w(j) being the seconds per request of j alone, and is slowed then
+by the excess e(s, j) that the pair measurement shows over fair sharing. So c(s) counts
+1 + sum over j of min(1, X w(j)) (e(s, j) - 1) times, and X solves the equation: both sides are monotone, so
+bisection does. With core sets, every union of sets bounds the stages that are confined to it; by Hall's
+theorem these bounds together are exact for work that can be divided.
 
-`turns`: one heavy stage runs at a time on k cores, the others stand still: X * (sum of w(s) on k cores) <= 1,
-without contention. A batch of at most `SHORT_S` runs beside and takes its CPU seconds only.
+`turns`: one worker runs at a time on k cores, the others stand still: X * (sum of w(s)) <= 1, without
+contention. A batch of at most `SHORT_S` runs beside and takes its CPU seconds only.
 
 `split`: the stage with most work, g, never stops. While another stage runs on n = max(1, k // 2) cores, g has
 the other m = k - n; alone it has all k. With R = the seconds per request of the others on n cores, a request
 takes T = R + (1 - R / w_g(m)) w_g(k), or, when the others have more to do in sum than g,
-T = w_g(m) + (1 - w_g(m) / R) * R on k cores; X = 1 / T. On one core T is the sum. The seconds that overlap
-are stretched by the excess of the pair.
+T = w_g(m) + (1 - w_g(m) / R) * (R on k cores); X = 1 / T. On one core T is the sum. Pairs are measured with
+both stages on all cores, which says nothing about stages on cores of their own: contention is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import combinations
 from operator import or_
@@ -37,7 +38,9 @@ from edged.dispatch.leases import SHORT_S, Mode
 from edged.placement.interference import Excess, excesses, mask
 from edged.placement.prices import Option
 
-BISECTIONS = 50
+BISECTIONS = 40
+SHORT_OF = 0.999
+"""Stands for any rate below the one that was asked for."""
 
 
 class Flow(msgspec.Struct, frozen=True):
@@ -54,17 +57,23 @@ def least_core_seconds(option: Option, mode: Mode, cores: int) -> float:
     if not own or mode == "together" or (mode == "turns" and _short(option)):
         return option.cpu_s
     if mode == "turns":
-        return own * option.core_s[own - 1]
-    return min(n * option.core_s[n - 1] for n in range(1, own + 1))
+        return own * option.batch_s / option.batch
+    return min(
+        n * option.core_s[min(n, own) - 1]
+        for width in range(own, cores + 1)
+        for n in (width, max(1, width // 2), max(1, width - width // 2))
+    )
 
 
-def flow(options: Sequence[Option], mode: Mode, cores: int, excess: Excess) -> Flow:
-    """The rate at saturation, by the model above."""
+def flow(
+    options: Sequence[Option], mode: Mode, cores: int, excess: Excess, at_least_per_s: float = 0.0
+) -> Flow:
+    """The rate at saturation, by the model; any smaller one where it does not reach `at_least_per_s`."""
     rates = [*_accelerator_rates(options), _host_rate(options, mode, cores)]
     busy = [1 / option.rate_per_s for option in options]
     for members in _groups(options, cores):
         group = [options[index] for index in members]
-        rate, seconds = _group_flow(group, mode, cores, excess)
+        rate, seconds = _group_flow(group, mode, cores, excess, at_least_per_s)
         rates.append(rate)
         for index, each in zip(members, seconds, strict=True):
             busy[index] = max(busy[index], each)
@@ -105,44 +114,50 @@ def _groups(options: Sequence[Option], cores: int) -> list[list[int]]:
 
 
 def _group_flow(
-    group: Sequence[Option], mode: Mode, cores: int, excess: Excess
+    group: Sequence[Option], mode: Mode, cores: int, excess: Excess, at_least_per_s: float
 ) -> tuple[float, Sequence[float]]:
     """The rate of a group, and by stage the seconds per request in which it holds work."""
     masks = [mask(option.form.device, cores) for option in group]
-    matrix = excesses(excess, [option.form for option in group])
     width = reduce(or_, masks).bit_count()
     match mode:
         case "together":
-            return _together(group, masks, matrix)
+            matrix = excesses(excess, [option.form for option in group])
+            return _together(group, masks, matrix, at_least_per_s)
         case "turns":
             return _turns(group, width)
         case "split":
-            return _split(group, masks, width, matrix)
+            return _split(group, masks, width)
 
 
 def _together(
-    group: Sequence[Option], masks: Sequence[int], matrix: Sequence[Sequence[float]]
+    group: Sequence[Option], masks: Sequence[int], matrix: Sequence[Sequence[float]], at_least_per_s: float
 ) -> tuple[float, Sequence[float]]:
-    unions = {
-        reduce(or_, some) for size in range(1, len(masks) + 1) for some in combinations(set(masks), size)
-    }
+    sets = sorted(set(masks))
+    unions = {reduce(or_, some) for size in range(1, len(sets) + 1) for some in combinations(sets, size)}
     cost = [option.cpu_s for option in group]
     caps = [option.rate_per_s for option in group]
+    alone = [1 / cap for cap in caps]
     most = _uncontended(cost, caps, masks, unions)
-    rate = most
-    if any(any(row) for row in matrix):
-        alone = [1 / cap for cap in caps]
-        low, high = 0.0, most
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            factors = _factors(matrix, [min(1.0, middle * each) for each in alone])
-            slowed = [each * factor for each, factor in zip(cost, factors, strict=True)]
-            slower = [cap / factor for cap, factor in zip(caps, factors, strict=True)]
-            low, high = (
-                (middle, high) if _uncontended(slowed, slower, masks, unions) >= middle else (low, middle)
-            )
-        rate = low
-    return rate, cost
+
+    def carries(rate: float) -> bool:
+        factors = _factors(matrix, [min(1.0, rate * each) for each in alone])
+        slowed = [each * factor for each, factor in zip(cost, factors, strict=True)]
+        slower = [cap / factor for cap, factor in zip(caps, factors, strict=True)]
+        return _uncontended(slowed, slower, masks, unions) >= rate
+
+    if most < at_least_per_s or carries(most):
+        return most, cost
+    if not carries(at_least_per_s):
+        return at_least_per_s * SHORT_OF, cost
+    return _last(carries, at_least_per_s, most), cost
+
+
+def _last(carries: Callable[[float], bool], low: float, high: float) -> float:
+    """The largest rate that is carried, between one that is and one that is not."""
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if carries(middle) else (low, middle)
+    return low
 
 
 def _factors(matrix: Sequence[Sequence[float]], presence: Sequence[float]) -> list[float]:
@@ -160,27 +175,22 @@ def _uncontended(
 
 
 def _turns(group: Sequence[Option], width: int) -> tuple[float, Sequence[float]]:
-    seconds = [option.cpu_s / width if _short(option) else option.core_s[width - 1] for option in group]
+    seconds = [option.cpu_s / width if _short(option) else option.batch_s / option.batch for option in group]
     return 1 / sum(seconds), seconds
 
 
-def _split(
-    group: Sequence[Option], masks: Sequence[int], width: int, matrix: Sequence[Sequence[float]]
-) -> tuple[float, Sequence[float]]:
+def _split(group: Sequence[Option], masks: Sequence[int], width: int) -> tuple[float, Sequence[float]]:
     share = max(1, width // 2)
     alone = [_on(option, own, width) for option, own in zip(group, masks, strict=True)]
     shared = [_on(option, own, share) for option, own in zip(group, masks, strict=True)]
     if width == 1 or len(group) == 1:
         return 1 / sum(alone), alone
     main = max(range(len(group)), key=lambda index: shared[index])
-    others = [index for index in range(len(group)) if index != main]
-    stretched = [shared[index] * (1 + matrix[index][main]) for index in others]
-    rest_s, rest_alone_s = sum(stretched), sum(alone[index] for index in others)
-    drag = sum(matrix[main][index] * s for index, s in zip(others, stretched, strict=True)) / rest_s
-    main_s = _on(group[main], masks[main], width - share) * (1 + drag)
+    rest_s = sum(shared) - shared[main]
+    main_s = _on(group[main], masks[main], width - share)
     if rest_s <= main_s:
         return 1 / (rest_s + (1 - rest_s / main_s) * alone[main]), shared
-    return 1 / (main_s + (1 - main_s / rest_s) * rest_alone_s), shared
+    return 1 / (main_s + (1 - main_s / rest_s) * (sum(alone) - alone[main])), shared
 
 
 def _on(option: Option, own: int, cores: int) -> float:

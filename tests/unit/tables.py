@@ -1,0 +1,69 @@
+"""Calibration tables by hand, in the shape that `edgectl calibrate` leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from edged.placement.limits import MODES, Limits, Wishes
+from edged.placement.table import Fingerprint, Form, Pair, Point, Table, Weight
+
+FINGERPRINT = Fingerprint(cpu="test", cores=2, memory_bytes=8 << 30, kernel="6", packages={}, models={})
+STAGES = ("retriever", "reranker", "generator")
+
+
+def form(stage: str, backend: str = "openvino", threads: int = 1, **other: object) -> Form:
+    fields = {"model": "m", "variant": "int8", "device": "cpu"} | other
+    return Form(stage=stage, backend=backend, threads=threads, **fields)
+
+
+def point(of: Form, batch: int, wall_s: float, cpu_s: float = 0.0, **other: object) -> Point:
+    busy = cpu_s or wall_s * max(of.threads, 1)
+    fields = {"length": 256, "rounds": 3, "spread": 0.0} | other
+    return Point(form=of, batch=batch, wall_s=wall_s, cpu_s=busy, **fields)
+
+
+def table(
+    points: Iterable[Point], pairs: Iterable[Pair] = (), memory: Mapping[Form, int] | int = 100 << 20
+) -> Table:
+    points = tuple(points)
+    forms = dict.fromkeys(each.form for each in points)
+    weights = tuple(
+        Weight(form=each, memory_bytes=memory if isinstance(memory, int) else memory[each], load_s=1.0)
+        for each in forms
+    )
+    return Table(
+        fingerprint=FINGERPRINT,
+        measured_at="2026-01-01T00:00:00Z",
+        points=points,
+        weights=weights,
+        pairs=tuple(pairs),
+        complete=True,
+    )
+
+
+def wishes(stages: Iterable[str] = STAGES, **fields: object) -> dict[str, Wishes]:
+    return {name: Wishes(**({"model": "m", "variants": ("int8",)} | fields)) for name in stages}
+
+
+def limits(**fields: object) -> Limits:
+    return Limits(**({"cores": 2, "memory_bytes": 4 << 30, "modes": MODES} | fields))
+
+
+def gateway() -> Table:
+    """Two cores: prices of the default pipeline (seconds), generator with batches up to eight."""
+    points = []
+    for threads, embed, rerank in ((1, 0.0022, 0.318), (2, 0.0018, 0.169)):
+        points.append(point(form("retriever", threads=threads), 1, embed))
+        points += [point(form("reranker", threads=threads), batch, batch * rerank) for batch in (1, 8)]
+        points += [point(form("reranker", "onnx", threads), batch, batch * rerank * 2.5) for batch in (1, 8)]
+    for backend, threads, seconds in (
+        ("openvino", 1, (1.16, 3.30, 6.06)),
+        ("openvino", 2, (0.97, 2.15, 3.74)),
+        ("llama_cpp", 1, (1.50, 6.44, 12.79)),
+        ("llama_cpp", 2, (0.92, 3.23, 6.69)),
+    ):
+        points += [
+            point(form("generator", backend, threads), batch, wall_s, first_s=wall_s / 3, new_tokens=64)
+            for batch, wall_s in zip((1, 4, 8), seconds, strict=True)
+        ]
+    return table(points)

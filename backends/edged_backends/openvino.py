@@ -21,8 +21,8 @@ from edged.errors import BackendError
 from edged_backends.lanes import side_by_side
 from edged_backends.onnx_files import check_external_data
 from edged_backends.openvino_devices import BACKEND, ERRORS, list_devices, runtime_name, translated
+from edged_backends.openvino_generators import TokenOptions, open_tokens
 from edged_backends.openvino_runtime import ov
-from edged_backends.openvino_tokens import TokenOptions, open_tokens
 from edged_backends.options import read_options, thread_count
 from edged_backends.static_shapes import StaticShapeSession, buckets
 

@@ -9,64 +9,66 @@ sequence at a time by this same code, which could not be tried for want of the h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from edged.backend import Device, Finish, Sampling, TokenEvent, Variant, Vocabulary
-from edged.errors import BackendError, ContextOverflow
-from edged_backends.openvino_cache import load_engine
+from edged.backend import Finish, Sampling, TokenEvent, Variant, Vocabulary
+from edged.errors import BackendError, ContextOverflow, UnsupportedField
 from edged_backends.openvino_devices import ERRORS, translated
+from edged_backends.openvino_prefixes import PrefixBooks, parts
 from edged_backends.openvino_runtime import genai, ov
 from edged_backends.openvino_vocabulary import OpenvinoVocabulary
-from edged_backends.options import thread_count
-
-_MIB_PER_GIB = 1024
-_EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
 
 
-class TokenOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of the adapter `openvino` for generators."""
+class _Live(msgspec.Struct, eq=False):
+    """A sequence: its prompt is being read, part by part, or the engine is answering it."""
 
-    threads: int = 0
-    """Threads of one step (CPU); 0 means one per core that the stage may use."""
-    cache_dir: str = ""
-    """Folder for the converted model, which halves the time of later starts; empty converts every time."""
-    context_tokens: int = 0
-    """Prompt and answer together; 0 means what the variant says."""
-    max_sequences: int = 8
-    max_num_batched_tokens: int = 256
-    """Tokens of one step: longer prompts are read in parts, so that running answers go on meanwhile."""
-    cache_size_mib: int = 1024
-    """Memory for the KV cache; the engine takes whole GiB, so this is rounded up."""
-    prefix_caching: bool = True
-    exact: bool = True
-    """Give the same greedy tokens whether a token was read in a prompt or produced by a step (CPU).
+    tokens: list[int]
+    prompt_tokens: int
+    config: Any
+    read: int = 0
+    """Prompt tokens that the engine has computed, as far as whole blocks go."""
+    handle: Any = None
+    """Of the part being read, or of the answer."""
+    answering: bool = False
 
-    Activations are not quantised then, and the KV cache is float32: about 1.5 times the CPU time
-    (`python -m benchmarks I1`). Without it a greedy answer may take another word in other company, where
-    two are about equally probable, and an interrupted one is repeated from its prompt before it goes on.
-    """
+
+class Shape(NamedTuple):
+    """The dimensions of a session."""
+
+    context_tokens: int
+    max_sequences: int
+    batch_tokens: int
+    running_batch_tokens: int
+    exact: bool
+    prefixes: bool
 
 
 class OpenvinoTokens:
-    """A `TokenSession` over one continuous-batching pipeline."""
+    """A `TokenSession` over one continuous-batching pipeline.
 
-    def __init__(
-        self, engine: Any, variant: Variant, context_tokens: int, max_sequences: int, *, exact: bool
-    ) -> None:
-        vocabulary = OpenvinoVocabulary(engine.get_tokenizer())
+    The engine itself reads prompts first come, first served, in steps of one fixed size. So it is given a
+    prompt part by part, each a request for one token that is thrown away, and finds the parts before in its
+    prefix cache: the parts of all prompts share a step, and are smaller while answers run.
+    """
+
+    def __init__(self, load: Callable[[], Any], variant: Variant, shape: Shape) -> None:
+        self._load = load
+        self._engine: Any = load()
+        vocabulary = OpenvinoVocabulary(self._engine.get_tokenizer())
         self.vocabulary: Vocabulary = vocabulary
         self._stops = vocabulary.stops
-        self.context_tokens = context_tokens
-        self.max_sequences = max_sequences
-        self.exact_resume = exact
-        self._engine: Any = engine
+        self.context_tokens, self.max_sequences = shape.context_tokens, shape.max_sequences
+        self.exact_resume = shape.exact
+        self._shape = shape
         self._model = f"{variant.model} {variant.name}"
-        self._live: dict[int, Any] = {}
+        self._live: dict[int, _Live] = {}
         self._requests = 0
+        self._stale = False
+        self._books = PrefixBooks(*self._blocks())
 
     @property
     def free_sequences(self) -> int:
@@ -74,35 +76,53 @@ class OpenvinoTokens:
         return self.max_sequences - len(self._live)
 
     def admit(self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int, /) -> None:
-        """Start a sequence; see `TokenSession.admit`."""
-        self._check(sequence, prompt, max_tokens)
-        self._requests += 1
-        tokens = ov.Tensor(np.array([prompt], dtype=np.int64))
+        """Start a sequence; see `TokenSession.admit`. `UnsupportedField` for a `logit_bias`."""
+        self._check(sequence, prompt, sampling, max_tokens)
+        if self._stale and not self._live:
+            self._renew()
         config = generation_config(sampling, max_tokens, self._stops)
-        try:
-            self._live[sequence] = self._engine.add_request(self._requests, tokens, config)
-        except ERRORS as error:
-            raise translated(error, f"openvino does not take the sequence for {self._model}") from error
+        known = self._books.look_up(prompt) if self._shape.prefixes else 0
+        live = _Live(list(prompt), len(prompt), config, known)
+        if not self._shape.prefixes:
+            self._answer(live)
+        self._live[sequence] = live
 
     def step(self) -> list[TokenEvent]:
         """Advance every live sequence by at most one token; see `TokenSession.step`."""
         engine = self._open_engine()
         try:
+            self._read_on()
             if engine.has_non_finished_requests():
                 engine.step()
-            events = [self._read(sequence, handle) for sequence, handle in self._live.items()]
+            events = [self._take(sequence, live) for sequence, live in self._live.items()]
         except ERRORS as error:
             raise translated(error, f"openvino failed in a step of {self._model}") from error
         for event in events:
             if event.finish:
-                del self._live[event.sequence]
+                self._forget(event.sequence)
         return [event for event in events if event.tokens or event.finish]
 
     def cancel(self, sequence: int, /) -> None:
         """Forget a sequence at once; no event follows. Unknown numbers are ignored."""
-        handle = self._live.pop(sequence, None)
-        if handle is not None:
-            handle.cancel()
+        live = self._live.get(sequence)
+        if live is None:
+            return
+        if live.handle is not None:
+            live.handle.cancel()
+        self._forget(sequence)
+        if not self._live and self._engine.has_non_finished_requests():
+            self._engine.step()  # the engine frees the blocks of a cancelled request in its next step
+
+    def prefix_counters(self) -> tuple[int, int, int]:
+        """See `TokenSession.prefix_counters`; by our own books, of whole blocks, rather less than more."""
+        return self._books.found, self._books.asked, self._books.held_bytes
+
+    def clear_prefixes(self) -> None:
+        """See `TokenSession.clear_prefixes`: loads the engine anew, when the last live sequence is gone."""
+        self._books.clear()
+        self._stale = self._shape.prefixes
+        if self._stale and not self._live:
+            self._renew()
 
     def set_threads(self, _count: int, /) -> bool:
         """See `TokenSession.set_threads`: this engine keeps the threads that it was opened with."""
@@ -114,13 +134,71 @@ class OpenvinoTokens:
             self.cancel(sequence)
         self._engine = None
 
+    def _renew(self) -> None:
+        self._books.clear()
+        self._engine, self._stale = None, False
+        try:
+            self._engine = self._load()
+        except ERRORS as error:
+            raise translated(error, f"openvino cannot load {self._model} again") from error
+
+    def _blocks(self) -> tuple[int, int]:
+        """How many blocks the KV cache has, and their size: one token takes one of them."""
+        handle = self._request([next(iter(self._stops))], _part_config())
+        self._engine.step()
+        handle.read_all()
+        metrics = self._engine.get_metrics()
+        blocks = round(100 / metrics.cache_usage) if metrics.cache_usage else 0
+        return blocks, metrics.cache_size_in_bytes // max(1, blocks)
+
+    def _read_on(self) -> None:
+        """Give the engine the next parts of the prompts: a step's budget, in equal shares."""
+        reading = [live for live in self._live.values() if not live.answering and live.handle is None]
+        running = any(live.answering for live in self._live.values())
+        budget = self._shape.running_batch_tokens if running else self._shape.batch_tokens
+        takes = parts([live.prompt_tokens - live.read for live in reading], budget)
+        for live, take in zip(reading, takes, strict=True):
+            if live.read + take == live.prompt_tokens:
+                self._answer(live)
+            elif take:
+                live.read += take
+                live.handle = self._request(live.tokens[: live.read], _part_config())
+
+    def _answer(self, live: _Live) -> None:
+        live.handle, live.answering = self._request(live.tokens, live.config), True
+
+    def _request(self, tokens: Sequence[int], config: Any) -> Any:
+        self._requests += 1
+        try:
+            return self._engine.add_request(
+                self._requests, ov.Tensor(np.array([tokens], dtype=np.int64)), config
+            )
+        except ERRORS as error:
+            raise translated(error, f"openvino does not take the sequence for {self._model}") from error
+
+    def _forget(self, sequence: int) -> None:
+        live = self._live.pop(sequence)
+        if live.answering and len(live.tokens) > live.prompt_tokens:
+            self._note(live)
+
+    def _note(self, live: _Live) -> None:
+        """Book what the engine has computed of a sequence: all but its last token."""
+        if self._shape.prefixes:
+            taken = sum(len(other.tokens) for other in self._live.values() if other is not live)
+            self._books.add(live.tokens[:-1], taken)
+
     def _open_engine(self) -> Any:
         if self._engine is None:
             raise BackendError(f"the session of {self._model} is closed")
         return self._engine
 
-    def _check(self, sequence: int, prompt: Sequence[int], max_tokens: int) -> None:
+    def _check(self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> None:
         self._open_engine()
+        if sampling.logit_bias:
+            raise UnsupportedField(
+                "the backend openvino has no logit_bias; leave it out, or serve the model with llama_cpp",
+                param="logit_bias",
+            )
         if not prompt or max_tokens < 1:
             raise BackendError("a sequence needs a prompt and room for at least one token")
         if sequence in self._live:
@@ -131,6 +209,21 @@ class OpenvinoTokens:
             raise ContextOverflow(
                 f"{len(prompt)} prompt + {max_tokens} new tokens exceed the context of {self.context_tokens}"
             )
+
+    def _take(self, sequence: int, live: _Live) -> TokenEvent:
+        """What the engine has to say about a sequence; a part that is read says nothing."""
+        if live.handle is None:
+            return TokenEvent(sequence)
+        event = self._read(sequence, live.handle)
+        if live.answering:
+            first = len(live.tokens) == live.prompt_tokens
+            live.tokens += event.tokens
+            if first and event.tokens:
+                self._note(live)
+            return event
+        if event.finish:
+            live.handle = None
+        return event if event.finish == "error" else TokenEvent(sequence)
 
     def _read(self, sequence: int, handle: Any) -> TokenEvent:
         tokens: list[int] = []
@@ -145,6 +238,10 @@ class OpenvinoTokens:
             return TokenEvent(sequence, tuple(t for t in tokens if t not in self._stops), "stop")
         finish: Finish | None = "length" if reason == genai.GenerationFinishReason.LENGTH else None
         return TokenEvent(sequence, tuple(tokens), finish)
+
+
+def _part_config() -> Any:
+    return genai.GenerationConfig(max_new_tokens=1, ignore_eos=True)
 
 
 def generation_config(sampling: Sampling, max_tokens: int, stops: frozenset[int]) -> Any:
@@ -166,40 +263,3 @@ def generation_config(sampling: Sampling, max_tokens: int, stops: frozenset[int]
             **({"top_k": sampling.top_k} if sampling.top_k else {}),
         )
     return config
-
-
-def open_tokens(variant: Variant, device: Device, target: str, chosen: TokenOptions) -> OpenvinoTokens:
-    """Load a GGUF file into a continuous-batching pipeline; `BackendError` when it cannot be read."""
-    if not variant.path.is_file():
-        raise BackendError(f"{variant.path} is missing; fetch the model again")
-    max_sequences = min(chosen.max_sequences, device.capabilities.max_sequences or chosen.max_sequences)
-    try:
-        engine = load_engine(
-            variant, _scheduler(chosen, max_sequences), target, _properties(device, chosen), chosen.cache_dir
-        )
-    except ERRORS as error:
-        raise translated(error, f"openvino cannot load {variant.path} on {device.id}") from error
-    shape = (chosen.context_tokens or variant.context_tokens, max_sequences)
-    return OpenvinoTokens(engine, variant, *shape, exact=chosen.exact)
-
-
-def _scheduler(chosen: TokenOptions, max_sequences: int) -> Any:
-    scheduler = genai.SchedulerConfig()
-    scheduler.max_num_seqs = max_sequences
-    scheduler.max_num_batched_tokens = max(chosen.max_num_batched_tokens, max_sequences)
-    scheduler.cache_size = -(-chosen.cache_size_mib // _MIB_PER_GIB)
-    scheduler.dynamic_split_fuse = True
-    scheduler.enable_prefix_caching = chosen.prefix_caching
-    return scheduler
-
-
-def _properties(device: Device, chosen: TokenOptions) -> dict[str, Any]:
-    if device.kind != "cpu":
-        return {}
-    properties = {
-        "INFERENCE_NUM_THREADS": thread_count(chosen.threads, device),
-        "ENABLE_CPU_PINNING": False,
-        # bfloat16, the default where the CPU has it, was no faster and changed more answers.
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    return properties | _EXACT if chosen.exact else properties

@@ -130,7 +130,7 @@ class Generator:
 
     def _start(self, live: _Live) -> None:
         """Begin the answer, or repeat it up to where it was when prefill would not be exact."""
-        if live.known and not self._session.exact_resume:
+        if live.known and not (self._session.exact_resume and _greedy(live.sampling)):
             live.replay = live.known
             self._admit(live, live.prompt.tokens, live.prompt.max_tokens)
         else:
@@ -272,6 +272,11 @@ def _default_max_tokens(options: Mapping[str, Any]) -> int:
             f"max_tokens must be a whole number of at least 1, not {limit!r}", param="max_tokens"
         )
     return limit
+
+
+def _greedy(sampling: Sampling) -> bool:
+    """Whether the next token depends on those before alone, and not on where the prompt ended."""
+    return sampling == Sampling(seed=sampling.seed, logit_bias=sampling.logit_bias)
 
 
 def _nothing_found(item: Item) -> list[Event]:

@@ -3,7 +3,8 @@
 CPU: of the daemon and its workers, by the kernel's counters, over a minute without a request. Memory beyond
 models and runtimes: proportional set size (PSS: a page shared by n processes counts 1/n in each) of the
 daemon, plus, for each worker, its PSS minus that of a bare process which imports the same runtime and opens
-the same model on the same options, and does nothing else. Both before the first request.
+the same model on the same options, and does nothing else (`benchmarks/_bare.py`). Both before the first
+request, and all bare processes at the same time, so that they share the pages of libraries as workers do.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from benchmarks._bare import Order
 from benchmarks.measurement import Row, say, spread
 from benchmarks.setting import rag_library
 from benchmarks.throughput import daemon_cpu_s, rag_config
-from edged import plugins
 from edged.catalogue import Catalogue
 from edged.config import Config
 from edged.models.store import ModelStore
 from edged.placement.defaults import place
-from edged.stages.factory import find_device
 from edged.testing.daemon import RunningDaemon, running
 from edged.workers.spec import StageSpec
 
@@ -65,7 +67,7 @@ def idle_memory(quick: bool) -> tuple[float, dict[str, Any]]:
             stage.name: sum(pss_bytes(worker.pid) for worker in stage.workers) / MIB
             for stage in daemon.client.status().stages
         }
-    bare = {name: _bare_bytes(spec) / MIB for name, spec in specs.items()}
+    bare = _bare_mib(specs)
     say(f"P12: workers {workers}, bare {bare}")
     beyond = own | {name: workers[name] - bare[name] for name in bare}
     return sum(beyond.values()), {
@@ -86,30 +88,31 @@ def _specs(config: Config) -> dict[str, StageSpec]:
     return {name: place(name, stage, config, store) for name, stage in config.stages.items()}
 
 
-def _bare_bytes(spec: StageSpec) -> int:
-    """PSS of a process that has the session of a stage open, and nothing of edged but the adapter."""
-    command = [sys.executable, "-m", "benchmarks.idle"]
-    document = msgspec.json.encode(spec, enc_hook=str)
-    done = subprocess.run(command, input=document, stdout=subprocess.PIPE, check=True)
-    return int(done.stdout)
+def _bare_mib(specs: dict[str, StageSpec]) -> dict[str, float]:
+    """PSS of processes that have the stages' sessions open, and nothing of edged but the adapter."""
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(_bare(spec)) for name, spec in specs.items()}
+        for name, process in processes.items():
+            assert process.stdout is not None
+            if process.stdout.readline() != b"ready\n":
+                raise RuntimeError(f"the bare process of {name} did not open its model")
+        time.sleep(SETTLE_S)
+        return {name: pss_bytes(process.pid) / MIB for name, process in processes.items()}
 
 
-def open_bare(document: bytes) -> int:
-    """Open a session as a worker does, and return the PSS of this process."""
-    spec = msgspec.json.decode(document, type=StageSpec, dec_hook=lambda kind, value: kind(value))
-    backend = plugins.load(spec.backend)
+@contextmanager
+def _bare(spec: StageSpec) -> Iterator[subprocess.Popen[bytes]]:
     options = {key: value for key, value in spec.options.items() if key not in STAGE_OPTIONS}
     if spec.kind == "generator":
         options.setdefault("max_sequences", spec.max_batch)
-    session = backend.open(spec.variant, find_device(backend, spec.device), options)
-    time.sleep(SETTLE_S)
-    found = pss_bytes(_own_pid())
-    session.close()
-    return found
-
-
-def _own_pid() -> int:
-    return int(Path("/proc/self").readlink().name)
+    order = msgspec.json.encode(Order(spec.backend, spec.device, spec.variant, options), enc_hook=str)
+    command = [sys.executable, "-m", "benchmarks._bare"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(order + b"\n")
+        process.stdin.flush()
+        yield process
+        process.stdin.close()
 
 
 ROWS = (
@@ -132,7 +135,3 @@ ROWS = (
         measure=idle_memory,
     ),
 )
-
-
-if __name__ == "__main__":
-    print(open_bare(sys.stdin.buffer.read()))

@@ -1,7 +1,5 @@
 """LitServe: static batches without streaming, or its continuous-batching loop with streaming."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import litserve
@@ -23,7 +21,7 @@ class Batch(litserve.LitAPI):
         self._front = Front(given)
         self._engine = Engine(given)
 
-    def decode_request(self, request: dict[str, Any]) -> Ask:
+    def decode_request(self, request) -> Ask:  # noqa: ANN001 - LitServe makes a query parameter of what is annotated
         return msgspec.convert(request, Ask)
 
     def batch(self, inputs: list[Ask]) -> list[Ask]:
@@ -68,7 +66,7 @@ class Streaming(litserve.LitAPI):
             pieces = self._lane.turn()
         return [output for piece in pieces for output in _outputs(piece)]
 
-    def decode_request(self, request: dict[str, Any]) -> Any:
+    def decode_request(self, request) -> Any:  # noqa: ANN001
         return request
 
     def predict(self, x: Any) -> Any:  # noqa: ARG002 - LitServe's signature

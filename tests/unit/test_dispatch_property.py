@@ -33,12 +33,14 @@ from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.dispatch.queues import BATCH_EVERY
 from edged.dispatch.requests import Submission
 from edged.errors import EdgedError
-from edged.messages import Batch, Cancel, Done, Failed, Gone, Pong, Priority, Ready, Stop, Tokens, Work
+from edged.messages import Batch, Cancel, Done, Failed, Gone, Ping, Pong, Priority, Ready, Tokens, Work
 
 TICK_S = 0.1
 TIMEOUT_S = 2.0
+PATIENT_S = 1e6
+"""The deadline of who names none: nothing is swept away by it that was forgotten."""
 HORIZON_S = 900.0
-"""Virtual time after the last arrival in which everything must have ended: deadlines are 300 s at most."""
+"""Virtual time after the last arrival in which everything must have ended."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Scene:
     slots: int
     stages: tuple[StagePlan, ...]
     routes: tuple[tuple[int, ...], ...]
+    crowd: int
+    """Clients that ask again as soon as they are answered, 12 times each."""
     arrivals: tuple[Arrival, ...]
     faults: tuple[str, ...]
     """What becomes of the batches, in order; when they are used up, workers behave."""
@@ -96,12 +100,13 @@ def scenes(draw: st.DrawFn) -> Scene:
         deadline_s=st.sampled_from([None, None, 0.01, 0.5, 5.0]),
     )
     return Scene(
-        slots=draw(st.integers(1, 12)),
+        slots=draw(st.integers(1, 16)),
         stages=stages,
         routes=routes,
+        crowd=draw(st.integers(0, 12)),
         arrivals=tuple(draw(st.lists(arrival, min_size=1, max_size=60))),
         faults=tuple(
-            draw(st.lists(st.sampled_from(["", "", "fail", "die", "hang", "reverse"]), max_size=12))
+            draw(st.lists(st.sampled_from(["", "", "fail", "die", "hang", "reverse"]), max_size=20))
         ),
         shared=draw(st.booleans()),
         memory_bytes=draw(st.sampled_from([100 << 20, 8 << 30])),
@@ -120,8 +125,11 @@ class Simulation:
     ends: Counter[int] = field(default_factory=Counter)
     alive: set[str] = field(default_factory=set)
     held: dict[str, dict[int, Work]] = field(default_factory=dict)
-    stopping: set[str] = field(default_factory=set)
+    hung: set[str] = field(default_factory=set)
     passed: Counter[str] = field(default_factory=Counter)
+    regulars: dict[int, int] = field(default_factory=dict)
+    """By request of the crowd: how often its client asks again."""
+    expected: int = 0
 
     def __post_init__(self) -> None:
         self.faults = iter(self.scene.faults)
@@ -152,13 +160,13 @@ class Simulation:
         arrives_s = 0.0
         for arrival in self.scene.arrivals:
             arrives_s += arrival.gap_s
-            self.at(arrives_s, lambda arrival=arrival: self.arrive(arrival))  # type: ignore[misc]
+            self.later(arrives_s, arrival, 0)
+        for client in range(self.scene.crowd):
+            self.later(0.0, Arrival(0.0, client % len(self.scene.routes), "interactive", None), 12)
         self.at(TICK_S, self.tick)
-        pending = len(self.scene.arrivals)
-        while pending or self.ledger.requests:
+        while self.expected or self.ledger.requests:
             self.now, _, action = heapq.heappop(self.agenda)
             action()
-            pending = sum(action.__name__ == "<lambda>" for _, _, action in self.agenda) if pending else 0
             assert self.now < arrives_s + HORIZON_S, "not everything came to its end"
             self.check_books()
 
@@ -167,12 +175,20 @@ class Simulation:
         self.event(Ticked(Memory(self.scene.memory_bytes, resident)))
         self.at(TICK_S, self.tick)
 
-    def arrive(self, arrival: Arrival) -> None:
+    def later(self, delay_s: float, arrival: Arrival, again: int) -> None:
+        def come() -> None:
+            self.expected -= 1
+            self.arrive(arrival, again)
+
+        self.expected += 1
+        self.at(delay_s, come)
+
+    def arrive(self, arrival: Arrival, again: int) -> None:
         asked = Submission(
             route=tuple(f"s{number}" for number in self.scene.routes[arrival.route]),
             operation="chat",
             payload=b"",
-            deadline_s=arrival.deadline_s or 300.0,
+            deadline_s=arrival.deadline_s or PATIENT_S,
             firm=arrival.deadline_s is not None,
             priority=arrival.priority,
         )
@@ -181,6 +197,7 @@ class Simulation:
         except EdgedError:
             return
         self.accepted.add(request.id)
+        self.regulars[request.id] = again
         self.do(enqueue(self.ledger, request, request.source, self.now))
 
     # ------------------------------------------------------------- commands
@@ -196,8 +213,8 @@ class Simulation:
                     self.take(worker, items)
                 case Send(worker, Cancel(request, attempt)):
                     self.at(0.0, lambda w=worker, r=request, a=attempt: self.cancel(w, r, a))  # type: ignore[misc]
-                case Send(worker, Stop()):
-                    self.stopping.add(worker)
+                case Send(worker, Ping(nonce)) if worker not in self.hung:
+                    self.at(0.0, self.saying(worker, Pong(nonce)))
                 case Kill(worker, _):
                     self.at(0.01, self.dying(worker))
                 case Spawn(stage, delay_s):
@@ -205,7 +222,12 @@ class Simulation:
                 case Wake(at):
                     self.at(max(0.0, at - self.now), self.woken)
                 case Deliver(request) | Refuse(request):
-                    self.ends[request] += 1
+                    self.ended(request)
+
+    def ended(self, request: int) -> None:
+        self.ends[request] += 1
+        if again := self.regulars.pop(request, 0):
+            self.later(0.0, Arrival(0.0, request % len(self.scene.routes), "interactive", None), again - 1)
 
     def woken(self) -> None:
         self.event(Waited())
@@ -245,13 +267,18 @@ class Simulation:
 
     # -------------------------------------------------------------- workers
 
+    def plan(self, worker: str) -> StagePlan:
+        return self.scene.stages[int(worker[1 : worker.index("-")])]
+
     def take(self, worker: str, items: tuple[Work, ...]) -> None:
         """Work on a batch, or suffer the next fault."""
-        plan = self.scene.stages[int(worker.split("-")[0][1:])]
+        plan = self.plan(worker)
         fault = next(self.faults, "")
         self.held[worker].update((work.request, work) for work in items)
         if fault == "die":
             self.at(plan.service_s / 2, self.dying(worker))
+        if fault == "hang":
+            self.hung.add(worker)
         if fault in {"die", "hang"}:
             return
         order = items[::-1] if fault == "reverse" else items
@@ -274,19 +301,20 @@ class Simulation:
     def cancel(self, worker: str, request: int, attempt: int) -> None:
         """A token worker drops it; a batch worker has it in its hands to the end."""
         work = self.held[worker].get(request)
-        if worker.startswith("s") and work is not None and work.attempt == attempt:
-            if self.ledger.stages[worker.split("-")[0]].streaming:
-                del self.held[worker][request]
-                self.saying(worker, Gone(request, attempt))()
+        if work is not None and work.attempt == attempt and self.plan(worker).streaming:
+            del self.held[worker][request]
+            self.saying(worker, Gone(request, attempt))()
 
     # --------------------------------------------------------------- checks
 
     def check_order(self, commands: list[Command]) -> None:
-        """What was handed over goes before everything of its class that still waits; batch work has its turn."""
+        """What is handed over goes before all of its class that still waits; batch work has its turn."""
         for command in commands:
             if not isinstance(command, Send) or not isinstance(command.message, Batch):
                 continue
-            stage = self.ledger.stages[command.worker.split("-")[0]]
+            stage = self.ledger.stages[command.worker[: command.worker.index("-")]]
+            if stage.streaming:
+                assert len(self.ledger.workers[command.worker].held) <= stage.limit
             assert len(command.message.items) <= (1 if stage.streaming else stage.max_batch)
             waits = {
                 priority: [place(self.ledger, number) for number in stage.queue.line(priority)]

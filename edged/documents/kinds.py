@@ -25,7 +25,9 @@ some 4,000 of them, anywhere in the file. Above, IVF-PQ reads runs of 96-byte co
 SHRINK = 0.5
 """A library keeps its kind until it is this much smaller than the limit, lest it swing to and fro."""
 DELTA_LEAST = 4_096
-"""Passages (0.25 ms) that are never worth a base."""
+"""Passages (0.25 ms) that are never worth a base. No less than TRAINING_LEAST."""
+TRAINING_LEAST = 256
+"""Passages: a code book of IVF-PQ has 256 entries, and FAISS trains it on no fewer vectors."""
 DELTA_MOST = 16_384
 """Passages (1 ms) beside any base: about half of what IVF-PQ takes for a million."""
 DELTA_SHARE = 0.1

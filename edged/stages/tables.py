@@ -18,23 +18,45 @@ def spelled_out(text: str) -> str:
 
 
 def _lines(lines: list[str]) -> Iterator[str]:
-    heads: list[str] = []
-    for number, line in enumerate(lines):
-        if number + 1 < len(lines) and "|" in line and _RULE.fullmatch(lines[number + 1]):
-            heads = _cells(line)
-        elif heads and _RULE.fullmatch(line):
-            continue
-        elif heads and "|" in line:
-            yield _sentence(heads, _cells(line))
+    number = 0
+    while number < len(lines):
+        if _is_head(lines, number):
+            end = _end_of_table(lines, number + 2)
+            rows = [_cells(line) for line in lines[number + 2 : end] if not _RULE.fullmatch(line)]
+            yield from _sentences(_cells(lines[number]), rows)
+            number = end
         else:
-            heads = []
-            yield line
+            yield lines[number]
+            number += 1
+
+
+def _is_head(lines: list[str], number: int) -> bool:
+    """Whether a line has columns and a rule under them."""
+    return number + 1 < len(lines) and "|" in lines[number] and bool(_RULE.fullmatch(lines[number + 1]))
+
+
+def _end_of_table(lines: list[str], number: int) -> int:
+    """The first line from `number` on that is neither a row nor a rule, or is the head of the next table."""
+    while number < len(lines) and not _is_head(lines, number):
+        if "|" not in lines[number] and not _RULE.fullmatch(lines[number]):
+            break
+        number += 1
+    return number
 
 
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
+def _sentences(heads: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """One for each row; before them the heads that no row names."""
+    named = {column for row in rows for column, cell in enumerate(row) if cell}
+    left = [head for column, head in enumerate(heads) if head and column not in named]
+    if left:
+        yield "; ".join(left) + "."
+    yield from (_sentence(heads, row) for row in rows if any(row))
+
+
 def _sentence(heads: list[str], cells: list[str]) -> str:
     named = [f"{head}: {cell}" if head else cell for head, cell in zip(heads, cells, strict=False) if cell]
-    return "; ".join([*named, *cells[len(heads) :]]) + "."
+    return "; ".join([*named, *filter(None, cells[len(heads) :])]) + "."

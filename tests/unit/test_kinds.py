@@ -54,6 +54,12 @@ def test_without_a_base_one_is_built(kind, passages):
     assert choose_work(None, kind, passages=passages, delta=passages, removed=0) == "build"
 
 
+@given(st.none() | bases(), KINDS, SIZES, SIZES)
+def test_nothing_is_trained_on_fewer_vectors_than_a_code_book_has_entries(base, kind, passages, delta):
+    if choose_work(base, kind, passages=passages, delta=min(delta, passages), removed=0) == "build":
+        assert passages >= kinds.TRAINING_LEAST
+
+
 @given(st.integers(1, 10_000_000))
 def test_cells_are_a_power_of_two_with_rows_enough(rows):
     count = cells(rows)

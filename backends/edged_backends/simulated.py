@@ -44,6 +44,11 @@ class Options(Costs, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Prompt tokens that one step of a generator reads."""
     end_one_in: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Mean length of an answer that ends by itself; 0 means that all run to their `max_tokens`."""
+    prefix_cache_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Tokens that ended sequences leave for prompts that begin alike, which then cost nothing to read; 0
+    keeps nothing, and every prompt is read whole."""
+    kv_token_bytes: Annotated[int, msgspec.Meta(ge=0)] = 1024
+    """What a token so kept is said to take."""
     lengths: tuple[Positive, ...] = ()
     """Token lengths that a device with static shapes was compiled for; others are refused. Empty: any."""
 
@@ -104,4 +109,6 @@ def _limits(settings: Options, variant: Variant, device: Device) -> Limits:
         max_sequences=min(settings.max_sequences, most),
         batch_tokens=settings.batch_tokens,
         end_one_in=settings.end_one_in,
+        prefix_cache_tokens=settings.prefix_cache_tokens,
+        kv_token_bytes=settings.kv_token_bytes,
     )

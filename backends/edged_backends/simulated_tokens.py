@@ -14,6 +14,7 @@ from edged.backend import Sampling, TokenEvent, Vocabulary
 from edged.errors import BackendError, ContextOverflow
 from edged_backends.simulated_costs import Costs
 from edged_backends.simulated_faults import Faults, Saboteur, contains
+from edged_backends.simulated_prefixes import Prefixes
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 OFFSET = len(CONTROL)
@@ -57,6 +58,8 @@ class Limits(NamedTuple):
     max_sequences: int
     batch_tokens: int
     end_one_in: int
+    prefix_cache_tokens: int
+    kv_token_bytes: int
 
 
 class _Sequence(msgspec.Struct, eq=False):
@@ -70,6 +73,12 @@ class _Sequence(msgspec.Struct, eq=False):
     """Running hash of all tokens so far."""
     unread: int
     """Prompt tokens that no step has read yet."""
+    answer: list[int]
+
+    @property
+    def computed(self) -> list[int]:
+        """The tokens that steps have read, or found: all but the last of an answer."""
+        return self.prompt[: len(self.prompt) - self.unread] + self.answer[:-1]
 
 
 class SimulatedTokenSession:
@@ -84,6 +93,7 @@ class SimulatedTokenSession:
         self._costs = costs
         self._saboteur = saboteur
         self._live: dict[int, _Sequence] = {}
+        self._prefixes = Prefixes(limits.prefix_cache_tokens)
         self._closed = False
 
     @property
@@ -96,7 +106,9 @@ class SimulatedTokenSession:
         self._check(sequence, prompt, max_tokens)
         seed = sampling.seed.to_bytes(4, "little") if sampling.temperature > 0 else b""
         state = blake2b(_packed(prompt), digest_size=8)
-        self._live[sequence] = _Sequence(sequence, list(prompt), seed, max_tokens, state, len(prompt))
+        known = self._prefixes.look_up(prompt, [other.computed for other in self._live.values()])
+        unread = len(prompt) - known
+        self._live[sequence] = _Sequence(sequence, list(prompt), seed, max_tokens, state, unread, [])
 
     def step(self) -> list[TokenEvent]:
         """Read up to `batch_tokens` of the prompts, oldest first, and extend what is read."""
@@ -114,7 +126,16 @@ class SimulatedTokenSession:
 
     def cancel(self, sequence: int, /) -> None:
         """Forget a sequence at once; unknown numbers are ignored."""
-        self._live.pop(sequence, None)
+        if sequence in self._live:
+            self._end(self._live[sequence])
+
+    def prefix_counters(self) -> tuple[int, int, int]:
+        """See `TokenSession.prefix_counters`; bytes are as declared, `kv_token_bytes` a token."""
+        return self._prefixes.found, self._prefixes.asked, self._prefixes.held * self._limits.kv_token_bytes
+
+    def clear_prefixes(self) -> None:
+        """See `TokenSession.clear_prefixes`."""
+        self._prefixes.clear()
 
     def set_threads(self, _count: int, /) -> bool:
         """See `TokenSession.set_threads`: declared costs hold for any number."""
@@ -160,21 +181,26 @@ class SimulatedTokenSession:
     def _fail_concerned(self, faults: Faults) -> list[TokenEvent]:
         concerned = self._concerned(faults)
         for sequence in concerned:
-            del self._live[sequence.number]
+            self._end(sequence)
         reason = "the simulated runtime failed for this sequence, as its fault file asks"
         return [TokenEvent(sequence.number, finish="error", error=reason) for sequence in concerned]
 
     def _extend(self, sequence: _Sequence, faults: Faults) -> TokenEvent:
         token = OFFSET + os.urandom(1)[0] if faults.garbage else self._next(sequence)
         if token in _ENDS:
-            del self._live[sequence.number]
+            self._end(sequence)
             return TokenEvent(sequence.number, finish="stop")
         sequence.state.update(_packed([token]))
+        sequence.answer.append(token)
         sequence.left -= 1
         if sequence.left:
             return TokenEvent(sequence.number, (token,))
-        del self._live[sequence.number]
+        self._end(sequence)
         return TokenEvent(sequence.number, (token,), "length")
+
+    def _end(self, sequence: _Sequence) -> None:
+        del self._live[sequence.number]
+        self._prefixes.keep(sequence.computed)
 
     def _next(self, sequence: _Sequence) -> int:
         draw = sequence.state.copy()

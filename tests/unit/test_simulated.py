@@ -15,6 +15,7 @@ import pytest
 from edged_backends.simulated import SimulatedBackend
 from edged_backends.simulated_costs import Costs
 from edged_backends.simulated_faults import NONE, FaultFile, contains
+from edged_backends.simulated_prefixes import Prefixes
 from edged_backends.simulated_tokens import OFFSET, ByteVocabulary
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,6 +147,54 @@ def test_a_step_costs_its_prompt_tokens_and_its_sequences(monkeypatch: pytest.Mo
     finish_all(session, {})
     expected = [10 + 0.8, 10 + 0.4 + 1, 10 + 1]
     assert slept == pytest.approx([cost / 1e3 for cost in expected])
+
+
+def test_a_beginning_that_is_known_costs_nothing_to_read(monkeypatch: pytest.MonkeyPatch):
+    slept: list[float] = []
+    session = opened("generate", per_token_ms=1000, prefix_cache_tokens=100, kv_token_bytes=10)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    answer = generate(session, prompt("x" * 20 + "first"), 4).tokens
+    assert session.prefix_counters() == (0, 25, 280), "all but the last token of the answer"
+    generate(session, prompt("x" * 20 + "then"), 1)
+    assert generate(session, prompt("x" * 20 + "first"), 4).tokens == answer
+    assert [seconds for seconds in slept if seconds] == [25, 4, 1]
+    assert session.prefix_counters() == (20 + 24, 25 + 24 + 25, 280 + 240)
+    session.clear_prefixes()
+    assert session.prefix_counters()[2] == 0
+    generate(session, prompt("x" * 20), 1)
+    assert slept[-1] == 20
+
+
+def test_a_live_sequence_lends_what_it_has_read():
+    session = opened("generate", batch_tokens=8, prefix_cache_tokens=100)
+    session.admit(1, prompt("x" * 20), Sampling(), 4)
+    session.step()
+    session.admit(2, prompt("x" * 20), Sampling(), 4)
+    assert session.prefix_counters() == (8, 40, 0)
+    answers = finish_all(session, {})
+    assert answers[1].tokens == answers[2].tokens
+
+
+def test_without_a_prefix_cache_every_prompt_is_read():
+    session = opened("generate")
+    for _ in range(2):
+        generate(session, prompt("again"), 2)
+    assert session.prefix_counters() == (0, 10, 0)
+
+
+@given(
+    texts=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=20), max_size=12),
+    limit=st.integers(0, 30),
+)
+def test_known_beginnings_are_those_that_were_kept(texts: list[list[int]], limit: int):
+    prefixes = Prefixes(limit)
+    for number, text in enumerate(texts):
+        known = prefixes.look_up(text, [])
+        assert known < len(text)
+        assert known == 0 or any(other[:known] == text[:known] for other in texts[:number])
+        prefixes.keep(text)
+        assert prefixes.held <= limit
+        assert len(text) > limit or prefixes.look_up([*text, 2], []) == len(text)
 
 
 def test_a_busy_cost_burns_the_processor():

@@ -25,6 +25,7 @@ COMMANDS = {
     "documents": "edged.cli.documents:documents",
     "models": "edged.cli.models:models",
     "calibrate": "edged.cli.calibrate:calibrate",
+    "plan": "edged.cli.plan:plan",
     "devices": "edged.cli.devices:devices",
     "bench": "edged.cli.bench:bench",
     "stage": "edged.cli.stage:stage",

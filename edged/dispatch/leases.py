@@ -35,11 +35,12 @@ SHORT_S = 0.02
 PATIENCE_S = 2.0
 """Whoever has waited this long goes first, whatever the others do: no class of work starves."""
 
+_MODES: Mapping[str, Mode] = {mode: mode for mode in get_args(Mode)}
+
 
 def chosen(asked: Mode | Literal["auto"], planned: str = "") -> Mode:
     """The mode in force: the operator's, else the plan's, else the default."""
-    wanted = planned if asked == "auto" else asked
-    return next((mode for mode in get_args(Mode) if mode == wanted), DEFAULT_MODE)
+    return _MODES.get(planned if asked == "auto" else asked, DEFAULT_MODE)
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

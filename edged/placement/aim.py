@@ -46,8 +46,9 @@ class Aim(msgspec.Struct, frozen=True, kw_only=True):
             "loaded_first_s": self.first_token_s,
             "energy": self.energy,
         }
-        bounded: dict[Quantity, float] = {"memory_bytes": limits.memory_bytes}
-        return bounded | {quantity: value for quantity, value in wanted.items() if value is not None}
+        ceilings: dict[Quantity, float] = {"memory_bytes": limits.memory_bytes}
+        ceilings.update((quantity, value) for quantity, value in wanted.items() if value is not None)
+        return ceilings
 
 
 class Judge:
@@ -91,5 +92,6 @@ def second_task(first: Task, found: Found, aim: Aim) -> Task:
     if first.goal == "rate":
         floor = -found.value * (1 - INDIFFERENCE)
         return Task(goal=then, ceilings=first.ceilings, floor_per_s=floor)
-    ceilings = {**first.ceilings, first.goal: found.value * (1 + INDIFFERENCE)}
+    ceilings: dict[Quantity, float] = dict(first.ceilings)
+    ceilings[first.goal] = found.value * (1 + INDIFFERENCE)
     return Task(goal=then, ceilings=ceilings, floor_per_s=first.floor_per_s)

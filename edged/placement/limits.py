@@ -81,8 +81,7 @@ def limits(config: Config, fingerprint: Fingerprint, excluded: frozenset[str] = 
     wanted = config.placement
     cores = min(wanted.cores or fingerprint.cores, fingerprint.cores)
     memory = wanted.memory_mib * MIB or int(MEMORY_SHARE * fingerprint.memory_bytes)
-    leases = str(getattr(wanted, "leases", ""))
-    modes = tuple(mode for mode in MODES if mode == leases) or MODES
+    modes = MODES if wanted.leases == "auto" else (wanted.leases,)
     return Limits(cores=cores, memory_bytes=memory, excluded=excluded, modes=modes)
 
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 
 import msgspec
 
-from edged.dispatch.leases import Mode
+from edged.dispatch.leases import Mode, chosen
 from edged.errors import NotFound
 from edged.placement.aim import GOALS, Aim, Judge, second_task
 from edged.placement.flow import Flow, flow
@@ -86,13 +86,12 @@ class Planner:
 
     def _found(self, plan: Plan) -> Found:
         """A plan as the search would have returned it."""
-        chosen = []
+        found = []
         for name, choice in plan.choices.items():
             wanted = (choice.form, choice.batch, choice.workers)
             options = {(o.form, o.batch, o.workers): o for o in self._offers[name].options}
-            chosen.append(options[wanted])
-        mode = next(mode for mode in self._limits.modes if mode == plan.lease_mode)
-        return Found(options=tuple(chosen), mode=mode, value=0.0)
+            found.append(options[wanted])
+        return Found(options=tuple(found), mode=chosen("auto", plan.lease_mode), value=0.0)
 
     def _flow(self, options: Sequence[Option], mode: Mode) -> Flow:
         return flow(options, mode, self._limits.cores, self._machine.interference)

@@ -107,7 +107,8 @@ class _Search:
     """
 
     def __init__(self, offers: Sequence[Sequence[Option]], mode: Mode, task: Task, machine: Machine) -> None:
-        self._mode, self._task, self._machine = mode, task, machine
+        self._mode: Mode = mode
+        self._task, self._machine = task, machine
         self._limits: Vector = np.array([task.ceilings.get(quantity, np.inf) for quantity in QUANTITIES])
         self._goal = -1 if task.goal == "rate" else QUANTITIES.index(task.goal)
         useful = [self._useful(index, offers) for index in range(len(offers))]

@@ -1,0 +1,102 @@
+"""`edgectl plan`: which form of each stage the calibration says is best, and why; works without a daemon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import click
+import msgspec
+
+from edged.cli.bounds import BOUND, aim_of
+from edged.cli.output import print_json
+from edged.cli.session import TEXT, Session, example, json_option, with_session
+
+if TYPE_CHECKING:
+    from edged.placement.aim import Aim
+    from edged.placement.drafts import Draft
+    from edged.placement.table import Plan
+
+OBJECTIVES = ("throughput", "latency", "energy")
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line asks of a plan."""
+
+    objective: Literal["throughput", "latency", "energy"] | None
+    bounds: tuple[tuple[str, float], ...]
+    exact: bool
+    quality_loss: bool
+    excluded: tuple[str, ...]
+    stale: bool
+
+
+@click.command(
+    epilog=example(
+        "edgectl plan", "edgectl plan --bound latency=2s --apply", "edgectl plan --explain generator"
+    )
+)
+@click.option("--objective", type=click.Choice(OBJECTIVES), help="What to make best  [placement.objective].")
+@click.option(
+    "--bound",
+    "bounds",
+    type=BOUND,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="latency=2s, first_token=0.5s, rate=1.5 or energy=20; repeatable.",
+)
+@click.option("--exact/--no-exact", help="Only forms that always answer equal questions alike  [no-exact].")
+@click.option("--allow-quality-loss", "quality_loss", is_flag=True, help="Also variants below the default.")
+@click.option(
+    "--without", "excluded", type=TEXT, multiple=True, metavar="DEVICE", help="Not this device; repeatable."
+)
+@click.option("--stale", is_flag=True, help="Plan with figures that no longer hold, too.")
+@click.option("--explain", type=TEXT, metavar="STAGE", help="Every candidate of a stage, and why it lost.")
+@json_option
+@with_session
+def plan(session: Session, /, explain: str | None, as_json: bool, **wanted: object) -> None:
+    """Choose device, backend, variant, threads, batch and workers of every stage.
+
+    The choice is the best of all that was measured by `edgectl calibrate`, within the limits of
+    [placement]. What the configuration says about a stage is never changed.
+    """
+    asked = msgspec.convert(wanted, Wanted)
+    prepared = drafted(session, asked)
+    aim = aim_of(asked.objective or session.config.placement.objective, asked.bounds)
+    made = prepared.plan(aim)
+    if explain is not None:
+        _explain(prepared, made, explain, aim, as_json=as_json)
+    else:
+        _show(made, as_json=as_json)
+
+
+def drafted(session: Session, asked: Wanted) -> Draft:
+    """The planner over the calibration of the configured state folder; see `drafts.draft`."""
+    from edged.placement import survey
+    from edged.placement.drafts import Leave, draft
+
+    leave = Leave(
+        exact=asked.exact,
+        quality_loss=asked.quality_loss,
+        excluded=frozenset(asked.excluded),
+        stale=asked.stale,
+    )
+    return draft(session.config, survey.open_store(session.config, session.environment), leave)
+
+
+def _show(made: Plan, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"plan": made})
+        return
+    from edged.cli.plan_table import print_plan
+
+    print_plan(made)
+
+
+def _explain(prepared: Draft, made: Plan, stage: str, aim: Aim, *, as_json: bool) -> None:
+    verdicts = prepared.planner.explain(stage, made, aim)
+    if as_json:
+        print_json({"stage": stage, "candidates": verdicts})
+        return
+    from edged.cli.plan_table import print_candidates
+
+    print_candidates(stage, verdicts)

@@ -6,7 +6,7 @@ Control messages are tagged unions, one per receiver; payload structs travel in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -29,7 +29,8 @@ Priority = Literal["interactive", "batch"]
 class SlotRef(msgspec.Struct, frozen=True, array_like=True):
     """A descriptor: where a payload lies and which writing of the slot it is.
 
-    `generation` changes each time the slot is leased; `checksum` is of the `length` bytes (see `slots.checksum_of`).
+    `generation` changes each time the slot is leased; `checksum` is of the `length` bytes
+    (`slots.checksum_of`).
     """
 
     arena: int
@@ -297,8 +298,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode(message: msgspec.Struct) -> bytes:
-    """Pack a message or a payload.
+def encode(message: msgspec.Struct | Sequence[msgspec.Struct]) -> bytes:
+    """Pack a message, several, or a payload.
 
     >>> decoder(SlotRef)(encode(SlotRef(1, 2, 3)))
     SlotRef(arena=1, slot=2, generation=3, length=0, checksum=0)

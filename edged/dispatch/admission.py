@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from edged.dispatch.batching import dispatch
 from edged.dispatch.deaths import RETRY_FAILED_S
-from edged.dispatch.events import Command
 from edged.dispatch.forecast import finish, wait_s
 from edged.dispatch.ledger import Ledger, Request
 from edged.dispatch.requests import Submission
@@ -71,8 +69,7 @@ def _entry_slot(ledger: Ledger, asked: Submission) -> SlotRef:
     return slot
 
 
-def enqueue(ledger: Ledger, request: Request, source: SlotRef, now: float) -> list[Command]:
-    """Queue an admitted request whose payload now lies in its entry slot."""
+def enqueue(ledger: Ledger, request: Request, source: SlotRef, now: float) -> None:
+    """Queue an admitted request whose payload now lies in its entry slot; `Waited` gives it to a worker."""
     request.source, request.queued_at = source, now
     ledger.stages[request.stage].queue.put(request)
-    return dispatch(ledger, now)

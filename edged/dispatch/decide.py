@@ -6,6 +6,7 @@ order. No clock, no process, no log, no socket here, so every race is a sequence
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import assert_never
 
 from edged.dispatch.batching import adapt, dispatch
@@ -55,25 +56,33 @@ PING_INTERVAL_S = 5.0
 
 def decide(ledger: Ledger, event: Event, now: float) -> list[Command]:
     """Apply an event and return what to do about it, in order."""
-    commands: list[Command]
+    return decide_all(ledger, (event,), now)
+
+
+def decide_all(ledger: Ledger, events: Iterable[Event], now: float) -> list[Command]:
+    """Apply events that came together; what they made room for is handed out once, behind them all."""
+    commands = [command for event in events for command in _consequences(ledger, event, now)]
+    return commands + dispatch(ledger, now)
+
+
+def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:
     match event:
         case Spoke(worker, message):
-            commands = _heard(ledger, worker, message, now)
+            return _heard(ledger, worker, message, now)
         case Died():
-            commands = bury(ledger, event, now)
+            return bury(ledger, event, now)
         case Left(request):
-            commands = abandon(ledger, request, Cancelled("the client left"), told=True)
+            return abandon(ledger, request, Cancelled("the client left"), told=True)
         case Ticked(memory):
             if memory is not None:
                 adapt(ledger, memory, now)
-            commands = [*_overdue(ledger, now), *_silent(ledger, now), *retry_failed(ledger, now)]
+            return [*_overdue(ledger, now), *_silent(ledger, now), *retry_failed(ledger, now)]
         case Waited():
-            commands = []
+            return []
         case ReplaceAsked(stage):
-            commands = replace(ledger, ledger.stages[stage])
+            return replace(ledger, ledger.stages[stage])
         case _:
             assert_never(event)
-    return commands + dispatch(ledger, now)
 
 
 def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[Command]:  # noqa: PLR0911 (one return a message)

@@ -6,7 +6,7 @@ its high-water mark bounds nothing. What was sent to whom is in the ledger (`edg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import zmq
@@ -18,7 +18,7 @@ MINIMUM_LIBZMQ = (4, 3, 5)
 """Older ones carry known holes in code that runs before any authentication."""
 
 _to_worker: Callable[[bytes], ToWorker] = decoder(ToWorker)
-_from_worker: Callable[[bytes], FromWorker] = decoder(FromWorker)
+_from_worker: Callable[[bytes], list[FromWorker]] = decoder(list[FromWorker])
 
 
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
@@ -71,11 +71,14 @@ class Router:
                 identity, *frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
+            messages: Sequence[FromWorker]
             try:
-                message = _from_worker(b"".join(frames))
+                messages = _from_worker(b"".join(frames))
             except ProtocolError as error:
-                message = Fault(error.code, error.message)
-            yield identity.decode(errors="replace"), message
+                messages = [Fault(error.code, error.message)]
+            worker = identity.decode(errors="replace")
+            for message in messages:
+                yield worker, message
 
     def close(self) -> None:
         """Close at once and remove the socket file."""
@@ -93,9 +96,10 @@ class Dealer:
         self._socket.setsockopt(zmq.IDENTITY, incarnation.encode())
         self._socket.connect(f"ipc://{path}")
 
-    def send(self, message: FromWorker) -> None:
-        """Send to the dispatcher."""
-        self._socket.send(encode(message))
+    def send(self, *messages: FromWorker) -> None:
+        """Tell the dispatcher, in one ring of the bell: each costs it as much as a message is worth."""
+        if messages:
+            self._socket.send(encode(messages))
 
     def receive(self, timeout_ms: int | None = None) -> ToWorker | None:
         """Take one message; wait for it up to `timeout_ms` (None: for ever, 0: not at all)."""

@@ -105,26 +105,35 @@ def _run_batch(stage: BatchStage, link: Dealer, arenas: Arenas, works: tuple[Wor
         try:
             items.append((work, _item(work, arenas)))
         except EdgedError as error:
-            _fail(link, work, error)
+            link.send(_failed(work, error))
     if not items:
         return
     began = time.perf_counter()
-    for (work, _), result in zip(items, _results(stage, [item for _, item in items]), strict=True):
-        _answer(link, arenas, work, result, time.perf_counter() - began, len(items))
+    told: list[Done | Failed] = []
+    for (work, _), (result, more) in zip(items, _results(stage, [item for _, item in items]), strict=True):
+        told.append(_answer(arenas, work, result, time.perf_counter() - began, len(items)))
+        if not more:
+            link.send(*told)
+            told = []
         began = time.perf_counter()
+    link.send(*told)
 
 
-def _results(stage: BatchStage, items: list[Item]) -> Iterator[Payload | EdgedError]:
-    """The stage's results; an error of the stage is the result of every item that has none yet."""
+def _results(stage: BatchStage, items: list[Item]) -> Iterator[tuple[Payload | EdgedError, bool]]:
+    """The stage's results, and whether the next is there already.
+
+    An error of the stage is the result of every item that has none yet.
+    """
     given = 0
     try:
-        for result in stage.run(items):
+        results = stage.run(items)
+        for result in results:
             given += 1
-            yield result
+            yield result, isinstance(results, list)
     except DeviceLost:
         raise
     except EdgedError as error:
-        yield from [error] * (len(items) - given)
+        yield from [(error, True)] * (len(items) - given)
 
 
 def _item(work: Work, arenas: Arenas) -> Item:
@@ -140,25 +149,23 @@ def _item(work: Work, arenas: Arenas) -> Item:
 
 
 def _answer(
-    link: Dealer, arenas: Arenas, work: Work, result: Payload | EdgedError, compute_s: float, batch: int
-) -> None:
+    arenas: Arenas, work: Work, result: Payload | EdgedError, compute_s: float, batch: int
+) -> Done | Failed:
     if isinstance(result, EdgedError):
-        _fail(link, work, result)
-        return
+        return _failed(work, result)
     try:
         target = _write(arenas, work.target, result)
     except EdgedError as error:
-        _fail(link, work, error)
-        return
-    link.send(Done(work.request, work.attempt, target, compute_s, batch))
+        return _failed(work, error)
+    return Done(work.request, work.attempt, target, compute_s, batch)
 
 
 def _write(arenas: Arenas, target: SlotRef, payload: Payload) -> SlotRef:
     return arenas[target.arena].write(target, payload)
 
 
-def _fail(link: Dealer, work: Work, error: EdgedError) -> None:
-    link.send(Failed(work.request, work.attempt, error.code, error.message, error.param))
+def _failed(work: Work, error: EdgedError) -> Failed:
+    return Failed(work.request, work.attempt, error.code, error.message, error.param)
 
 
 class TokenLoop:
@@ -181,8 +188,8 @@ class TokenLoop:
                 self._take(message)
                 if self._stopping and not self._held:
                     return
-            for event in self._stage.step() if self._held and not self._paused else ():
-                self._report(event)
+            if self._held and not self._paused:
+                self._link.send(*(self._report(event) for event in self._stage.step()))
             self._beat()
             self._caches.tell()
 
@@ -222,7 +229,7 @@ class TokenLoop:
         except DeviceLost:
             raise
         except EdgedError as error:
-            _fail(self._link, work, error)
+            self._link.send(_failed(work, error))
         else:
             self._held[work.request] = (work, time.perf_counter())
 
@@ -234,16 +241,16 @@ class TokenLoop:
         self._stage.cancel(request)
         self._link.send(Gone(request, attempt))
 
-    def _report(self, event: Progress | Finished | Broken) -> None:
+    def _report(self, event: Progress | Finished | Broken) -> Tokens | Done | Failed:
         work, started = self._held[event.request]
         self._told_at = time.monotonic()
         match event:
             case Progress(request, first, tokens, text):
-                self._link.send(Tokens(request, work.attempt, first, tokens, text))
+                return Tokens(request, work.attempt, first, tokens, text)
             case Finished(request, payload):
                 del self._held[request]
                 elapsed_s = time.perf_counter() - started
-                _answer(self._link, self._arenas, work, payload, elapsed_s, len(self._held) + 1)
+                return _answer(self._arenas, work, payload, elapsed_s, len(self._held) + 1)
             case Broken(request, error):
                 del self._held[request]
-                _fail(self._link, work, error)
+                return _failed(work, error)

@@ -125,8 +125,9 @@ def test_a_lost_device_is_tried_again_on_a_new_process(daemon: Start, tmp_path: 
     faults = tmp_path / "faults.json"
     running = daemon(simulated(f"options = {{ decode_ms = 8, max_tokens = 50, faults = '{faults}' }}"))
     whole = ask(running.client, "hello").text
-    with crowd_of(running) as crowd:
-        busy(running)
+    begun: list[str] = []
+    with Crowd([lambda _: ask(running.client, "hello", begun=begun)] * 4, 0) as crowd:
+        running.wait_for(lambda _: len(begun) > 3, "answers that have begun")
         fault(faults, raise_="device_lost", once=True)
         running.wait_for(lambda s: s.stages[-1].restarts == 1, "the replacement")
         running.wait_ready()

@@ -25,6 +25,7 @@ from edged.dispatch.events import (
     Spoke,
     Stream,
     Ticked,
+    Waited,
 )
 from edged.dispatch.forecast import wait_s
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
@@ -126,7 +127,8 @@ class World:
         )
         request = admit(self.ledger, asked, self.now)
         self.accepted.add(request.id)
-        self.do(enqueue(self.ledger, request, request.source, self.now))
+        enqueue(self.ledger, request, request.source, self.now)
+        self.event(Waited())
         return request.id
 
     def done(self, worker: str, work: Work) -> list[Command]:

@@ -198,7 +198,8 @@ class Simulation:
             return
         self.accepted.add(request.id)
         self.regulars[request.id] = again
-        self.do(enqueue(self.ledger, request, request.source, self.now))
+        enqueue(self.ledger, request, request.source, self.now)
+        self.event(Waited())
 
     # ------------------------------------------------------------- commands
 

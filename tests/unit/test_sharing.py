@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edged.dispatch.admission import admit, enqueue
 from edged.dispatch.decide import decide
-from edged.dispatch.events import Command, Deliver, Send, Spoke, Ticked
+from edged.dispatch.events import Command, Deliver, Send, Spoke, Ticked, Waited
 from edged.dispatch.leases import PAUSE_S, TURN_S, Mode
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Submission
@@ -55,7 +55,8 @@ class Bench:
     def submit(self, route: tuple[str, ...] = ROUTE) -> None:
         asked = Submission(route=route, operation="chat", payload=b"", deadline_s=1e9)
         request = admit(self.ledger, asked, self.now)
-        self.do(enqueue(self.ledger, request, request.source, self.now))
+        enqueue(self.ledger, request, request.source, self.now)
+        self.event(Waited())
 
     def done(self, worker: str) -> None:
         work = self.inbox[worker].pop(0)

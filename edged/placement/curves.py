@@ -1,0 +1,125 @@
+"""What a stage's work costs at any batch and on any number of cores, out of the measured points: pure.
+
+Between two measured batches seconds are taken to lie on a line; beyond the largest, and below the smallest,
+they are in proportion. A lease of fewer cores than a worker has threads costs what the sibling form of so
+many threads costs; where none was measured, its CPU seconds on those cores. A runtime that keeps the threads
+that it was opened with pays nothing for the smaller lease: the kernel divides the cores then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from itertools import pairwise
+
+import msgspec
+
+from edged.placement.prices import Siblings
+from edged.placement.sequences import Step
+from edged.placement.silicon import Job
+from edged.placement.table import Form, Point
+
+Value = Callable[[Point], float]
+KEEPS_THREADS = frozenset({("openvino", True), ("simulated", True), ("simulated", False)})
+"""Backend and whether it streams: what does not change its threads while it runs."""
+
+
+class Effort(msgspec.Struct, frozen=True):
+    """Of a batch: seconds when nothing else runs, and cores that it keeps busy."""
+
+    seconds: float
+    busy: float
+
+
+class Curve:
+    """The prices of one form."""
+
+    def __init__(self, form: Form, siblings: Siblings) -> None:
+        self.form = form
+        self._siblings = siblings
+        self.effort = cache(self._effort)
+        self._reading = cache(self._read_s)
+        self._writing = cache(self._write_s)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether it answers token by token."""
+        return any(point.new_tokens for point in self._siblings[self.form.threads].values())
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the requests that it was measured with."""
+        return self._alone.length
+
+    @property
+    def new_tokens(self) -> int:
+        """Of the answers that it was measured with."""
+        return self._alone.new_tokens
+
+    def lent(self, cores: int | None) -> int:
+        """How many threads it works with under a lease; 0 off the CPU."""
+        fixed = (self.form.backend, self.streaming) in KEEPS_THREADS
+        return self.form.threads if cores is None or fixed else min(self.form.threads, max(1, cores))
+
+    def batch(self, size: int, threads: int) -> Job:
+        """A whole batch of a stage that does not stream."""
+        effort = self.effort(size, threads)
+        return Job(self.form, effort.seconds, effort.busy)
+
+    def step(self, step: Step, live: int, threads: int) -> Job:
+        """One step of a token engine with `live` sequences."""
+        read_s = step.read * self._reading(live, threads) if step.read else 0.0
+        write_s = self._writing(step.running, threads) if step.running else 0.0
+        return Job(self.form, read_s + write_s, self.effort(live, threads).busy)
+
+    @property
+    def _alone(self) -> Point:
+        points = self._siblings[self.form.threads]
+        return points[min(points)]
+
+    def _effort(self, size: int, threads: int) -> Effort:
+        seconds = self._between(size, threads, lambda point: point.wall_s)
+        core_seconds = self._between(size, threads, lambda point: point.cpu_s)
+        return Effort(seconds, core_seconds / seconds if seconds else 0.0)
+
+    def _read_s(self, live: int, threads: int) -> float:
+        """Seconds per prompt token when `live` sequences are there."""
+        return self._between(live, threads, lambda point: point.first_s / max(point.length, 1)) / live
+
+    def _write_s(self, running: int, threads: int) -> float:
+        """Seconds of a step in which so many answers get a token."""
+        return self._between(running, threads, _token_s)
+
+    def _between(self, size: int, threads: int, value: Value) -> float:
+        points = self._siblings.get(threads) or self._squeezed(threads)
+        return interpolated({batch: value(point) for batch, point in points.items()}, size)
+
+    def _squeezed(self, threads: int) -> Mapping[int, Point]:
+        """The points of the form itself, on fewer cores than it has threads."""
+        return {
+            batch: _slower(point, max(1.0, point.cpu_s / threads / point.wall_s))
+            for batch, point in self._siblings[self.form.threads].items()
+        }
+
+
+def _slower(point: Point, factor: float) -> Point:
+    return msgspec.structs.replace(point, wall_s=point.wall_s * factor, first_s=point.first_s * factor)
+
+
+def _token_s(point: Point) -> float:
+    """Seconds of a step: all sequences of the batch began together and get their tokens together."""
+    return (point.wall_s - point.first_s) / max(point.new_tokens - 1, 1)
+
+
+def interpolated(known: Mapping[int, float], size: float) -> float:
+    """On the line between neighbours; in proportion outside of what is known.
+
+    >>> interpolated({1: 1.0, 8: 4.5}, 2), interpolated({2: 1.0}, 4)
+    (1.5, 2.0)
+    """
+    sizes = sorted(known)
+    if size <= sizes[0] or size >= sizes[-1]:
+        nearest = sizes[0] if size <= sizes[0] else sizes[-1]
+        return known[nearest] * size / nearest
+    low, high = next((low, high) for low, high in pairwise(sizes) if low <= size <= high)
+    return known[low] + (known[high] - known[low]) * (size - low) / (high - low)

@@ -1,0 +1,126 @@
+"""Cores and accelerators in virtual time, shared by the jobs that run on them: pure.
+
+What shares cores gets them in proportion to what it would keep busy alone, as under a fair scheduler: where
+the jobs that are confined to a set of cores want d cores of the c that are there, each takes max(1, d / c)
+times as long. A job that touches several sets is bounded by the fullest. An accelerator is divided equally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from itertools import combinations
+from operator import or_
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edged.placement.interference import Excess, mask
+from edged.placement.table import Form
+
+if TYPE_CHECKING:
+    from simpy import Environment, Event
+
+DONE_S = 1e-9
+"""What is left of a job is rounding."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A batch, or a step of a token worker."""
+
+    form: Form
+    seconds: float
+    """When nothing else runs."""
+    busy: float
+    """Cores that it keeps busy meanwhile."""
+
+
+class Silicon:
+    """Runs jobs; `excess` is what neighbours cost beyond sharing cores fairly, None for nothing."""
+
+    def __init__(self, environment: Environment, cores: int, excess: Excess | None) -> None:
+        self._environment = environment
+        self._cores = cores
+        self._excess = excess
+        self._left: dict[int, float] = {}
+        self._jobs: dict[int, tuple[Job, Event]] = {}
+        self._slowdowns: dict[int, float] = {}
+        self._at = 0.0
+        self._version = 0
+        self._busy = 0.0
+        self._area = 0.0
+
+    def run(self, job: Job) -> Event:
+        """Begin a job; the event comes when it is done."""
+        self._advance()
+        done = self._environment.event()
+        self._version += 1
+        self._jobs[self._version], self._left[self._version] = (job, done), job.seconds
+        self._plan()
+        return done
+
+    def core_seconds(self) -> float:
+        """Core-seconds used so far."""
+        return self._area + self._busy * (self._environment.now - self._at)
+
+    def _advance(self) -> None:
+        elapsed_s = self._environment.now - self._at
+        self._area += self._busy * elapsed_s
+        self._at = self._environment.now
+        for number in self._left:
+            self._left[number] -= elapsed_s / self._slowdowns[number]
+
+    def _plan(self) -> None:
+        """Look when the next job will be done if nothing changes."""
+        jobs = [job for job, _ in self._jobs.values()]
+        found = slowdowns(jobs, self._cores, self._excess)
+        self._slowdowns = dict(zip(self._jobs, found, strict=True))
+        self._busy = sum(job.busy / slow for job, slow in zip(jobs, found, strict=True))
+        self._version += 1
+        if self._jobs:
+            next_s = min(self._left[number] * self._slowdowns[number] for number in self._jobs)
+            timer = self._environment.timeout(max(0.0, next_s), self._version)
+            assert timer.callbacks is not None
+            timer.callbacks.append(self._due)
+
+    def _due(self, timer: Event) -> None:
+        if timer.value != self._version:
+            return
+        self._advance()
+        for number in [number for number, left_s in self._left.items() if left_s <= DONE_S]:
+            _, done = self._jobs.pop(number)
+            del self._left[number], self._slowdowns[number]
+            done.succeed()
+        self._plan()
+
+
+def slowdowns(jobs: Sequence[Job], cores: int, excess: Excess | None) -> list[float]:
+    """By how much each of these jobs is slower than alone; at least 1."""
+    masks = [mask(job.form.device, cores) for job in jobs]
+    everything = (1 << cores) - 1
+    hosted = [own or everything for own in masks]  # an accelerator is fed by any core
+    sets = sorted(set(hosted))
+    unions = {reduce(or_, some) for size in range(1, len(sets) + 1) for some in combinations(sets, size)}
+    crowding = {union: _crowding(jobs, hosted, union) for union in unions}
+    return [
+        max(1.0, *(crowd for union, crowd in crowding.items() if own | union == union))
+        * _company(jobs, place, excess)
+        for place, own in enumerate(hosted)
+    ]
+
+
+def _crowding(jobs: Sequence[Job], hosted: Sequence[int], union: int) -> float:
+    """Cores wanted by the jobs that are confined to a set, by its size."""
+    wanted = sum(job.busy for job, own in zip(jobs, hosted, strict=True) if own | union == union)
+    return wanted / union.bit_count()
+
+
+def _company(jobs: Sequence[Job], place: int, excess: Excess | None) -> float:
+    own = jobs[place].form
+    others = [job.form for number, job in enumerate(jobs) if number != place]
+    if not own.device.startswith("cpu"):
+        return 1.0 + sum(other.device == own.device for other in others)
+    if excess is None:
+        return 1.0
+    neighbours = [other for other in others if other.stage != own.stage]
+    return 1.0 + sum(excess(own, other) - 1 for other in neighbours)

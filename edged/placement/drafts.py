@@ -29,6 +29,8 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True):
     """Device ids that no stage may use."""
     stale: bool = False
     """Figures that no longer hold, too."""
+    cores: int | None = None
+    """Plan for a machine with so many; None: this one, as configured."""
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,8 @@ def draft(config: Config, store: ModelStore, leave: Leave) -> Draft:
     if reasons and not leave.stale:
         raise NotFound(_outdated(reasons), param="calibration")
     allowed = limits(config, now, leave.excluded)
+    if leave.cores is not None:
+        allowed = msgspec.structs.replace(allowed, cores=leave.cores)
     wanted = wishes(config, store.catalogue, exact=leave.exact, quality_loss=leave.quality_loss)
     return Draft(planner=Planner(table, wanted, allowed), table=table, stale=tuple(reasons))
 

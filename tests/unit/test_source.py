@@ -30,7 +30,7 @@ PURE = (
         )
     ),
     *(f"edged/placement/{name}.py" for name in ("agenda", "contention", "estimates", "staleness", "table")),
-    *(f"edged/placement/{name}.py" for name in ("curves", "rehearsal", "sequences", "silicon", "simulate")),
+    *(f"edged/placement/{name}.py" for name in ("curves", "rehearsal", "sequences", "silicon")),
     "edged/documents/chunk.py",
     "edged/stages/citations.py",
 )

@@ -27,39 +27,14 @@ def notify(*lines: str, environment: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
-def ready(status: str = "") -> bool:
-    """Say that requests are answered from now on: after starting, and after each reload."""
-    return notify("READY=1", f"STATUS={_line(status)}")
-
-
 def reloading() -> bool:
-    """Say that the configuration is being read again; `ready` ends it."""
+    """Say that the configuration is being read again; `READY=1` ends it."""
     microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     return notify("RELOADING=1", f"MONOTONIC_USEC={microseconds}")
 
 
-def stopping(status: str = "") -> bool:
-    """Say that the daemon drains and will exit."""
-    return notify("STOPPING=1", f"STATUS={_line(status)}")
-
-
-def status(text: str) -> bool:
-    """Set the line that `systemctl status` shows."""
-    return notify(f"STATUS={_line(text)}")
-
-
-def watchdog() -> bool:
-    """Give the sign of life that `WatchdogSec=` asks for."""
-    return notify("WATCHDOG=1")
-
-
-def extend_timeout(seconds: float) -> bool:
-    """Ask for more time to start, reload or stop, counted from now."""
-    return notify(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
-
-
 def watchdog_interval_s(environment: Mapping[str, str] = os.environ) -> float | None:
-    """How often to call `watchdog`; None when nobody waits for it.
+    """How often to send `WATCHDOG=1`; None when nobody waits for it.
 
     `WATCHDOG_USEC` is the time after which systemd kills us; `WATCHDOG_PID` says whom it means.
     """
@@ -67,8 +42,3 @@ def watchdog_interval_s(environment: Mapping[str, str] = os.environ) -> float | 
     if not timeout_us.isdecimal() or int(timeout_us) == 0 or pid not in {"", str(os.getpid())}:
         return None
     return int(timeout_us) / 1_000_000 / PINGS_PER_TIMEOUT
-
-
-def _line(text: str) -> str:
-    """Keep a text from adding assignments of its own."""
-    return " ".join(text.split())

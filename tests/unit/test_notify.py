@@ -21,11 +21,6 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         yield lambda: receiver.recv(4096).decode().split("\n")
 
 
-def test_ready_carries_a_status(manager):
-    assert notify.ready("3 stages")
-    assert manager() == ["READY=1", "STATUS=3 stages"]
-
-
 def test_reloading_says_when(manager):
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     assert notify.reloading()
@@ -36,24 +31,9 @@ def test_reloading_says_when(manager):
     assert before <= int(moment) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
-@pytest.mark.parametrize(
-    ("send", "lines"),
-    [
-        (lambda: notify.stopping("draining"), ["STOPPING=1", "STATUS=draining"]),
-        (lambda: notify.status("loading"), ["STATUS=loading"]),
-        (notify.watchdog, ["WATCHDOG=1"]),
-        (lambda: notify.extend_timeout(1.5), ["EXTEND_TIMEOUT_USEC=1500000"]),
-        (lambda: notify.notify("READY=1", "X_A=b"), ["READY=1", "X_A=b"]),
-    ],
-)
-def test_each_message(manager, send, lines):
-    assert send()
-    assert manager() == lines
-
-
-def test_a_status_cannot_add_assignments(manager):
-    notify.status("fine\nREADY=1")
-    assert manager() == ["STATUS=fine READY=1"]
+def test_lines_travel_together(manager):
+    assert notify.notify("READY=1", "X_A=b")
+    assert manager() == ["READY=1", "X_A=b"]
 
 
 def test_an_abstract_address(monkeypatch):

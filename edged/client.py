@@ -15,8 +15,9 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from edged.errors import ConnectionLost, EdgedError, Overloaded, Unreachable
+from edged.placement.table import Plan
 from edged.replies import Cleared, Delta, Final, Models, Ranked, Ranking, Reply, Vectors, as_error, final
-from edged.report import CacheReport, Status
+from edged.report import CacheReport, PlanReport, Status
 
 T = TypeVar("T")
 Plain = dict[str, Any]
@@ -246,6 +247,20 @@ class AdminClient(_Caller):
     def reload(self) -> list[str]:
         """Make the daemon read its configuration again; return what changed."""
         answer: dict[str, list[str]] = self._ask(dict[str, Any], "POST", "/admin/v1/reload")
+        return answer.get("changes", [])
+
+    def plan(self) -> PlanReport:
+        """Return the plan in force, and how far the next one is."""
+        return self._ask(PlanReport, "GET", "/admin/v1/plan")
+
+    def apply_plan(self, plan: Plan | None, *, dry_run: bool = False) -> list[str]:
+        """Begin to run the stages as a plan says, None: as by default; return what changes.
+
+        With `dry_run` nothing does.
+        """
+        method, body = ("DELETE", None) if plan is None else ("POST", msgspec.to_builtins(plan))
+        path = f"/admin/v1/plan?dry_run={'true' if dry_run else 'false'}"
+        answer: dict[str, list[str]] = self._ask(dict[str, Any], method, path, body)
         return answer.get("changes", [])
 
     def drain(self) -> None:

@@ -24,16 +24,16 @@ from edged.catalogue import Catalogue
 from edged.config import Config, Stage
 from edged.dispatch.channel import Channel
 from edged.dispatch.dispatcher import Dispatcher
-from edged.dispatch.leases import chosen
 from edged.dispatch.requests import Submission
 from edged.dispatch.status import stage_state, status
 from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
 from edged.models.store import ModelStore
-from edged.placement.defaults import place, workers_of
+from edged.placement.applied import AppliedPlan, Step
 from edged.placement.notes import CalibrationNotes
-from edged.report import Status
+from edged.placement.table import Plan
+from edged.report import PlanReport, Status
+from edged.rollout import Rollout
 from edged.transport.slots import Geometry
-from edged.workers.spec import StageSpec
 
 logger = logging.getLogger("edged.daemon")
 
@@ -57,9 +57,10 @@ class Daemon:
             config.daemon.log_level,
             config.daemon.log_format,
         )
-        self._dispatcher.share_cores(chosen(config.placement.leases), config.placement.cores)
         self._gateway: Gateway = build_gateway(self, config)
         self._reloading = asyncio.Lock()
+        self._applied = AppliedPlan(config.daemon.state_dir, self._store)
+        self._rollout = Rollout(self._dispatcher, self._applied, self._reloading)
         self._announced = False
 
     # ------------------------------------------------------------------ life
@@ -80,6 +81,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
         with ExitStack() as sockets:
             listeners = self._listeners(environment, sockets)
+            self._applied.read()
+            self._share_cores()
             self._dispatcher.start()
             try:
                 for name, stage in self.config.stages.items():
@@ -188,15 +191,14 @@ class Daemon:
         try:
             if stage.workers == 0:
                 raise ConfigError("it is switched off (workers = 0)", param=f"stages.{name}.workers")
-            spec = place(name, stage, self.config, self._store)
+            step = self._applied.step(name, stage, self.config)
         except EdgedError as error:
             logger.warning("stage does not start", extra={"stage": name, "why": error.message})
             streaming = stage.kind == "generator"
-            self._dispatcher.add_idle_stage(
-                name, streaming=streaming, wanted=workers_of(stage), reason=error.message
-            )
+            wanted = self._applied.workers(name, stage)
+            self._dispatcher.add_idle_stage(name, streaming=streaming, wanted=wanted, reason=error.message)
         else:
-            self._dispatcher.add_stage(spec, workers_of(stage), stage.timeout_s, stage.load_timeout_s)
+            self._dispatcher.add_stage(step.spec, step.workers, stage.timeout_s, stage.load_timeout_s)
             self._dispatcher.form_batches(name, stage.max_wait_ms, stage.target_ms)
 
     # ---------------------------------------------------------- front door
@@ -207,14 +209,19 @@ class Daemon:
 
     def status(self) -> Status:
         """See `FrontDoor.status`."""
-        return status(
+        taken = status(
             self._dispatcher,
             config_path=self._path,
             started_at=self._started_at,
             pipelines={name: line.stages for name, line in self.config.pipelines.items()},
             kinds={name: stage.kind for name, stage in self.config.stages.items()},
-            notes=self._calibration.sentences(),
+            notes=(*self._calibration.sentences(), *self._plan_notes()),
         )
+        return msgspec.structs.replace(taken, plan=self._applied.status())
+
+    def _plan_notes(self) -> tuple[str, ...]:
+        problem = self._rollout.problem
+        return (*self._applied.sentences(self.config.stages), *((problem,) if problem else ()))
 
     def ready(self) -> bool:
         """See `FrontDoor.ready`."""
@@ -236,6 +243,7 @@ class Daemon:
                 notify.reloading()
             try:
                 self._calibration.forget()
+                self._applied.look_again()
                 return self._adopt(*self._load())
             finally:
                 if self._announced:
@@ -260,16 +268,14 @@ class Daemon:
                 f"switching {', '.join(switched)} on or off needs a restart of the daemon", param="stages"
             )
         placed = {
-            name: place(name, stage, config, self._store)
+            name: self._applied.step(name, stage, config)
             for name, stage in config.stages.items()
             if stage.workers != 0
         }
-        changed = [name for name, spec in placed.items() if self._differs(name, spec, config.stages[name])]
+        changed = [name for name, step in placed.items() if self._differs(name, step, config.stages[name])]
         for name in changed:
-            stage = config.stages[name]
-            self._dispatcher.change_stage(
-                placed[name], workers_of(stage), stage.timeout_s, stage.load_timeout_s
-            )
+            stage, step = config.stages[name], placed[name]
+            self._dispatcher.change_stage(step.spec, step.workers, stage.timeout_s, stage.load_timeout_s)
         for name, stage in config.stages.items():
             self._dispatcher.form_batches(name, stage.max_wait_ms, stage.target_ms)
         reformed = [
@@ -282,7 +288,7 @@ class Daemon:
         ]
         gone = [name for name in self.config.pipelines if name not in config.pipelines]
         self.config, self._path = config, path
-        self._dispatcher.share_cores(chosen(config.placement.leases), config.placement.cores)
+        self._share_cores()
         self._gateway.adopt(config)
         logger.info("reloaded", extra={"stages": changed, "pipelines": lines + gone})
         return (
@@ -292,12 +298,26 @@ class Daemon:
             + [f"pipeline {name} removed" for name in gone]
         )
 
-    def _differs(self, name: str, spec: StageSpec, stage: Stage) -> bool:
+    def _share_cores(self) -> None:
+        mode = self._applied.lease_mode(self.config, self._applied.plan)
+        self._dispatcher.share_cores(mode, self.config.placement.cores)
+
+    def _differs(self, name: str, step: Step, stage: Stage) -> bool:
         """Whether its workers must be replaced; how batches are formed can change without that."""
         before = msgspec.structs.replace(
             self.config.stages[name], max_wait_ms=stage.max_wait_ms, target_ms=stage.target_ms
         )
-        return self._dispatcher.specs.get(name) != spec or before != stage
+        return self._dispatcher.specs.get(name) != step.spec or before != stage
+
+    def plan(self) -> PlanReport:
+        """See `Operator.plan`."""
+        return self._rollout.report
+
+    async def apply_plan(self, plan: Plan | None, *, dry_run: bool) -> list[str]:
+        """See `Operator.apply_plan`."""
+        if dry_run:
+            return self._rollout.changes(self.config, plan)
+        return await self._rollout.begin(self.config, plan)
 
     async def clear_caches(self, names: tuple[str, ...]) -> None:
         """See `Operator.clear_caches`."""

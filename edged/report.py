@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from edged.messages import CacheCounters
+from edged.placement.table import Plan
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +77,18 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Of all workers together, by cache."""
 
 
+class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan in force, as the admin socket tells it."""
+
+    plan: Plan | None
+    under_way: bool = False
+    """Whether another one, or none, is on its way to become it."""
+    waiting: tuple[str, ...] = ()
+    """Stages that are still to be replaced, the one that is being replaced first."""
+    problem: str = ""
+    """Why the last plan was taken back; empty when it was not."""
+
+
 class PlanStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The plan in force."""
 
@@ -87,6 +100,8 @@ class PlanStatus(msgspec.Struct, frozen=True, kw_only=True):
     """None until enough requests were observed at saturation."""
     stale: str = ""
     """Why it should be made anew: fingerprint changed, rates have left the prediction; empty when not."""
+    rates: dict[str, float] = {}
+    """By stage: its rate per busy second at saturation ÷ the predicted one; only what was observed."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from edged.api.endpoint import Reply, Request
 from edged.api.gateway import Gateway
 from edged.dispatch.requests import Operator
 from edged.errors import BadRequest, EdgedError, NotFound
+from edged.placement.table import Plan
 
 audit = logging.getLogger("edged.audit")
 
@@ -49,6 +50,26 @@ class Administration:
         with Audit(request, "reload"):
             changes = await self._operator.reload()
         return _reply(Changes("reloaded", changes))
+
+    async def plan(self, request: Request) -> Reply:
+        """GET /admin/v1/plan."""
+        del request  # not audited: it changes nothing
+        return _reply(self._operator.plan())
+
+    async def apply_plan(self, request: Request) -> Reply:
+        """POST /admin/v1/plan?dry_run=true: the body is a plan as `edgectl plan --json` prints it."""
+        plan = _plan(await self._gateway.body(request))
+        return await self._planned(request, plan, f"apply plan {plan.id!r}")
+
+    async def clear_plan(self, request: Request) -> Reply:
+        """DELETE /admin/v1/plan?dry_run=true."""
+        return await self._planned(request, None, "clear the plan")
+
+    async def _planned(self, request: Request, plan: Plan | None, verb: str) -> Reply:
+        if _flag(request.query, "dry_run"):
+            return _reply(Changes("tried", await self._operator.apply_plan(plan, dry_run=True)))
+        with Audit(request, verb):
+            return _reply(Changes("begun", await self._operator.apply_plan(plan, dry_run=False)))
 
     async def caches(self, request: Request) -> Reply:
         """GET /admin/v1/caches."""
@@ -100,6 +121,20 @@ class Audit:
 
 def _reply(body: msgspec.Struct) -> Reply:
     return Reply(_encoder.encode(body))
+
+
+def _plan(body: bytes) -> Plan:
+    try:
+        return msgspec.json.decode(body, type=Plan)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the body is no plan: {error}") from error
+
+
+def _flag(query: bytes, name: str) -> bool:
+    given = parse_qs(query.decode("ascii", "replace")).get(name, ["false"])[0]
+    if given not in {"true", "false"}:
+        raise BadRequest(f"{name} must be true or false", param=name)
+    return given == "true"
 
 
 def _count(query: bytes) -> int:

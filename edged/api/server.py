@@ -198,6 +198,9 @@ def _admin_routes(gateway: Gateway, operator: Operator) -> Iterator[Route]:
     yield _route(gateway, "/admin/v1/drain", acts.drain, "POST")
     yield _route(gateway, "/admin/v1/caches", acts.caches, "GET")
     yield _route(gateway, "/admin/v1/caches", acts.clear_caches, "DELETE")
+    yield _route(gateway, "/admin/v1/plan", acts.plan, "GET")
+    yield _route(gateway, "/admin/v1/plan", acts.apply_plan, "POST")
+    yield _route(gateway, "/admin/v1/plan", acts.clear_plan, "DELETE")
     yield _route(gateway, "/admin/v1/config", acts.configuration, "GET")
     yield _route(gateway, "/admin/v1/logs", acts.logs, "GET")
 

@@ -51,22 +51,32 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 )
 @click.option("--stale", is_flag=True, help="Plan with figures that no longer hold, too.")
 @click.option("--explain", type=TEXT, metavar="STAGE", help="Every candidate of a stage, and why it lost.")
+@click.option("--apply", "act", flag_value="apply", help="Change the running daemon; no request is lost.")
+@click.option("--clear", "act", flag_value="clear", help="Back to the defaults, in the running daemon.")
 @json_option
 @with_session
-def plan(session: Session, /, explain: str | None, as_json: bool, **wanted: object) -> None:
+def plan(session: Session, /, explain: str | None, act: str | None, as_json: bool, **wanted: object) -> None:
     """Choose device, backend, variant, threads, batch and workers of every stage.
 
     The choice is the best of all that was measured by `edgectl calibrate`, within the limits of
-    [placement]. What the configuration says about a stage is never changed.
+    [placement]. What the configuration says about a stage is never changed. With --apply the daemon
+    replaces its workers stage by stage, and starts like that from then on.
     """
+    if explain is not None and act:
+        raise click.UsageError("--explain changes nothing; leave --apply and --clear out")
+    if act == "clear":
+        _clear(session, as_json=as_json)
+        return
     asked = msgspec.convert(wanted, Wanted)
     prepared = drafted(session, asked)
     aim = aim_of(asked.objective or session.config.placement.objective, asked.bounds)
     made = prepared.plan(aim)
     if explain is not None:
         _explain(prepared, made, explain, aim, as_json=as_json)
+    elif act:
+        _apply(session, made, as_json=as_json)
     else:
-        _show(made, as_json=as_json)
+        _show(session, made, as_json=as_json)
 
 
 def drafted(session: Session, asked: Wanted) -> Draft:
@@ -83,13 +93,38 @@ def drafted(session: Session, asked: Wanted) -> Draft:
     return draft(session.config, survey.open_store(session.config, session.environment), leave)
 
 
-def _show(made: Plan, *, as_json: bool) -> None:
+def _show(session: Session, made: Plan, *, as_json: bool) -> None:
+    from edged.cli.plan_apply import foreseen
+    from edged.cli.plan_table import print_changes, print_plan
+
+    changes = foreseen(session.admin, made)
     if as_json:
-        print_json({"plan": made})
+        print_json({"plan": made, "changes": changes})
         return
+    print_plan(made)
+    print_changes(changes)
+
+
+def _apply(session: Session, made: Plan, *, as_json: bool) -> None:
+    from edged.cli.plan_apply import apply
     from edged.cli.plan_table import print_plan
 
+    changes = apply(session.admin, made)
+    if as_json:
+        print_json({"plan": made, "changes": changes})
+        return
     print_plan(made)
+    click.echo(f"plan {made.id} is in force" + ("" if changes else "; nothing had to change"))
+
+
+def _clear(session: Session, *, as_json: bool) -> None:
+    from edged.cli.plan_apply import apply
+
+    changes = apply(session.admin, None)
+    if as_json:
+        print_json({"plan": None, "changes": changes})
+        return
+    click.echo("the stages run by the configuration and the defaults; no plan is in force")
 
 
 def _explain(prepared: Draft, made: Plan, stage: str, aim: Aim, *, as_json: bool) -> None:

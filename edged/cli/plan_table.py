@@ -89,6 +89,19 @@ def _reasons(plan: Plan) -> Iterable[str]:
             yield f"{name}: runner-up {label(choice.runner_up)}: {choice.why}"
 
 
+def print_changes(changes: Sequence[str] | None) -> None:
+    """Print what `--apply` would change; None: no daemon could be asked."""
+    if changes is None:
+        return
+    click.echo()
+    if not changes:
+        click.echo("the daemon runs like that already")
+        return
+    click.echo("edgectl plan --apply would change:")
+    for change in changes:
+        click.echo(f"  {visible(change)}")
+
+
 def print_candidates(stage: str, candidates: Sequence[Verdict]) -> None:
     """Print every candidate of a stage: the chosen one, those that lost, those that were ruled out."""
     ruled_out = [verdict for verdict in candidates if verdict.fate == "ruled out"]

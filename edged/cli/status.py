@@ -13,7 +13,7 @@ from edged.cli.session import Session, example, json_option, with_session
 from edged.errors import StageUnavailable, Unreachable
 
 if TYPE_CHECKING:
-    from edged.report import StageStatus, Status
+    from edged.report import PlanStatus, StageStatus, Status
 
 POLL_S = 0.1
 HEADINGS = (
@@ -55,6 +55,8 @@ def status(session: Session, wait_s: float | None, as_json: bool) -> None:
         return
     click.echo(_headline(current))
     click.echo(_counts(current))
+    if current.plan is not None:
+        click.echo(_plan(current.plan))
     click.echo()
     print_table(HEADINGS, [_row(stage) for stage in current.stages])
     _print_remarks(current)
@@ -102,6 +104,15 @@ def _counts(current: Status) -> str:
         f"accepted {current.accepted}  completed {current.completed}  rejected {refused}  "
         f"outstanding {current.outstanding}  entry {current.entry_slots_used}/{current.entry_slots} slots  "
         f"memory {readable_bytes(current.memory_bytes)}  load {current.load_average:.2f}{heat}"
+    )
+
+
+def _plan(plan: PlanStatus) -> str:
+    observed = plan.observed_rate_per_s
+    seen = "not saturated yet" if observed is None else f"{observed:.3g}/s observed at saturation"
+    return (
+        f"plan {plan.id} for {plan.objective}  predicted {plan.predicted_rate_per_s:.3g}/s, bounded by "
+        f"{visible(plan.bottleneck)}; {seen}"
     )
 
 

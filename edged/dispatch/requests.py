@@ -9,7 +9,8 @@ import msgspec
 
 from edged.errors import EdgedError
 from edged.messages import Priority
-from edged.report import Status
+from edged.placement.table import Plan
+from edged.report import PlanReport, Status
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +110,18 @@ class Operator(Protocol):
 
     async def reload(self) -> list[str]:
         """Read the configuration again; return what changed, a sentence each. All or nothing."""
+        ...
+
+    def plan(self) -> PlanReport:
+        """The plan in force, and how far the next one is."""
+        ...
+
+    async def apply_plan(self, plan: Plan | None, /, *, dry_run: bool) -> list[str]:
+        """Begin to run the stages as a plan says, None: as by default; return what changes.
+
+        With `dry_run` nothing does. `NotFound`, `BadRequest`, `ConfigError` or `ModelError` for a plan that
+        does not fit; `AlreadyRunning` while another one is on its way.
+        """
         ...
 
     async def clear_caches(self, names: tuple[str, ...], /) -> None:

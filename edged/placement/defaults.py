@@ -15,6 +15,7 @@ from edged.backend import Variant
 from edged.config import Config, Stage
 from edged.errors import ConfigError
 from edged.models.store import ModelStore
+from edged.placement.standing import options_of
 from edged.placement.table import Choice
 from edged.plugins import names
 from edged.workers.spec import StageSpec
@@ -67,7 +68,7 @@ def filled(stage: Stage, choice: Choice) -> Stage:
         device=stage.device or form.device,
         workers=choice.workers if stage.workers is None else stage.workers,
         max_batch=stage.max_batch or choice.batch,
-        options={"threads": form.threads} | dict(form.options) | stage.options,
+        options=options_of(form) | stage.options,
     )
 
 

@@ -16,7 +16,7 @@ from edged.errors import NotFound
 from edged.governor.sensors import total_memory_bytes
 from edged.models.store import ModelStore
 from edged.placement.staleness import PACKAGES
-from edged.placement.table import Fingerprint, Table
+from edged.placement.table import Fingerprint, Plan, Table
 
 
 def take(models: Mapping[str, str], root: Path = Path("/")) -> Fingerprint:
@@ -32,8 +32,8 @@ def take(models: Mapping[str, str], root: Path = Path("/")) -> Fingerprint:
     )
 
 
-def known_fingerprint(table: Table, store: ModelStore) -> Fingerprint:
-    """The fingerprint of the machine with the weights that a table knows, for `stale`.
+def known_fingerprint(table: Table | Plan, store: ModelStore) -> Fingerprint:
+    """The fingerprint of the machine with the weights that a table or a plan knows.
 
     Reads no weights and loads no runtime; weights that are no longer here are left out.
     """

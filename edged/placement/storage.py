@@ -1,4 +1,4 @@
-"""`<state>/calibration.json`: read, written whole and by rename, one writer at a time."""
+"""`calibration.json` and `plan.json` of a state folder: read, written whole and by rename."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import msgspec
 
 from edged.documents.access import Owner
 from edged.errors import AlreadyRunning, StorageError
-from edged.placement.table import Table
+from edged.placement.table import Plan, Table
 
 FILE = "calibration.json"
 LOCK = "calibration.lock"
+PLAN = "plan.json"
 
 
 def path_in(state_dir: Path) -> Path:
@@ -37,7 +38,34 @@ def load(path: Path) -> Table | None:
 
 def save(table: Table, path: Path) -> None:
     """Replace the file whole, as the owner of its folder; `StorageError` when that is not possible."""
-    document = msgspec.json.format(msgspec.json.encode(table), indent=1)
+    _write(table, path, "the calibration")
+
+
+def load_plan(path: Path) -> Plan | None:
+    """The applied plan, or None where none is; `StorageError` for a file that cannot be used."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Plan)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StorageError(
+            f"the plan {path} cannot be read ({error}); run: edgectl plan --apply, or edgectl plan --clear"
+        ) from error
+
+
+def keep_plan(plan: Plan | None, path: Path) -> None:
+    """Replace the applied plan, or remove it; `StorageError` when that is not possible."""
+    if plan is not None:
+        _write(plan, path, "the plan")
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot remove the plan {path}: {error.strerror}") from error
+
+
+def _write(value: Table | Plan, path: Path, what: str) -> None:
+    document = msgspec.json.format(msgspec.json.encode(value), indent=1)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with Owner(path.parent).acting():
@@ -47,7 +75,7 @@ def save(table: Table, path: Path) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise StorageError(
-            f"cannot write the calibration {path}: {error.strerror}; free space or permissions?"
+            f"cannot write {what} {path}: {error.strerror}; free space or permissions?"
         ) from error
 
 

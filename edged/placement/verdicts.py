@@ -157,5 +157,6 @@ def _criteria(option: Option) -> tuple[float, ...]:
 
 def _named(option: Option) -> str:
     form = option.form
-    threads = f"{form.threads} threads" if form.threads > 1 else "1 thread"
-    return f"{form.backend} {form.variant} with {threads}, batch {option.batch}, {option.workers} worker(s)"
+    threads = f"{form.threads} thread{'s' * (form.threads > 1)}, " if form.threads else ""
+    workers = f"{option.workers} worker{'s' * (option.workers > 1)}"
+    return f"{form.backend} {form.variant} with {threads}batch {option.batch}, {workers}"

@@ -32,7 +32,8 @@ from edged.messages import (
     decoder,
     encode,
 )
-from edged.report import StageStatus, Status, WorkerStatus
+from edged.placement.table import Plan
+from edged.report import PlanReport, StageStatus, Status, WorkerStatus
 
 CONFIG = msgspec.convert(BUILT_IN | {"api": {"max_body_bytes": 200_000}}, Config)
 DIMENSION = 3
@@ -205,6 +206,13 @@ class FakeOperator:
             raise self.failure
         self.calls.append("reload")
         return ["generator: max_batch 8 -> 4"]
+
+    def plan(self) -> PlanReport:
+        return PlanReport(plan=None)
+
+    async def apply_plan(self, plan: Plan | None, /, *, dry_run: bool) -> list[str]:
+        self.calls.append(f"{'try' if dry_run else 'apply'} {plan.id if plan else 'none'}")
+        return ["stage generator: workers 1 -> 2"]
 
     async def drain(self) -> None:
         self.calls.append("drain")

@@ -25,7 +25,7 @@ from edged.config import Config, Stage
 from edged.dispatch.channel import Channel
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.requests import Submission
-from edged.dispatch.status import stage_state, status
+from edged.dispatch.status import readings, stage_state, status
 from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
 from edged.models.store import ModelStore
 from edged.placement.applied import AppliedPlan, Step
@@ -39,6 +39,8 @@ logger = logging.getLogger("edged.daemon")
 
 FIXED_TABLES = ("daemon", "api", "queue")
 """Tables whose changes need a restart: sockets, arenas and folders exist already."""
+
+WATCH_S = 1.0
 
 
 class Daemon:
@@ -106,9 +108,11 @@ class Daemon:
             await server.start()
         logger.info("listening", extra={"socket": str(self.config.api.socket)})
         supervision = loop.create_task(self._report_to_service_manager(), name="service manager")
+        watch = loop.create_task(self._watch_rates(), name="watch over the plan")
         await self._stop.wait()
         await self._drain()
         supervision.cancel()
+        watch.cancel()
         for path, listener in self._bound.items():
             unlink_own(listener, path)
         async with asyncio.TaskGroup() as group:
@@ -164,6 +168,14 @@ class Daemon:
             if self._dispatcher.self_test():
                 notify.notify("WATCHDOG=1", f"STATUS={self.status().state}")
             await asyncio.sleep(interval_s)
+
+    async def _watch_rates(self) -> None:
+        """Compare the plan in force with what stages do."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self._applied.compare(
+                readings(self._dispatcher), self._dispatcher.now(), self.config.placement.drift_s
+            )
 
     def _uptime_s(self) -> float:
         return asyncio.get_running_loop().time() - self._started_at

@@ -97,11 +97,11 @@ class PlanStatus(msgspec.Struct, frozen=True, kw_only=True):
     bottleneck: str
     predicted_rate_per_s: float
     observed_rate_per_s: float | None
-    """None until enough requests were observed at saturation."""
+    """What the bottleneck finished per second when it was last saturated; None while it never was."""
     stale: str = ""
     """Why it should be made anew: fingerprint changed, rates have left the prediction; empty when not."""
-    rates: dict[str, float] = {}
-    """By stage: its rate per busy second at saturation ÷ the predicted one; only what was observed."""
+    paces: dict[str, float] = {}
+    """By stage that was saturated: below 1 it is slower than the plan says, above 1 faster, 1 as planned."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from edged.dispatch.requests import Completed, StageTiming
-from edged.report import StageStatus, Status
+from edged.report import PlanStatus, StageStatus, Status
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -91,6 +91,8 @@ class StatusCollector(Collector):  # type: ignore[misc]  # the library is untype
         for name, (help_text, read) in _COUNTERS.items():
             yield CounterMetricFamily(f"edged_{name}", help_text, value=read(status))
         yield from _daemon_families(status)
+        if status.plan is not None:
+            yield from _plan_families(status.plan)
         yield from _stage_families(status.stages)
         for name, text in _CACHE_GAUGES.items():
             yield _by_cache(GaugeMetricFamily, name, text, status.stages)
@@ -111,6 +113,28 @@ def _daemon_families(status: Status) -> Iterator[Any]:
     if status.temperature_c is not None:
         text = "The hottest plausible sensor; absent where there is none."
         yield GaugeMetricFamily("edged_temperature_celsius", text, value=status.temperature_c)
+
+
+def _plan_families(plan: PlanStatus) -> Iterator[Any]:
+    labels = ["plan", "objective", "bottleneck"]
+    info = GaugeMetricFamily("edged_plan_info", "Always 1; the labels tell.", labels=labels)
+    info.add_metric([plan.id, plan.objective, plan.bottleneck], 1)
+    yield info
+    text = "Requests per second at saturation, as planned."
+    yield GaugeMetricFamily("edged_plan_predicted_rate", text, value=plan.predicted_rate_per_s)
+    if plan.observed_rate_per_s is not None:
+        text = "The same, when the planned bottleneck was last saturated."
+        yield GaugeMetricFamily("edged_plan_observed_rate", text, value=plan.observed_rate_per_s)
+    text = "1 when the plan should be made anew: status says why."
+    yield GaugeMetricFamily("edged_plan_stale", text, value=float(bool(plan.stale)))
+    pace = GaugeMetricFamily(
+        "edged_plan_pace",
+        "Below 1 the stage is slower than planned, above 1 faster; only where it was saturated.",
+        labels=["stage"],
+    )
+    for stage, factor in plan.paces.items():
+        pace.add_metric([stage], factor)
+    yield pace
 
 
 def _stage_families(stages: tuple[StageStatus, ...]) -> Iterator[Any]:

@@ -108,6 +108,8 @@ class Placement(Table, frozen=True):
     leases: Literal["auto", "together", "turns", "split"] = "auto"
     """How stages on the same cores share them: all at once, in turns, or each on a part of them. `auto`:
     what the applied plan says, else what was measured to be best (docs/decisions/0013-core-leases.md)."""
+    drift_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    """How long a saturated stage may be off the applied plan's rates before `status` says so; 0: for ever."""
 
 
 class Pipeline(Table, frozen=True):

@@ -13,6 +13,7 @@ from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.ledger import Ledger, Stage, Worker
 from edged.governor.sensors import load_average, resident_bytes, temperature
 from edged.messages import CacheCounters
+from edged.placement.watch import Reading
 from edged.report import StageStatus, Status, WorkerStatus
 
 
@@ -118,6 +119,16 @@ def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> Stage
         cores={worker.incarnation: worker.cores for worker in workers if worker.cores is not None},
         caches=all_caches([worker.caches for worker in workers]),
     )
+
+
+def readings(dispatcher: Dispatcher) -> dict[str, Reading]:
+    """The counters of every stage that has workers, for the watch over a plan's rates."""
+    now = dispatcher.now()
+    return {
+        stage.name: Reading(stage.done, stage.usage.busy.area(now), len(stage.workers), len(stage.queue))
+        for stage in dispatcher.ledger.stages.values()
+        if stage.workers
+    }
 
 
 def all_caches(of_workers: Sequence[Mapping[str, CacheCounters]]) -> dict[str, CacheCounters]:

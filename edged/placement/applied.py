@@ -17,6 +17,7 @@ from edged.placement.defaults import place, workers_of
 from edged.placement.fingerprint import known_fingerprint
 from edged.placement.standing import choice_of, contradiction, foreign, outdated, overruled
 from edged.placement.table import Choice, Plan
+from edged.placement.watch import Reading, Watch
 from edged.report import PlanStatus
 from edged.workers.spec import StageSpec
 
@@ -44,11 +45,12 @@ class AppliedPlan:
         self.plan: Plan | None = None
         self._problem = ""
         self._doubt = ""
+        self._watch: Watch | None = None
         self._setbacks: dict[str, str] = {}
 
     def read(self) -> None:
         """Take up the stored plan; one that cannot be read, or is another machine's, is left and told."""
-        self.plan, self._problem = None, ""
+        self.plan, self._watch, self._problem = None, None, ""
         try:
             found = storage.load_plan(self._path)
         except StorageError as error:
@@ -66,6 +68,7 @@ class AppliedPlan:
     def take(self, plan: Plan | None) -> None:
         """From now on this one is in force."""
         self.plan, self._problem = plan, ""
+        self._watch = Watch(plan) if plan else None
         self._setbacks.clear()
         self.look_again()
 
@@ -81,6 +84,11 @@ class AppliedPlan:
         """Compare the plan with the machine and the weights as they are now."""
         plan = self.plan
         self._doubt = outdated(plan, known_fingerprint(plan, self._store)) if plan else ""
+
+    def compare(self, readings: Mapping[str, Reading], now: float, patience_s: float) -> None:
+        """Compare the plan with what stages do; to be called about once a second."""
+        if self._watch is not None:
+            self._watch.look(readings, now, patience_s)
 
     # ------------------------------------------------------------- placing
 
@@ -135,16 +143,17 @@ class AppliedPlan:
 
     def status(self) -> PlanStatus | None:
         """The plan in force as `edgectl status` shows it; None where there is none."""
-        plan = self.plan
-        if plan is None:
+        plan, watch = self.plan, self._watch
+        if plan is None or watch is None:
             return None
         return PlanStatus(
             id=plan.id,
             objective=plan.objective,
             bottleneck=plan.bottleneck,
             predicted_rate_per_s=plan.predicted_rate_per_s,
-            observed_rate_per_s=None,
-            stale=self._doubt,
+            observed_rate_per_s=watch.rate_per_s(),
+            stale="; ".join(filter(None, (self._doubt, *watch.complaints()))),
+            paces=watch.paces(),
         )
 
     def sentences(self, stages: Mapping[str, Stage]) -> Iterator[str]:
@@ -155,6 +164,11 @@ class AppliedPlan:
             yield (
                 f"plan {self.plan.id} rests on figures that no longer hold ({self._doubt}); "
                 "run: edgectl calibrate, then edgectl plan --apply"
+            )
+        if self._watch and (complaints := "; ".join(self._watch.complaints())):
+            yield (
+                f"the plan no longer tells what happens: {complaints}; run: edgectl calibrate --fresh, "
+                "then edgectl plan, which shows what is best now"
             )
         if self.plan:
             yield from overruled(self.plan, stages)

@@ -263,3 +263,24 @@ def test_a_stored_plan_that_does_not_fit_never_stops_the_daemon(box, kind):
         }[kind]
         assert told in notes(daemon)
         assert (daemon.admin.plan().plan is None) == (kind != "other kernel")
+
+
+def test_rates_that_leave_the_prediction_for_long_are_told_and_nothing_else_happens(box):
+    optimistic = [
+        msgspec.structs.replace(point, wall_s=point.wall_s / (10 if point.form.stage == "generator" else 100))
+        for point in table().points
+    ]
+    storage.save(table(points=tuple(optimistic)), box.state / storage.FILE)
+    with box.start(CONFIG + "[placement]\ndrift_s = 3\n") as daemon:
+        box.plan("--apply")
+        workers = {worker.pid for worker in daemon.workers()}
+        with Crowd([lambda _: ask(daemon.client, "hello", "generator")] * 2 * CLIENTS, 7) as crowd:
+            plan = daemon.wait_for(lambda status: status.plan and status.plan.stale, "a complaint").plan
+        crowd.judge({})
+        assert plan is not None
+        assert "generator finishes" in plan.stale
+        assert plan.paces["generator"] < 0.75
+        assert plan.observed_rate_per_s < 0.75 * plan.predicted_rate_per_s
+        assert "the plan no longer tells what happens" in notes(daemon)
+        assert "edged_plan_stale 1.0" in daemon.client.metrics()
+        assert {worker.pid for worker in daemon.workers()} == workers

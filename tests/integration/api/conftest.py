@@ -33,7 +33,7 @@ from edged.messages import (
     encode,
 )
 from edged.placement.table import Plan
-from edged.report import PlanReport, StageStatus, Status, WorkerStatus
+from edged.report import PlanReport, PlanStatus, StageStatus, Status, WorkerStatus
 
 CONFIG = msgspec.convert(BUILT_IN | {"api": {"max_body_bytes": 200_000}}, Config)
 DIMENSION = 3
@@ -159,6 +159,14 @@ class FakeFront:
             stages=stages,
             pipelines={"rag": ("retriever", "reranker", "generator")},
             notes=(),
+            plan=PlanStatus(
+                id="0af1",
+                objective="throughput",
+                bottleneck="generator",
+                predicted_rate_per_s=2.0,
+                observed_rate_per_s=1.9,
+                paces={"generator": 1.0},
+            ),
         )
 
 

@@ -1,0 +1,306 @@
+"""P4, P4L: tokens through the daemon beside the bare engine. G1, G1L: running answers beside a long prompt.
+
+Both sides have the same weights, prompts, threads, arithmetic and number of sequences. The engine's side is a
+program of its own (`_engines.py`) that serves nobody: no socket, no text. The daemon's side pays for its
+clients too, which take their share of the same cores. P4 has `exact = false` on both sides, and in the
+detail `exact = true`; G1 has what ships, `exact = true`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from benchmarks._engines import CONTEXT_TOKENS, Engine, Load, Result
+from benchmarks._streams import Order
+from benchmarks.measurement import Row, percentile, say, spread
+from benchmarks.setting import ROOT, STATE, sample_models
+from benchmarks.throughput import daemon_cpu_s
+from edged.catalogue import Catalogue
+from edged.models.store import ModelStore
+from edged.testing.daemon import RunningDaemon, running
+
+MODEL = "smollm2-135m-instruct"
+VARIANTS = {"openvino": "q4_1", "llama_cpp": "q4_0"}
+"""The weights that each engine is fastest with (docs/operations.md)."""
+STEP_TOKENS = 512
+"""Of the bare engine: what gave it most tokens per second here, of 128, 256, 512 and 1024."""
+STREAMS = (1, 4, 8, 16)
+LONG_CHARACTERS = 4500
+RUNNING = 4
+"""Streams that run while a long prompt is read."""
+
+
+class Side(NamedTuple):
+    """What one side gave in one round."""
+
+    result: Result
+    cpu_s: float
+    client_cpu_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.result.tokens / self.result.wall_s
+
+
+Ask = Callable[[Load], Side]
+
+
+def texts() -> str:
+    """Prose to ask about: the sample documents."""
+    return " ".join(path.read_text() for path in sorted((ROOT / "examples" / "documents").glob("*.md")))
+
+
+def prompts(count: int, seed: int) -> tuple[str, ...]:
+    """Prompts of about 40 to 200 tokens whose answers are long; none is the beginning of another."""
+    chooser, text = random.Random(seed), texts()
+    starts = [chooser.randrange(len(text) - 700) for _ in range(count)]
+    pieces = [text[start : start + chooser.randrange(40, 600)] for start in starts]
+    return tuple(f"{n}. Explain at length, with examples: {piece}" for n, piece in enumerate(pieces, seed))
+
+
+# ------------------------------------------------------------------------- the two sides
+
+
+def config(backend: str, sequences: int, *, exact: bool) -> str:
+    """A daemon with a generator and nothing else."""
+    options = f"exact = {str(exact).lower()}, context_tokens = {CONTEXT_TOKENS}"
+    return (
+        f"[daemon]\nstate_dir = '{STATE}'\n[stages.retriever]\nworkers = 0\n[stages.reranker]\nworkers = 0\n"
+        f"[stages.generator]\nmodel = '{MODEL}'\nbackend = '{backend}'\nvariant = '{VARIANTS[backend]}'\n"
+        f"max_batch = {sequences}\noptions = {{ {options}, threads = {threads()} }}\n"
+    )
+
+
+def threads() -> int:
+    """As many as there are cores, on both sides."""
+    return len(os.sched_getaffinity(0))
+
+
+def through_daemon(daemon: RunningDaemon, load: Load) -> Side:
+    """Clients in a process of their own; the CPU seconds are of the daemon and its workers."""
+    order = Order(socket=str(daemon.client.socket), model="generator", load=load)
+    before_s = daemon_cpu_s(daemon)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks._streams"],
+        input=msgspec.json.encode(order),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    used_s = daemon_cpu_s(daemon) - before_s
+    result = msgspec.json.decode(done.stdout, type=Result)
+    return Side(result, used_s, result.cpu_s)
+
+
+@contextmanager
+def bare(backend: str, sequences: int, *, exact: bool) -> Iterator[Ask]:
+    """The engine's own program, loaded; ended on leaving."""
+    variant = ModelStore(STATE / "models", Catalogue.discover()).resolve(MODEL, VARIANTS[backend])
+    engine = Engine(
+        backend=backend,
+        path=str(variant.path),
+        threads=threads(),
+        sequences=sequences,
+        exact=exact,
+        step_tokens=STEP_TOKENS,
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks._engines"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def exchange(message: msgspec.Struct) -> bytes:
+            stdin.write(msgspec.json.encode(message) + b"\n")
+            stdin.flush()
+            if not (line := stdout.readline()):
+                raise RuntimeError(f"the program on {backend} alone ended with {process.wait()}")
+            return line
+
+        def ask(load: Load) -> Side:
+            result = msgspec.json.decode(exchange(load), type=Result)
+            return Side(result, result.cpu_s, 0.0)
+
+        exchange(engine)
+        yield ask
+        stdin.close()
+
+
+@contextmanager
+def both(backend: str, sequences: int, *, exact: bool) -> Iterator[tuple[Ask, Ask]]:
+    """The daemon and the bare engine, loaded and warm; whoever is not asked is idle."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(Path(folder), config(backend, sequences, exact=exact)) as daemon,
+        bare(backend, sequences, exact=exact) as alone,
+    ):
+        sides = (partial(through_daemon, daemon), alone)
+        for ask in sides:
+            ask(Load(prompts=prompts(sequences, 10**6), streams=sequences, max_tokens=4))
+        yield sides
+
+
+# -------------------------------------------------------------------- P4: tokens per second
+
+
+def generation(backend: str, streams: int, quick: bool) -> tuple[float, dict[str, Any]]:
+    """Tokens per second of all streams through the daemon, divided by the bare engine's."""
+    sample_models()
+    rounds = 2 if quick else 7
+    ours, theirs = rates(backend, streams, rounds, exact=False, quick=quick)
+    ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(ours, theirs, strict=True)]
+    detail: dict[str, Any] = {
+        "ratio": spread(ratios),
+        "cpu_ratio": spread([_cpu(a) / _cpu(b) for a, b in zip(ours, theirs, strict=True)]),
+        "daemon": summary(ours),
+        "engine": summary(theirs),
+        "compared": f"{MODEL} {VARIANTS[backend]}, {threads()} threads, exact = false on both sides",
+    }
+    if not quick:
+        ours, theirs = rates(backend, streams, 3, exact=True, quick=quick)
+        exact = [a.tokens_per_s / b.tokens_per_s for a, b in zip(ours, theirs, strict=True)]
+        detail["exact"] = {"ratio": spread(exact), "daemon": summary(ours), "engine": summary(theirs)}
+    return statistics.median(ratios), detail
+
+
+def rates(
+    backend: str, streams: int, rounds: int, *, exact: bool, quick: bool
+) -> tuple[list[Side], list[Side]]:
+    """Rounds of the same prompts on both sides, new ones each round, the order reversed."""
+    given: tuple[list[Side], list[Side]] = ([], [])
+    count = max(2, streams) if quick else max(8, 3 * streams)
+    with both(backend, streams, exact=exact) as sides:
+        for number in range(rounds):
+            load = Load(
+                prompts=prompts(count, 1000 * number), streams=streams, max_tokens=24 if quick else 96
+            )
+            for index in (0, 1) if number % 2 else (1, 0):
+                given[index].append(sides[index](load))
+            pair = [side[-1].tokens_per_s for side in given]
+            say(f"{backend} {streams}, exact {exact}: daemon {pair[0]:.1f}, engine {pair[1]:.1f} tokens/s")
+    return given
+
+
+def _cpu(side: Side) -> float:
+    return side.cpu_s / side.result.tokens
+
+
+def summary(sides: list[Side]) -> dict[str, Any]:
+    """What an engineer wants to know of one side."""
+    firsts = [h.marks_s[0] - h.asked_s for side in sides for h in side.result.heard if h.marks_s]
+    gaps = [gap for side in sides for h in side.result.heard for gap in _gaps(h.marks_s)]
+    return {
+        "tokens_per_s": spread([side.tokens_per_s for side in sides]),
+        "cpu_s_per_1000_tokens": spread([1000 * _cpu(side) for side in sides]),
+        "client_cpu_s_per_1000_tokens": spread([1e3 * s.client_cpu_s / s.result.tokens for s in sides]),
+        "first_token_ms": {"p50": _ms(firsts, 0.5), "p99": _ms(firsts, 0.99)},
+        "gap_ms": {"p50": _ms(gaps, 0.5), "p99": _ms(gaps, 0.99)},
+    }
+
+
+def _gaps(marks_s: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(marks_s)]
+
+
+def _ms(values_s: list[float], share: float) -> float:
+    return round(1e3 * percentile(values_s, share), 2) if values_s else 0.0
+
+
+# ------------------------------------------------------------- G1: a long prompt in company
+
+
+def gaps(backend: str, quick: bool) -> tuple[float, dict[str, Any]]:
+    """95th percentile of the gaps of 4 running answers while a long prompt is read / their median before."""
+    sample_models()
+    beside: tuple[list[float], list[float]] = ([], [])
+    details: list[dict[str, Any]] = []
+    with both(backend, RUNNING + 1, exact=True) as sides:
+        for number in range(2 if quick else 7):
+            load = Load(
+                prompts=prompts(RUNNING, 500 * number),
+                streams=RUNNING,
+                max_tokens=100 if quick else 160,
+                late=f"{number}. Sum this up: {_piece(number, 2000 if quick else LONG_CHARACTERS)}",
+            )
+            for index in (0, 1) if number % 2 else (1, 0):
+                stall = stalled(sides[index](load).result)
+                beside[index].append(stall["p95_over_median"])
+                details.append({"side": ("daemon", "engine")[index]} | stall)
+            say(f"{backend}: gaps grow by {beside[0][-1]:.1f}, in the engine alone {beside[1][-1]:.1f}")
+    return statistics.median(beside[0]), {
+        "p95_over_median": spread(beside[0]),
+        "engine_alone_p95_over_median": spread(beside[1]),
+        "rounds": details,
+        "prompt_tokens_a_step": {"openvino": 64, "llama_cpp": "48, the running answers' tokens included"}[
+            backend
+        ],
+        "engine_alone_prompt_tokens_a_step": STEP_TOKENS,
+    }
+
+
+def _piece(number: int, characters: int) -> str:
+    text = texts()
+    start = 997 * number % len(text)
+    return (text * 3)[start : start + characters]
+
+
+def stalled(result: Result) -> dict[str, float]:
+    """Gaps of the running answers before a late prompt came, and until its first token."""
+    *running, late = result.heard
+    until_s = late.marks_s[0] if late.marks_s else result.wall_s
+    settled_s = max(heard.marks_s[0] for heard in running)
+    ends = [pair for heard in running for pair in pairwise(heard.marks_s)]
+    before = [b - a for a, b in ends if a > settled_s and b <= late.asked_s]
+    during = [b - a for a, b in ends if b > late.asked_s and a < until_s]
+    if len(during) < len(running):
+        raise RuntimeError("the running answers ended before the long prompt was read")
+    return {
+        "p95_over_median": round(percentile(during, 0.95) / statistics.median(before), 2),
+        "before_p50_ms": _ms(before, 0.5),
+        "during_p50_ms": _ms(during, 0.5),
+        "during_max_ms": _ms(during, 1.0),
+        "long_first_token_ms": _ms([until_s - late.asked_s], 1.0),
+    }
+
+
+def _rows() -> Iterator[Row]:
+    for id_, backend in (("P4", "openvino"), ("P4L", "llama_cpp")):
+        for streams in STREAMS:
+            yield Row(
+                id=f"{id_}@{streams}",
+                what=f"tokens/s of {streams} streams through the daemon / {backend} alone, its own batching",
+                unit="ratio",
+                gate=0.95,
+                goal=1.0,
+                better="higher",
+                measure=partial(generation, backend, streams),
+            )
+    for id_, backend in (("G1", "openvino"), ("G1L", "llama_cpp")):
+        yield Row(
+            id=id_,
+            what=f"gaps (p95) of 4 streams on {backend} while a long prompt is read / median before",
+            unit="ratio",
+            gate=8.0,
+            goal=4.0,
+            better="lower",
+            measure=partial(gaps, backend),
+        )
+
+
+ROWS = tuple(_rows())

@@ -10,6 +10,7 @@ import msgspec
 from edged.cli.bounds import BOUND, aim_of
 from edged.cli.output import print_json
 from edged.cli.session import TEXT, Session, example, json_option, with_session
+from edged.cli.what_if import show_what_if, taken, what_if_options
 
 if TYPE_CHECKING:
     from edged.placement.aim import Aim
@@ -28,6 +29,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     quality_loss: bool
     excluded: tuple[str, ...]
     stale: bool
+    cores: int | None = None
 
 
 @click.command(
@@ -53,6 +55,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--explain", type=TEXT, metavar="STAGE", help="Every candidate of a stage, and why it lost.")
 @click.option("--apply", "act", flag_value="apply", help="Change the running daemon; no request is lost.")
 @click.option("--clear", "act", flag_value="clear", help="Back to the defaults, in the running daemon.")
+@what_if_options
 @json_option
 @with_session
 def plan(session: Session, /, explain: str | None, act: str | None, as_json: bool, **wanted: object) -> None:
@@ -62,16 +65,19 @@ def plan(session: Session, /, explain: str | None, act: str | None, as_json: boo
     [placement]. What the configuration says about a stage is never changed. With --apply the daemon
     replaces its workers stage by stage, and starts like that from then on.
     """
+    imagined = taken(wanted, changes=bool(act) or explain is not None)
     if explain is not None and act:
         raise click.UsageError("--explain changes nothing; leave --apply and --clear out")
     if act == "clear":
         _clear(session, as_json=as_json)
         return
-    asked = msgspec.convert(wanted, Wanted)
+    asked = msgspec.convert({**wanted, "cores": imagined.cores}, Wanted)
     prepared = drafted(session, asked)
     aim = aim_of(asked.objective or session.config.placement.objective, asked.bounds)
     made = prepared.plan(aim)
-    if explain is not None:
+    if imagined.what_if:
+        show_what_if(session.config, made, prepared.table, imagined, as_json=as_json)
+    elif explain is not None:
         _explain(prepared, made, explain, aim, as_json=as_json)
     elif act:
         _apply(session, made, as_json=as_json)
@@ -89,6 +95,7 @@ def drafted(session: Session, asked: Wanted) -> Draft:
         quality_loss=asked.quality_loss,
         excluded=frozenset(asked.excluded),
         stale=asked.stale,
+        cores=asked.cores,
     )
     return draft(session.config, survey.open_store(session.config, session.environment), leave)
 

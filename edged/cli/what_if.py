@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edged.placement.table import Plan, Table
 
 F = TypeVar("F", bound=Callable[..., Any])
-CLIENTS, DURATION_S = 8, 120.0
+CLIENTS, DURATION_S = 8, 300.0
 """Of the load that is foreseen when none is named."""
 HEADINGS = ("STAGE", "BUSY", "MEAN BATCH", "WAIT", "COMPUTE")
 
@@ -31,6 +31,7 @@ class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
     duration: float | None = None
     new_tokens: int | None = None
+    pipeline: str | None = None
 
     @property
     def named(self) -> list[str]:
@@ -50,20 +51,26 @@ def what_if_options(command: F) -> F:
         click.option(
             "--rate", type=click.FloatRange(0, min_open=True), help="What if: arrivals at random, per second."
         ),
-        click.option("--duration", type=DURATION, help="What if: how much virtual time  [2m]."),
+        click.option("--duration", type=DURATION, help="What if: how much virtual time  [5m]."),
         click.option("--new-tokens", type=click.IntRange(1, 100_000), help="What if: length of the answers."),
+        click.option("--pipeline", metavar="NAME", help="What if: which pipeline is asked  [the first]."),
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def taken(options: dict[str, Any]) -> WhatIf:
-    """Take the options of `what_if_options` out of a command's; `UsageError` where they contradict."""
+def taken(options: dict[str, Any], *, changes: bool) -> WhatIf:
+    """Take the options of `what_if_options` out of a command's; `UsageError` where they contradict.
+
+    `changes`: the command is to do something else than show a plan.
+    """
     names = WhatIf.__struct_fields__
     asked = msgspec.convert({name: options.pop(name) for name in names if name in options}, WhatIf)
     if asked.named and not asked.what_if:
         raise click.UsageError(f"{asked.named[0]} describes an imagined machine or load: add --what-if")
+    if asked.what_if and changes:
+        raise click.UsageError("--what-if only imagines; leave --apply, --clear and --explain out")
     if asked.clients is not None and asked.rate is not None:
         raise click.UsageError("either --clients (each asks again when it is answered) or --rate, not both")
     return asked
@@ -73,7 +80,7 @@ def show_what_if(config: Config, plan: Plan, table: Table, asked: WhatIf, *, as_
     """Simulate a plan and print what clients would see."""
     from edged.placement.simulate import simulate
 
-    machine, load = machine_of(config, asked, table), load_of(asked)
+    machine, load = machine_of(config, asked, table), load_of(asked, route_of(config, plan, asked.pipeline))
     found = simulate(plan, table, machine, load)
     if as_json:
         print_json({"plan": plan, "machine": machine, "load": load, "prediction": found})
@@ -93,7 +100,22 @@ def machine_of(config: Config, asked: WhatIf, table: Table) -> Machine:
     )
 
 
-def load_of(asked: WhatIf) -> Load:
+def route_of(config: Config, plan: Plan, name: str | None) -> tuple[str, ...]:
+    """The stages of the pipeline that is asked; of the first whose stages all run where none is named."""
+    running = {
+        each: pipeline.stages
+        for each, pipeline in config.pipelines.items()
+        if plan.choices.keys() >= set(pipeline.stages)
+    }
+    if name is None:
+        return next(iter(running.values()), tuple(plan.choices))
+    if name not in running:
+        known = ", ".join(running) or "none"
+        raise click.UsageError(f"no pipeline {name!r} runs by this plan; those that do: {known}")
+    return running[name]
+
+
+def load_of(asked: WhatIf, route: tuple[str, ...]) -> Load:
     """The imagined load."""
     from edged.placement.simulate import Load
 
@@ -101,6 +123,7 @@ def load_of(asked: WhatIf) -> Load:
         clients=0 if asked.rate else asked.clients or CLIENTS,
         rate_per_s=asked.rate or 0.0,
         duration_s=asked.duration or DURATION_S,
+        route=route,
         new_tokens=(asked.new_tokens,) if asked.new_tokens else (),
     )
 

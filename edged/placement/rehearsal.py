@@ -90,9 +90,10 @@ class _Acting(Protocol):
 class Rehearsal:
     """A daemon with its workers on some silicon."""
 
-    def __init__(self, environment: Environment, setting: Setting) -> None:
+    def __init__(self, environment: Environment, setting: Setting, route: tuple[str, ...]) -> None:
         self.environment = environment
         self.setting = setting
+        self._route = route
         self.silicon = Silicon(environment, setting.cores, setting.excess)
         self.ledger = _ledger(setting)
         self.asked: dict[int, Asked] = {}
@@ -106,9 +107,7 @@ class Rehearsal:
     def ask(self, asked: Asked) -> Occurrence:
         """Send a request; the event comes when it is answered or refused."""
         end = self.environment.event()
-        asked_for = Submission(
-            route=tuple(self.setting.parts), operation="chat", payload=b"", deadline_s=PATIENT_S
-        )
+        asked_for = Submission(route=self._route, operation="chat", payload=b"", deadline_s=PATIENT_S)
         try:
             request = admit(self.ledger, asked_for, self.environment.now)
         except EdgedError as error:

@@ -51,6 +51,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_s: float = 0.0
     """Used where `clients` is 0."""
     duration_s: float = 60.0
+    route: tuple[str, ...] = ()
+    """Stages that a request passes, in order; empty: all of the plan."""
     new_tokens: tuple[int, ...] = ()
     """Lengths of answers to draw from; empty: as measured."""
     prompt_tokens: int = 0
@@ -133,10 +135,12 @@ class _Run:
         self._load, self._from_s, self._to_s = load, warm_s, warm_s + load.duration_s
         self._chance = random.Random(seed)  # noqa: S311 - a reproducible load, not a secret
         self._environment: Environment = Environment()
-        self._rehearsal = Rehearsal(self._environment, setting)
+        self._route = load.route or tuple(setting.parts)
+        self._rehearsal = Rehearsal(self._environment, setting, self._route)
         self._asked: list[Asked] = []
         self._over = self._environment.event()
-        writer = next((p.curve for p in setting.parts.values() if p.curve.streaming), None)
+        curves = [setting.parts[name].curve for name in self._route]
+        writer = next((curve for curve in curves if curve.streaming), None)
         self._lengths = load.new_tokens or ((writer.new_tokens if writer else 1),)
         self._prompt = load.prompt_tokens or (writer.prompt_tokens if writer else 1)
 
@@ -228,7 +232,8 @@ class _Run:
         self, answered: Sequence[Asked], before: Mapping[str, float], after: Mapping[str, float]
     ) -> dict[str, StagePrediction]:
         found = {}
-        for name, part in self._rehearsal.setting.parts.items():
+        for name in self._route:
+            part = self._rehearsal.setting.parts[name]
             timings = [timing for asked in answered for timing in asked.timings if timing.stage == name]
             count = max(1, len(timings))
             found[name] = StagePrediction(

@@ -1,0 +1,272 @@
+"""P10, P10b and P10c: what the planner chooses, and what the what-if simulator predicts, by measurement.
+
+Calibrates a small space, asks the planner for the best of it, then measures every placement of the space (and
+what people do by rule of thumb) as a daemon under a closed loop. All are measured once; those that can still
+be the best, the planner's choice and the rules are measured again in reverse order, and the mean counts.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks import rag
+from benchmarks.measurement import Row, say
+from benchmarks.placements import (
+    Placement,
+    Space,
+    drive_real,
+    on_cores,
+    plan_of,
+    real_space,
+    real_toml,
+    simulated_space,
+    wishes_of,
+)
+from benchmarks.throughput import BATCH, _hammer
+from edged.placement.simulate import Load, Machine, Prediction, simulate
+from edged.placement.table import Plan
+from edged.stages.tensor import encode_tensors
+from edged.testing.daemon import running
+
+CLIENTS = 8
+SETTLE_S, WINDOW_S = 4.0, 7.0
+QUICK_S = 3.0
+CONTENDING = 0.75
+"""Of the best of the first look: who has less is not the best, and is not measured again."""
+FORESEEN = (1, 4, 16)
+"""Numbers of clients at which the simulator is compared."""
+ON_ONE_CORE = 4
+"""Clients of the comparison on another machine: one with a single core."""
+SLOTS = 32
+
+
+class Ranking(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers per second of every placement, by name; one or two looks."""
+
+    per_s: dict[str, list[float]]
+    elapsed_s: float
+
+    def mean(self, name: str) -> float:
+        """Of its looks."""
+        return statistics.mean(self.per_s[name])
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True):
+    """A load, predicted and measured."""
+
+    what: str
+    predicted_per_s: float
+    measured_per_s: float
+    error: float
+    """Relative, signed: predicted / measured - 1."""
+    predicted_p50_s: float
+    measured_p50_s: float
+    predicted_busy_cores: float
+    measured_busy_cores: float
+    batches: dict[str, float]
+    """Predicted mean batch by stage."""
+
+
+# --------------------------------------------------------------- P10 and P10c
+
+
+@cache
+def space(*, quick: bool) -> Space:
+    """Calibrated, with the planner's choice."""
+    return simulated_space() if quick else real_space()
+
+
+@cache
+def ranking(*, quick: bool) -> Ranking:
+    """Measure every placement, then the contenders again."""
+    began_s, all_of_it = time.monotonic(), space(quick=quick)
+    look = _quick_look if quick else _look
+    found = {placement.name: [look(placement, 0)] for placement in all_of_it.placements}
+    best = max(rates[0] for rates in found.values())
+    kept = {all_of_it.chosen.name, *all_of_it.rules.values()}
+    for placement in [] if quick else reversed(all_of_it.placements):
+        if placement.name in kept or found[placement.name][0] >= CONTENDING * best:
+            found[placement.name].append(look(placement, 1))
+    return Ranking(per_s=found, elapsed_s=round(time.monotonic() - began_s, 1))
+
+
+@cache
+def _questions(number: int) -> rag.Asked:
+    return rag.load("same work", CLIENTS, number, quick=False)
+
+
+def _asked(clients: int, number: int, settle_s: float, window_s: float) -> rag.Asked:
+    return msgspec.structs.replace(_questions(number), clients=clients, settle_s=settle_s, window_s=window_s)
+
+
+def _look(placement: Placement, number: int) -> float:
+    asked = _asked(CLIENTS, number, SETTLE_S, WINDOW_S)
+    turn = rag.summarised(placement.name, drive_real(placement.config, asked), asked.gold)
+    say(f"P10 {placement.name:52} {turn.per_s:.3f}/s  CPU {turn.cpu_s:.2f} s  busy {turn.busy_cores:.2f}")
+    return turn.per_s
+
+
+def _quick_look(placement: Placement, _number: int) -> float:
+    body = b"".join(bytes(part) for part in encode_tensors({"input": np.zeros((1, 1), np.float32)}))
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), placement.config) as daemon:
+        rate = _hammer(daemon, "all", body, 3 * BATCH, QUICK_S)
+    say(f"P10 {placement.name:30} {rate:.1f}/s")
+    return rate
+
+
+def planner(quick: bool) -> tuple[float, dict[str, Any]]:
+    """The planner's choice, divided by the best of all placements."""
+    all_of_it, ranked = space(quick=quick), ranking(quick=quick)
+    best = max(ranked.per_s, key=ranked.mean)
+    return ranked.mean(all_of_it.chosen.name) / ranked.mean(best), _told(all_of_it, ranked, best)
+
+
+def _told(all_of_it: Space, ranked: Ranking, best: str) -> dict[str, Any]:
+    return {
+        "chosen": all_of_it.chosen.name,
+        "best": best,
+        "predicted_per_s": round(all_of_it.plan.predicted_rate_per_s, 3),
+        "placements": len(ranked.per_s),
+        "per_s": {name: [round(rate, 3) for rate in ranked.per_s[name]] for name in _ranked(ranked)},
+        "rules": {rule: round(ranked.mean(name), 3) for rule, name in all_of_it.rules.items()},
+        "clients": CLIENTS,
+        "disturbed_points": sum(point.others > 0.25 for point in all_of_it.table.points),
+        "elapsed_s": ranked.elapsed_s,
+    }
+
+
+def _ranked(ranked: Ranking) -> list[str]:
+    return sorted(ranked.per_s, key=lambda name: -ranked.mean(name))
+
+
+def rule_of_thumb(quick: bool) -> tuple[float, dict[str, Any]]:
+    """The planner's choice, divided by the best of the rules of thumb."""
+    all_of_it, ranked = space(quick=quick), ranking(quick=quick)
+    rates = {rule: ranked.mean(name) for rule, name in all_of_it.rules.items()}
+    best = max(rates, key=lambda rule: rates[rule])
+    chosen = ranked.mean(all_of_it.chosen.name)
+    detail = {"chosen": all_of_it.chosen.name, "per_s": round(chosen, 3), "best_rule": best, "rules": rates}
+    return chosen / rates[best], detail
+
+
+# ----------------------------------------------------------------------- P10b
+
+
+def foresight(quick: bool) -> tuple[float, dict[str, Any]]:
+    """The worst relative error of the predicted throughput, over numbers of clients and cores."""
+    points = _quick_points() if quick else _real_points()
+    worst = max(points, key=lambda point: abs(point.error))
+    return abs(worst.error), {"worst": worst.what, "points": [msgspec.to_builtins(p) for p in points]}
+
+
+def _quick_points() -> list[Compared]:
+    found = space(quick=True)
+    body = b"".join(bytes(part) for part in encode_tensors({"input": np.zeros((1, 1), np.float32)}))
+    points = []
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), found.chosen.config) as daemon:
+        for clients in (1, 4, 3 * BATCH):
+            predicted = simulate(
+                found.plan, found.table, Machine(cores=2), Load(clients=clients, duration_s=20)
+            )
+            rate = _hammer(daemon, "all", body, clients, QUICK_S)
+            points.append(_compared(f"{clients} clients", predicted, rate, clients / rate, 0.0))
+    return points
+
+
+def _real_points() -> list[Compared]:
+    """The planner's choice at several numbers of clients, and its choice for a machine with one core.
+
+    How long answers and prompts are is a property of the load: it is taken from a run with other questions.
+    """
+    found = real_space()
+    habits = _habits(found.chosen)
+    points = [_point(f"{clients} clients", found.plan, found, habits, clients, ()) for clients in FORESEEN]
+    single = plan_of(found.table, wishes_of(1), 1)
+    first = min(os.sched_getaffinity(0))
+    return [*points, _point("4 clients, 1 core", single, found, habits, ON_ONE_CORE, (first,))]
+
+
+class Habits(msgspec.Struct, frozen=True):
+    """What questions of this collection lead to."""
+
+    new_tokens: tuple[int, ...]
+    prompt_tokens: int
+
+
+def _habits(placement: Placement) -> Habits:
+    good = [a for a in drive_real(placement.config, _asked(4, 4, 2.0, 15.0)).answered if not a.error]
+    prompt = statistics.mean(answered.prompt_tokens for answered in good)
+    return Habits(tuple(answered.tokens for answered in good), round(prompt))
+
+
+def _point(
+    what: str, plan: Plan, found: Space, habits: Habits, clients: int, cores: tuple[int, ...]
+) -> Compared:
+    load = Load(
+        clients=clients,
+        duration_s=200.0,
+        new_tokens=habits.new_tokens,
+        prompt_tokens=habits.prompt_tokens,
+    )
+    machine = Machine(cores=len(cores) or found.table.fingerprint.cores, slots=SLOTS)
+    predicted = simulate(plan, found.table, machine, load)
+    asked = _asked(clients, 2, 5.0 + clients / 2, 25.0)
+    result = drive_real(real_toml(plan), asked, on_cores(cores) if cores else ())
+    turn = rag.summarised(what, result, asked.gold)
+    return _compared(what, predicted, turn.per_s, turn.p50_s, turn.busy_cores)
+
+
+def _compared(what: str, predicted: Prediction, rate: float, p50_s: float, busy: float) -> Compared:
+    compared = Compared(
+        what=what,
+        predicted_per_s=round(predicted.throughput_per_s, 3),
+        measured_per_s=round(rate, 3),
+        error=round(predicted.throughput_per_s / rate - 1, 3),
+        predicted_p50_s=round(predicted.latency.p50 or 0.0, 3),
+        measured_p50_s=round(p50_s, 3),
+        predicted_busy_cores=round(predicted.busy_cores, 2),
+        measured_busy_cores=round(busy, 2),
+        batches={name: round(stage.mean_batch, 1) for name, stage in predicted.stages.items()},
+    )
+    say(f"P10b {compared}")
+    return compared
+
+
+ROWS = (
+    Row(
+        id="P10",
+        what="throughput of the planner's choice / the best of all placements, measured one by one",
+        unit="ratio",
+        gate=0.90,
+        goal=0.98,
+        better="higher",
+        measure=planner,
+    ),
+    Row(
+        id="P10b",
+        what="what-if: worst relative error of the predicted throughput over clients and cores",
+        unit="ratio",
+        gate=0.15,
+        goal=0.10,
+        better="lower",
+        measure=foresight,
+    ),
+    Row(
+        id="P10c",
+        what="throughput of the planner's choice / the best single rule of thumb",
+        unit="ratio",
+        gate=1.0,
+        goal=1.1,
+        better="higher",
+        measure=rule_of_thumb,
+    ),
+)

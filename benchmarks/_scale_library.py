@@ -1,8 +1,8 @@
 """Libraries of any size: HotpotQA's passages recombined, with vectors that follow the recombination.
 
 A passage takes two sentences of one passage of the collection and one of another; its vector is the unit
-vector along a weighted mean of theirs and a little noise. So words and meaning stay linked, near neighbours are
-near for a reason, and questions of the collection are questions to the library. Kept in the cache.
+vector along a weighted mean of theirs and a little noise. So words and meaning stay linked, near neighbours
+are near for a reason, and questions of the collection are questions to the library. Kept in the cache.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import faiss
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +30,13 @@ from edged.models import ModelStore
 from edged.stages.encoder import Encoder
 
 CACHE = STATE / "cache"
-FAMILY = "recombined"
 PASSAGES_EACH = 10
 """Of a document."""
 BLOCK = 20_000
 NOISE = 0.35
 SEED = 7
 QUESTIONS = 200
+TRUTH_DEPTH = 10
 
 Vectors = npt.NDArray[np.float32]
 
@@ -49,6 +49,9 @@ class Seed(msgspec.Struct, frozen=True):
     vectors: Vectors
     questions: list[str]
     question_vectors: Vectors
+    family: str
+    """Fingerprint of the embedder, so that a daemon searches the libraries too."""
+    digest: str
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +77,13 @@ def seed() -> Seed:
         questions = [entry["question"] for entry in json.loads(paths[0].read_bytes())[:QUESTIONS]]
         lines: dict[str, list[str]] = json.loads(paths[1].read_bytes())
         return Seed(
-            titles, [lines[title] for title in titles], vectors, questions, _asked(encoder, questions)
+            titles=titles,
+            sentences=[lines[title] for title in titles],
+            vectors=vectors,
+            questions=questions,
+            question_vectors=_asked(encoder, questions),
+            family=encoder.fingerprint,
+            digest=encoder.digest,
         )
     finally:
         session.close()
@@ -112,34 +121,53 @@ def blocks(source: Seed, passages: int) -> Iterator[tuple[list[str], list[str], 
         )
 
 
+def nearest(folder: Path, source: Seed, passages: int) -> npt.NDArray[np.int64]:
+    """The passages truly nearest to each question [questions, TRUTH_DEPTH], kept beside the library."""
+    path = folder / "nearest.npy"
+    if not path.exists():
+        np.save(path, _nearest(source, passages), allow_pickle=False)
+    found: npt.NDArray[np.int64] = np.load(path, allow_pickle=False)
+    return found
+
+
+def _nearest(source: Seed, passages: int) -> npt.NDArray[np.int64]:
+    """By comparing with every vector; ids count from 1 in the order in which passages were added."""
+    heap = faiss.ResultHeap(len(source.questions), TRUTH_DEPTH, keep_max=True)
+    for number, (_, _, vectors) in enumerate(blocks(source, passages)):
+        found = faiss.knn(source.question_vectors, vectors, TRUTH_DEPTH, faiss.METRIC_INNER_PRODUCT)
+        heap.add_result(found[0], found[1] + number * BLOCK + 1)
+    heap.finalize()
+    return heap.I
+
+
 def _text(source: Seed, one: int, other: int) -> str:
     return " ".join([*source.sentences[one][:2], *source.sentences[other][-1:]]).replace("  ", " ")
 
 
-def library(source: Seed, passages: int, **wanted: Any) -> tuple[Path, Built]:
+def library(source: Seed, passages: int) -> tuple[Path, Built]:
     """The library of that size, built when it is not in the cache."""
     folder = CACHE / f"scale-{passages}"
     record = folder / "built.json"
     if not record.exists():
         say(f"building a library of {passages} passages in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
-        record.write_bytes(msgspec.json.encode(_build(folder, source, passages, **wanted)))
+        record.write_bytes(msgspec.json.encode(_build(folder, source, passages)))
     return folder, msgspec.json.decode(record.read_bytes(), type=Built)
 
 
-def _build(folder: Path, source: Seed, passages: int, **wanted: Any) -> Built:
+def _build(folder: Path, source: Seed, passages: int) -> Built:
     started = time.monotonic()
     store = Store(folder)
     try:
         with store:
-            embedder = store.embedder(FAMILY, FAMILY)
+            embedder = store.embedder(source.family, source.digest)
         for number, block in enumerate(blocks(source, passages)):
             with store:
                 add(store, embedder, number * BLOCK, *block)
         with store:
             store.stage(1)
         stored = time.monotonic()
-        publish_next(folder, store, FAMILY, FAMILY, source.vectors.shape[1], **wanted)
+        publish_next(folder, store, source.family, source.digest, source.vectors.shape[1])
     finally:
         store.close()
     return Built(store_s=round(stored - started, 1), publish_s=round(time.monotonic() - stored, 1))

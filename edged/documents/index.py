@@ -101,11 +101,13 @@ class Generation:
         if not count:
             return [([], [])] * len(queries)
         queries = np.ascontiguousarray(queries, np.float32)
-        scores, ids = self._delta.search(queries, count)
         if self._base is None:
-            return [(row_ids.tolist(), row.tolist()) for row_ids, row in zip(ids, scores, strict=True)]
-        more_scores, more_ids = self._base.search(queries, count)
-        return _merged(np.hstack([more_scores, scores]), np.hstack([more_ids, ids]), count)
+            return _listed(*self._delta.search(queries, count))
+        scores, ids = self._base.search(queries, count)
+        if not self._delta.ntotal:
+            return _listed(scores, ids)
+        more_scores, more_ids = self._delta.search(queries, count)
+        return _merged(np.hstack([scores, more_scores]), np.hstack([ids, more_ids]), count)
 
     def close(self) -> None:
         """Let go of it; idempotent."""
@@ -119,8 +121,15 @@ class Generation:
 def _merged(scores: Vectors, ids: Ids, count: int) -> list[tuple[list[int], list[float]]]:
     """The best of base and delta in each row; id -1 stands for no passage."""
     order = np.argsort(np.where(ids >= 0, -scores, np.inf), axis=1, kind="stable")[:, :count]
-    best = zip(np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1), strict=True)
-    return [(row_ids[row_ids >= 0].tolist(), row[row_ids >= 0].tolist()) for row_ids, row in best]
+    return _listed(np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1))
+
+
+def _listed(scores: Vectors, ids: Ids) -> list[tuple[list[int], list[float]]]:
+    """Ids and scores of each row, without those that stand for no passage."""
+    return [
+        (row_ids[row_ids >= 0].tolist(), row[row_ids >= 0].tolist())
+        for row_ids, row in zip(ids, scores, strict=True)
+    ]
 
 
 def open_current(library: Path) -> Generation | None:

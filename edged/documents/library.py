@@ -114,7 +114,7 @@ class Library:
         if not (self._generation and self._connection):
             return [[] for _ in queries]
         index.check_family(self._generation.manifest, family)
-        dense = self._generation.search(vectors, max(count, search.DENSE_DEPTH))
+        dense = self._generation.search(vectors, max(count, search.DEPTH))
         with translated(self.path):
             return search.search(self._connection, self._generation, queries, dense, count)
 
@@ -207,7 +207,8 @@ def _file_bytes(folder: Path) -> int:
 def reindex(path: Path, wanted: Wanted, progress: Reading = untold) -> Manifest:
     """Build the index anew from the vectors that the library holds, and publish it.
 
-    `progress` is told how many passages of how many are read. Raises `NotFound` for an empty library, `AlreadyRunning`, `StorageError`.
+    `progress` is told how many passages of how many are read. Raises `NotFound` for an empty library,
+    `AlreadyRunning`, `StorageError`.
     """
     number = index.current(path)
     if not number:

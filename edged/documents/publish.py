@@ -16,7 +16,7 @@ from edged.documents.kinds import Base, Wanted
 from edged.documents.store import Store
 
 BLOCK_PASSAGES = 4096
-FREQUENT_WORD = 1_000
+FREQUENT_WORD = 200
 """Passages that hold a word, from which on it is counted: see `search`."""
 
 Reading = Callable[[int, int], None]
@@ -26,7 +26,7 @@ def untold(read: int, passages: int) -> None:
     """Tell nobody how far the reading of vectors is."""
 
 
-def publish_next(
+def publish_next(  # noqa: PLR0913 - what is published, and how
     path: Path,
     store: Store,
     family: str,

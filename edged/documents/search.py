@@ -13,11 +13,10 @@ from edged.messages import Passage
 RANK_CONSTANT = 60
 """k of reciprocal rank fusion, as its authors chose it."""
 DEPTH = 50
-"""How many passages each of the two searches puts into the fusion, at least."""
+"""How many passages each of the two searches puts into the fusion, at least. The search by words judges
+as many of the nearest, where it cannot look at all that match; twice as many gave 0.0005 nDCG@10."""
 WEIGHTS = (1.0, 0.3)
 """Of the dense ranking and of the BM25 ranking: equal weights cost 2 points of nDCG@10 (row Q1)."""
-DENSE_DEPTH = 100
-"""How many of the nearest the search by words may judge, where it cannot look at all that match."""
 
 
 def fuse(

@@ -268,7 +268,7 @@ def test_after_any_history_exactly_what_is_shown_can_be_found(tmp_path_factory, 
     for number, (added, removed) in enumerate(history):
         if added:
             writer.add(added, number)
-        gone = random.Random(number).sample(sorted(writer.sources), min(removed, len(writer.sources) - 1))  # noqa: S311 - a test
+        gone = random.Random(number).sample(sorted(writer.sources), min(removed, len(writer.sources) - 1))
         writer.remove(gone)
         assert writer.publish().passages == len(writer.known)
     generation = open_current(writer.path)
@@ -329,7 +329,8 @@ def test_an_index_larger_than_the_memory_allowed_is_searched(tmp_path, kind):
 def texts(count: int) -> list[str]:
     """`common` in all, `often` in every third, `number<n>` in one each."""
     return [
-        f"common words stand here {'often ' * (number % 3 == 0)}and number{number} with {'filler ' * (number % 5)}"
+        f"common words stand here {'often ' * (number % 3 == 0)}and number{number} "
+        f"with {'filler ' * (number % 5)}"
         for number in range(count)
     ]
 

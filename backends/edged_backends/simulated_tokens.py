@@ -111,7 +111,7 @@ class SimulatedTokenSession:
         self._live[sequence] = _Sequence(sequence, list(prompt), seed, max_tokens, state, unread, [])
 
     def step(self) -> list[TokenEvent]:
-        """Read up to `batch_tokens` of the prompts, oldest first, and extend what is read."""
+        """Read up to `batch_tokens` of the prompts, in equal shares, and extend what is read."""
         if self._closed:
             raise BackendError("the session is closed")
         if not self._live:
@@ -162,9 +162,11 @@ class SimulatedTokenSession:
             )
 
     def _read_prompts(self) -> int:
+        """In equal shares; what a short prompt leaves goes to the longer ones."""
         left = self._limits.batch_tokens
-        for sequence in self._live.values():
-            taken = min(sequence.unread, left)
+        reading = sorted(self._live.values(), key=lambda sequence: sequence.unread)
+        for rank, sequence in enumerate(reading):
+            taken = min(sequence.unread, -(-left // (len(reading) - rank)))
             sequence.unread -= taken
             left -= taken
         return self._limits.batch_tokens - left

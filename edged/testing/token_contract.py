@@ -206,6 +206,68 @@ class TokenContract:
         session.cancel(1)
         assert generate(session, prompts[1], self.new_tokens).tokens == alone[1]
 
+    def test_every_running_answer_gets_a_token_in_every_step(
+        self, session: TokenSession, prompts: list[list[int]]
+    ) -> None:
+        answers: dict[int, Answer] = {}
+        for number, prompt in enumerate(prompts):
+            session.admit(number, prompt, GREEDY, self.new_tokens)
+        for number in range(len(prompts)):
+            step_until_tokens(session, number, 1, answers)
+        before = [len(answers[number].tokens) for number in range(len(prompts))]
+        for _ in range(2):
+            collect(session.step(), answers)
+        assert [len(answers[number].tokens) for number in range(len(prompts))] == [n + 2 for n in before]
+        finish_all(session, answers)
+
+    def test_neither_answers_nor_short_prompts_wait_for_a_long_prompt(
+        self, session: TokenSession, prompts: list[list[int]], alone: list[list[int]]
+    ) -> None:
+        long = (prompts[1] * session.context_tokens)[: session.context_tokens - 4]
+        answers: dict[int, Answer] = {}
+        session.admit(1, prompts[0], GREEDY, self.new_tokens)
+        step_until_tokens(session, 1, 1, answers)
+        session.admit(2, long, GREEDY, 1)
+        seen = len(answers[1].tokens)
+        collect(session.step(), answers)
+        assert len(answers[1].tokens) == seen + 1, "the running answer paused"
+        session.admit(3, prompts[2], GREEDY, self.new_tokens)
+        step_until_tokens(session, 3, 1, answers)
+        assert not answers.get(2), "the short prompt waited"
+        session.cancel(2)
+        assert finish_all(session, answers)[3].tokens == alone[2]
+
+    def test_prompt_tokens_are_counted(
+        self, session: TokenSession, prompts: list[list[int]], alone: list[list[int]]
+    ) -> None:
+        found, asked, _ = session.prefix_counters()
+        for _ in range(2):
+            assert generate(session, prompts[1], self.new_tokens).tokens == alone[1]
+        after = session.prefix_counters()
+        assert after[1] - asked == 2 * len(prompts[1])
+        assert 0 <= after[0] - found < 2 * len(prompts[1])
+
+    def test_forgetting_prefixes_spares_live_sequences(
+        self, session: TokenSession, prompts: list[list[int]], alone: list[list[int]]
+    ) -> None:
+        answers: dict[int, Answer] = {}
+        session.admit(1, prompts[0], GREEDY, self.new_tokens)
+        step_until_tokens(session, 1, 2, answers)
+        counts = session.prefix_counters()[:2]
+        session.clear_prefixes()
+        assert session.prefix_counters() == (*counts, 0)
+        assert finish_all(session, answers)[1].tokens == alone[0]
+        assert generate(session, prompts[0], self.new_tokens).tokens == alone[0]
+
+    def test_threads_may_change_while_an_answer_runs(
+        self, session: TokenSession, prompts: list[list[int]], alone: list[list[int]]
+    ) -> None:
+        answers: dict[int, Answer] = {}
+        session.admit(1, prompts[0], GREEDY, self.new_tokens)
+        step_until_tokens(session, 1, 2, answers)
+        assert session.set_threads(1) in {True, False}
+        assert finish_all(session, answers)[1].tokens == alone[0]
+
     def test_cancel_of_an_unknown_number_is_ignored(self, session: TokenSession) -> None:
         session.cancel(4711)
 

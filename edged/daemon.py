@@ -29,7 +29,7 @@ from edged.dispatch.status import readings, stage_state, status
 from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
 from edged.models.store import ModelStore
 from edged.placement.applied import AppliedPlan, Step
-from edged.placement.notes import CalibrationNotes
+from edged.placement.notes import UNUSED, CalibrationNotes
 from edged.placement.table import Plan
 from edged.report import PlanReport, Status
 from edged.rollout import Rollout
@@ -232,8 +232,10 @@ class Daemon:
         return msgspec.structs.replace(taken, plan=self._applied.status())
 
     def _plan_notes(self) -> tuple[str, ...]:
-        problem = self._rollout.problem
-        return (*self._applied.sentences(self.config.stages), *((problem,) if problem else ()))
+        found = [*self._applied.sentences(self.config.stages), self._rollout.problem]
+        if self._applied.plan is None and self._calibration.usable and not self._rollout.report.under_way:
+            found.append(UNUSED)
+        return tuple(filter(None, found))
 
     def ready(self) -> bool:
         """See `FrontDoor.ready`."""

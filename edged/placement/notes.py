@@ -10,7 +10,9 @@ from edged.placement import storage
 from edged.placement.fingerprint import known_fingerprint
 from edged.placement.staleness import stale
 
+UNUSED = "placement by default order: no plan is applied; see what was measured to be best: edgectl plan"
 NONE = "placement by default order: nothing has been measured on this machine; run: edgectl calibrate"
+ABSENT = 0, 0
 
 
 class CalibrationNotes:
@@ -33,6 +35,11 @@ class CalibrationNotes:
             self._stamp, self._sentences = stamp, self._read()
         return self._sentences
 
+    @property
+    def usable(self) -> bool:
+        """Whether there is a table to plan with and nothing speaks against it; by the last look."""
+        return self._stamp not in {None, ABSENT} and not self._sentences
+
     def forget(self) -> None:
         """Look again at machine and weights: after a reload."""
         self._stamp = None
@@ -41,7 +48,7 @@ class CalibrationNotes:
         try:
             found = self._path.stat()
         except OSError:
-            return 0, 0
+            return ABSENT
         return found.st_ino, found.st_mtime_ns
 
     def _read(self) -> tuple[str, ...]:

@@ -198,6 +198,7 @@ def test_applied_under_load_no_request_fails_and_a_restart_keeps_it(box):
         assert box.ctl("--clear").returncode == 0
         assert batches(daemon.client.status()) == dict.fromkeys(STAGES, 8)
         assert daemon.client.status().plan is None
+        assert "no plan is applied" in notes(daemon)
     assert not (box.state / storage.PLAN).exists()
 
 

@@ -29,7 +29,13 @@ PURE = (
             *("admission", "controller", "forecast", "queues", "usage"),
         )
     ),
-    *(f"edged/placement/{name}.py" for name in ("agenda", "contention", "estimates", "staleness", "table")),
+    *(
+        f"edged/placement/{name}.py"
+        for name in (
+            *("agenda", "aim", "contention", "estimates", "flow", "interference", "limits", "plan"),
+            *("prices", "search", "staleness", "standing", "table", "verdicts", "watch"),
+        )
+    ),
     *(f"edged/placement/{name}.py" for name in ("curves", "rehearsal", "sequences", "silicon")),
     "edged/documents/chunk.py",
     "edged/stages/citations.py",

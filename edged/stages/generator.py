@@ -15,6 +15,8 @@ import msgspec
 from edged.backend import Finish, Sampling, TokenEvent, TokenSession, Variant
 from edged.errors import BackendError, BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError
 from edged.messages import Answer, CacheCounters, ChatTask, Citation, decoder, encode
+from edged.stages.answers import Answers, greedy
+from edged.stages.caches import identity_of, limit_option
 from edged.stages.citations import cite, renumbered, unsupported_numbers
 from edged.stages.contract import Broken, Finished, Item, Progress
 from edged.stages.detokenizer import StopStrings, TextStream
@@ -37,6 +39,8 @@ NOT_IN_PASSAGES = "\n\n(Not in the passages: {}.)"
 PREFIX = "prefix"
 """Name of the runtime's own cache: the state of prompts' beginnings, counted in prompt tokens."""
 
+ANSWERS = "answers"
+
 _decode_task: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
 Event = Progress | Finished | Broken
 
@@ -57,15 +61,19 @@ class _Live(msgspec.Struct):
     """Tokens that the answer had when it was resumed."""
     replay: tuple[int, ...] = ()
     """Those of them that the session has still to say again."""
+    kept_under: bytes = b""
+    """Where the answer is to be remembered; empty for nowhere."""
+    said: list[int] = msgspec.field(default_factory=list)
 
 
 class Generator:
     """A token stage over any continuous-batching session.
 
-    Of `options` it reads `max_tokens`: the length of an answer for which the client named none.
+    Of `options` it reads `max_tokens`, the length of an answer for which the client named none, and
+    `answers_cache_mib`, memory for whole answers to questions that come again (0, the default: none).
     """
 
-    OPTIONS = frozenset({"max_tokens"})
+    OPTIONS = frozenset({"max_tokens", "answers_cache_mib"})
 
     def __init__(self, session: TokenSession, variant: Variant, options: Mapping[str, Any]) -> None:
         self._session = session
@@ -81,6 +89,8 @@ class Generator:
         self._settled: dict[int, list[Event]] = {}
         """Events, by request, of answers that were complete when they were admitted."""
         self._next_sequence = 0
+        kept_bytes = limit_option(options, "answers_cache_mib", default_mib=0)
+        self._answers = Answers(identity_of(variant, str(limit), str(session.context_tokens)), kept_bytes)
         self.details: Mapping[str, Any] = {
             "model": variant.model,
             "context_tokens": session.context_tokens,
@@ -107,7 +117,12 @@ class Generator:
         if task.grounded and not task.passages:
             self._settled[item.request] = _nothing_found(item)
             return
+        kept_under = self._answers.key(item, task)
+        if known := self._answers.recall(item.request, kept_under):
+            self._settled[item.request] = [*known]
+            return
         live = self._begin(item, task)
+        live.kept_under = kept_under
         if live.stream.stopped or live.count >= live.prompt.max_tokens:
             self._settled[item.request] = self._finish(live, "stop" if live.stream.stopped else "length")
             return
@@ -130,7 +145,7 @@ class Generator:
 
     def _start(self, live: _Live) -> None:
         """Begin the answer, or repeat it up to where it was when prefill would not be exact."""
-        if live.known and not (self._session.exact_resume and _greedy(live.sampling)):
+        if live.known and not (self._session.exact_resume and greedy(live.sampling)):
             live.replay = live.known
             self._admit(live, live.prompt.tokens, live.prompt.max_tokens)
         else:
@@ -206,6 +221,7 @@ class Generator:
             text = live.stream.push(event.tokens)
             events.append(Progress(live.request, live.count, event.tokens, text))
             live.count += len(event.tokens)
+            live.said += event.tokens
         in_circles = live.grounded and circling(live.stream.text)
         finish: Finish | None = "stop" if live.stream.stopped or in_circles else event.finish
         return (events + self._finish(live, finish), True) if finish else (events, False)
@@ -225,7 +241,9 @@ class Generator:
             passages_dropped=live.prompt.passages_dropped,
         )
         tail: list[Event] = [Progress(live.request, live.count, (), rest + note)] if rest + note else []
-        return [*tail, Finished(live.request, encode(answer))]
+        payload = encode(answer)
+        self._answers.keep(live.kept_under, live.said, payload)
+        return [*tail, Finished(live.request, payload)]
 
     def _note(self, live: _Live, text: str, citations: tuple[Citation, ...]) -> str:
         """What the reader must know about a grounded answer that its passages do not bear out."""
@@ -247,14 +265,18 @@ class Generator:
 
     def cache_counters(self) -> dict[str, CacheCounters]:
         """See `Housekeeping.cache_counters`."""
+        counters = self._answers.counters
+        kept = {ANSWERS: counters} if counters.limit_bytes else {}
         if not hasattr(self._session, "prefix_counters"):  # an adapter whose runtime keeps none
-            return {}
+            return kept
         found, asked, held = self._session.prefix_counters()
-        counters = CacheCounters(entries=0, bytes=held, limit_bytes=0, hits=found, misses=asked - found)
-        return {PREFIX: counters} if asked else {}
+        prefix = CacheCounters(entries=0, bytes=held, limit_bytes=0, hits=found, misses=asked - found)
+        return kept | ({PREFIX: prefix} if asked else {})
 
     def clear_caches(self, names: Collection[str]) -> None:
         """See `Housekeeping.clear_caches`."""
+        if not names or ANSWERS in names:
+            self._answers.clear()
         if (not names or PREFIX in names) and hasattr(self._session, "clear_prefixes"):
             self._session.clear_prefixes()
 
@@ -272,11 +294,6 @@ def _default_max_tokens(options: Mapping[str, Any]) -> int:
             f"max_tokens must be a whole number of at least 1, not {limit!r}", param="max_tokens"
         )
     return limit
-
-
-def _greedy(sampling: Sampling) -> bool:
-    """Whether the next token depends on those before alone, and not on where the prompt ended."""
-    return sampling == Sampling(seed=sampling.seed, logit_bias=sampling.logit_bias)
 
 
 def _nothing_found(item: Item) -> list[Event]:

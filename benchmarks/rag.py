@@ -2,8 +2,10 @@
 
     python -m benchmarks.rag [NAME...] [--quick]     print the table: every contender at 1, 4 and 16 clients
 
-Every turn starts a server, lets it settle under load, measures a window and stops it, so that nothing of one
-side is there while another is measured. P3 asks every question once; P3b asks a mix with repeated topics.
+Without names, the table also chooses the strongest contenders for each number of clients, which the rows then
+measure beside us. Every turn starts a server, lets it settle under load, measures a window and stops it, so
+that nothing of one side is there while another is measured. P3 asks every question once; P3b asks a mix with
+repeated topics.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from benchmarks.contenders.line_up import BY_NAME, CONTENDERS, Contender
+from benchmarks.contenders.line_up import BY_NAME, Contender
 from benchmarks.contenders.running import contending
 from benchmarks.load import Answered, Order, Result
 from benchmarks.measurement import Row, percentile, say, spread
@@ -33,7 +35,7 @@ CLIENTS = (1, 4, 16)
 CHOICE = STATE / "bench" / "strongest.json"
 STRONGEST = ("lanes", "litserve-stream")
 """Measured when nothing has chosen yet."""
-ROUNDS = 3
+ROUNDS = 2
 OURS = "edged"
 Kind = Literal["same work", "as shipped"]
 
@@ -63,7 +65,7 @@ class Contest(msgspec.Struct, frozen=True, kw_only=True):
 
     clients: int
     turns: dict[str, list[Turn]]
-    """By name, one a round; contenders that only the screening saw have one."""
+    """By name, one a round."""
     strongest: str
     ratios: list[float]
     """Our answers per second divided by the strongest contender's, by round."""
@@ -72,7 +74,8 @@ class Contest(msgspec.Struct, frozen=True, kw_only=True):
 def summarised(name: str, result: Result, gold: dict[int, str]) -> Turn:
     """What the clients saw within the window."""
     good = [answered for answered in result.answered if not answered.error]
-    within = [a for a in good if 0 <= a.began_s < result.window_s]
+    touching = [a for a in good if a.ended_s > 0 and a.began_s < result.window_s]
+    within = [a for a in touching if a.began_s >= 0] or touching
     if not within:
         raise RuntimeError(f"{name}: no answer in {result.window_s:.0f} s; {_errors(result)}")
     rate = sum(share(answered, result.window_s) for answered in good) / result.window_s
@@ -147,8 +150,8 @@ def load(kind: Kind, clients: int, number: int, *, quick: bool) -> Asked:
         questions=tuple(text for text, _ in chosen),
         gold={place: answers[original] for place, (_, original) in enumerate(chosen)},
         clients=clients,
-        settle_s=(2.0 if quick else 6.0) + clients / 4,
-        window_s=8.0 if quick else 40.0,
+        settle_s=2.0 + clients / 4,
+        window_s=8.0 if quick else 14.0,
         kind=kind,
     )
 
@@ -210,35 +213,40 @@ def planned() -> bool:
 
 @cache
 def contest(kind: Kind, clients: int, *, quick: bool) -> Contest:
-    """Screen (in full runs) all contenders, then measure the strongest beside us in turns."""
-    asked = load(kind, clients, 0, quick=quick)
-    screened = {} if quick else {c.name: [take_turn(c.name, asked)] for c in CONTENDERS}
-    names = [OURS, *_strongest(screened, clients)]
+    """Measure the strongest contenders beside us in turns."""
+    peers = strongest(clients)[: 2 if kind == "same work" else 1]
+    names = [OURS, *peers]
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     for number in range(1 if quick else ROUNDS):
         asked = load(kind, clients, number + 1, quick=quick)
         for name in names if number % 2 else reversed(names):
             turns[name].append(take_turn(name, asked))
-    best = max(names[1:], key=lambda name: statistics.median(turn.per_s for turn in turns[name]))
+    best = max(peers, key=lambda name: statistics.median(turn.per_s for turn in turns[name]))
     ratios = [ours.per_s / theirs.per_s for ours, theirs in zip(turns[OURS], turns[best], strict=True)]
-    return Contest(clients=clients, turns=screened | turns, strongest=best, ratios=ratios)
+    return Contest(clients=clients, turns=turns, strongest=best, ratios=ratios)
 
 
-def _strongest(screened: dict[str, list[Turn]], clients: int) -> list[str]:
-    """The two best of a screening, which are remembered for quick runs; without one, those of the last."""
+def strongest(clients: int) -> tuple[str, ...]:
+    """The two best of the last table, best first; where there is none yet, those that were best for us."""
     known: dict[str, list[str]] = json.loads(CHOICE.read_bytes()) if CHOICE.exists() else {}
-    if not screened:
-        return known.get(str(clients), list(STRONGEST))
-    best = sorted(screened, key=lambda name: -screened[name][0].per_s)[:2]
+    return tuple(known.get(str(clients), STRONGEST))
+
+
+def choose(table: dict[str, list[Turn]]) -> None:
+    """Remember the two best contenders for each number of clients; one of them streams, for P5b."""
+    best = {}
+    for place, clients in enumerate(CLIENTS):
+        ranked = sorted(set(table) - {OURS}, key=lambda name: -table[name][place].per_s)
+        streaming = [name for name in ranked if BY_NAME[name].streams]
+        best[str(clients)] = list(dict.fromkeys([ranked[0], streaming[0], *ranked]))[:2]
     CHOICE.parent.mkdir(parents=True, exist_ok=True)
-    CHOICE.write_text(json.dumps(known | {str(clients): best}))
-    return best
+    CHOICE.write_text(json.dumps(best))
 
 
 @cache
 def costs(*, quick: bool) -> Costs:
     """What the stages cost alone."""
-    return stage_costs(rag_library(quick=False).folder, 8 if quick else 64)
+    return stage_costs(rag_library(quick=False).folder, 8 if quick else 16)
 
 
 def throughput(kind: Kind, clients: int, quick: bool) -> tuple[float, dict[str, Any]]:
@@ -338,6 +346,8 @@ def main(arguments: list[str]) -> None:
     names = [name for name in arguments if not name.startswith("-")] or [OURS, *BY_NAME]
     loads = [load("same work", clients, 0, quick=quick) for clients in CLIENTS]
     table = {name: [take_turn(name, asked) for asked in loads] for name in names}
+    if set(BY_NAME) <= set(names):
+        choose(table)
     print(f"{'':18}" + "".join(f"{n:>9}" for n in CLIENTS) + f"{'CPU s':>9}{'first s':>9}{'p95 s':>9}")
     for name, turns in sorted(table.items(), key=lambda row: -row[1][-1].per_s):
         rates = "".join(f"{turn.per_s:9.3f}" for turn in turns)

@@ -1,7 +1,7 @@
 """Who takes part, and the settings with which each does best here.
 
-The settings were found by `python -m benchmarks.sweep` on two cores; what was tried is in the README of the
-benchmarks. They may differ by the number of clients, which is more than an operator would tune.
+The settings were found by hand on two cores. They may differ by the number of clients, which is more than an
+operator would tune.
 """
 
 from __future__ import annotations

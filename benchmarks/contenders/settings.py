@@ -38,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens of one step of the engine."""
     group: int = 1
     """Requests let in together, where the program decides that itself."""
+    unwanted_fusions: tuple[str, ...] = ("SkipLayerNormFusion",)
+    """Of onnxruntime: this one is slower than its parts, and edged's adapter leaves it out too."""
     precision: str = "f32"
     prefix_caching: bool = True
 

@@ -101,7 +101,12 @@ class _Model:
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(given.spinning)))
-        self._session: Any = ort.InferenceSession(os.fspath(variant.path), options, ["CPUExecutionProvider"])
+        self._session: Any = ort.InferenceSession(
+            os.fspath(variant.path),
+            options,
+            ["CPUExecutionProvider"],
+            disabled_optimizers=list(given.unwanted_fusions),
+        )
         self._inputs = [node.name for node in self._session.get_inputs()]
         self.variant = variant
         self.tokenizer = Tokenizer.from_file(os.fspath(variant.tokenizer or ""))

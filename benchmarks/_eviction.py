@@ -15,7 +15,7 @@ from pathlib import Path
 MADV_PAGEOUT = 21
 PROCESS_MADVISE = 440
 """The system call, the same number on every architecture of Linux."""
-PAUSE_S = 0.02
+PAUSE_S = 0.15
 
 
 class _Range(ctypes.Structure):

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.documents import durable, kinds
+from edged.documents.ahead import read_ahead
 from edged.documents.kinds import Base
 
 _faiss: Any = faiss
@@ -159,7 +160,9 @@ def write_index(index: Any, file: BinaryIO) -> None:
 
 def map_index(path: str) -> Any:
     """Open an index of FAISS so that codes, lists and edges stay in the file; `RuntimeError` when damaged."""
-    return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+    index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+    read_ahead(index)
+    return index
 
 
 def _stored(folder: Path, rows: int, dimension: int) -> npt.NDArray[np.float16]:

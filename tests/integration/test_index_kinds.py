@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -324,6 +325,21 @@ def test_an_index_larger_than_the_memory_allowed_is_searched(tmp_path, kind):
     before, mapped, read = json.loads(output)
     assert (before, mapped) == ([50, 50], 50)
     assert isinstance(read, str)
+
+
+def read_at_random(path: Path) -> list[bool]:
+    """Of each part of a file that is mapped: whether the kernel was told that it is read at random."""
+    parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    flags = [part.partition("VmFlags:")[2].split() for part in parts if str(path) in part]
+    return ["rr" in each for each in flags]
+
+
+def test_only_a_graph_is_read_without_reading_ahead(writer):
+    """Else a search of a flat index waits for each of its pages by itself."""
+    opened = open_current(writer.path)
+    told = read_at_random(folder_of(writer.path, 1) / "base.faiss")
+    opened.close()
+    assert any(told) if writer.wanted == "hnsw" else not all(told)
 
 
 def texts(count: int) -> list[str]:

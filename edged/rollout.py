@@ -18,6 +18,8 @@ from edged.report import PlanReport
 logger = logging.getLogger("edged.rollout")
 
 POLL_S = 0.05
+PATIENCE = 2.0
+"""Of a stage's `load_timeout_s`, for all its new workers: time for one that hangs, and for another try."""
 
 
 class _Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +104,9 @@ class Rollout:
         """Wait until a stage has all its new workers; else why it has not."""
         ledger = self._dispatcher.ledger
         stage = ledger.stages[name]
-        while True:
+        limit_s = PATIENCE * stage.load_timeout_s
+        until = self._dispatcher.now() + limit_s
+        while self._dispatcher.now() < until:
             if stage.failed or stage.trouble:
                 return stage.failed or stage.trouble
             workers = [ledger.workers[worker] for worker in stage.workers]
@@ -110,6 +114,7 @@ class Rollout:
             if len(ready) >= stage.desired and not any(worker.retiring for worker in workers):
                 return ""
             await asyncio.sleep(POLL_S)
+        return f"its new workers are not ready after {limit_s:g} s"
 
     def _differing(self, steps: Mapping[str, Step]) -> list[_Change]:
         found = [_Change(name=name, before=self._now(name), after=step) for name, step in steps.items()]

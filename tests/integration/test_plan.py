@@ -15,7 +15,7 @@ from edged.errors import AlreadyRunning, BadRequest, NotFound
 from edged.placement import storage
 from edged.placement.fingerprint import take
 from edged.placement.table import Choice, Form, Plan, Point, Table, Weight
-from edged.report import Status
+from edged.report import PlanReport, Status
 from edged.testing.daemon import RunningDaemon, running
 from tests.faults.crowd import CLIENTS, Crowd, ask
 
@@ -228,6 +228,24 @@ def test_a_plan_whose_worker_does_not_come_up_is_taken_back(box):
         assert storage.load_plan(box.state / storage.PLAN) == good
         assert box.ctl("--apply").returncode == 0
         assert "taken back" not in notes(daemon)
+
+
+@pytest.mark.parametrize("how", ["in order", "killed"])
+def test_a_daemon_that_ends_while_a_plan_is_on_its_way_forgets_it(box, how):
+    def slow(choice: Choice) -> Choice:
+        return msgspec.structs.replace(choice, form=form("second", FAST, load_ms=60_000))
+
+    with box.start() as daemon:
+        daemon.admin.apply_plan(changed(box.plan(), "second", slow))
+        daemon.wait_for(lambda _: daemon.admin.plan().waiting == ("second",), "half of it done")
+        if how == "killed":
+            daemon.kill()
+        else:
+            assert daemon.stop() == 0
+        assert "Traceback" not in daemon.log
+        with box.start() as again:
+            assert again.admin.plan() == PlanReport(plan=None)
+            assert batches(again.client.status()) == dict.fromkeys(STAGES, 8)
 
 
 def test_what_the_configuration_says_wins_over_the_plan(box):

@@ -72,8 +72,9 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     """Relative, signed: predicted / measured - 1."""
     predicted_p50_s: float
     measured_p50_s: float
-    predicted_busy_cores: float
-    measured_busy_cores: float
+    predicted_cpu_s: float
+    measured_cpu_s: float
+    """CPU seconds an answer: these hardly depend on who else computes."""
     batches: dict[str, float]
     """Predicted mean batch by stage."""
 
@@ -246,10 +247,10 @@ def _point(
     asked = _asked(clients, 2, 5.0 + clients / 2, 25.0)
     result = drive_real(real_toml(plan), asked, on_cores(cores) if cores else ())
     turn = rag.summarised(what, result, asked.gold)
-    return _compared(what, predicted, turn.per_s, turn.p50_s, turn.busy_cores)
+    return _compared(what, predicted, turn.per_s, turn.p50_s, turn.cpu_s)
 
 
-def _compared(what: str, predicted: Prediction, rate: float, p50_s: float, busy: float) -> Compared:
+def _compared(what: str, predicted: Prediction, rate: float, p50_s: float, cpu_s: float) -> Compared:
     compared = Compared(
         what=what,
         predicted_per_s=round(predicted.throughput_per_s, 3),
@@ -257,8 +258,8 @@ def _compared(what: str, predicted: Prediction, rate: float, p50_s: float, busy:
         error=round(predicted.throughput_per_s / rate - 1, 3),
         predicted_p50_s=round(predicted.latency.p50 or 0.0, 3),
         measured_p50_s=round(p50_s, 3),
-        predicted_busy_cores=round(predicted.busy_cores, 2),
-        measured_busy_cores=round(busy, 2),
+        predicted_cpu_s=round(predicted.busy_cores / predicted.throughput_per_s, 3),
+        measured_cpu_s=round(cpu_s, 3),
         batches={name: round(stage.mean_batch, 1) for name, stage in predicted.stages.items()},
     )
     say(f"P10b {compared}")

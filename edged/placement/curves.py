@@ -15,7 +15,7 @@ from itertools import pairwise
 import msgspec
 
 from edged.placement.prices import Siblings
-from edged.placement.sequences import Step
+from edged.placement.sequences import Step, budget_of
 from edged.placement.silicon import Job
 from edged.placement.table import Form, Point
 
@@ -37,6 +37,7 @@ class Curve:
     def __init__(self, form: Form, siblings: Siblings) -> None:
         self.form = form
         self._siblings = siblings
+        self._hides = budget_of(form).hides
         self.effort = cache(self._effort)
         self._reading = cache(self._read_s)
         self._writing = cache(self._write_s)
@@ -68,9 +69,13 @@ class Curve:
 
     def step(self, step: Step, live: int, threads: int) -> Job:
         """One step of a token engine with `live` sequences."""
-        read_s = step.read * self._reading(live, threads) if step.read else 0.0
+        token_s = self._reading(live, threads) if step.read else 0.0
         write_s = self._writing(step.running, threads) if step.running else 0.0
-        return Job(self.form, read_s + write_s, self.effort(live, threads).busy)
+        if self._hides and step.read:
+            seconds = max(write_s, (step.read + step.running) * token_s)
+        else:
+            seconds = step.read * token_s + write_s
+        return Job(self.form, seconds, self.effort(live, threads).busy)
 
     @property
     def _alone(self) -> Point:

@@ -34,7 +34,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.command(
     epilog=example(
-        "edgectl plan", "edgectl plan --bound latency=2s --apply", "edgectl plan --explain generator"
+        "edgectl plan",
+        "edgectl plan --bound latency=2s --apply",
+        "edgectl plan --explain generator",
+        "edgectl plan --what-if --clients 32",
     )
 )
 @click.option("--objective", type=click.Choice(OBJECTIVES), help="What to make best  [placement.objective].")

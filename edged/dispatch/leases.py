@@ -3,8 +3,9 @@
 A group is the workers whose core sets overlap. Its policy has three modes:
 
 - `together`: all at once, each on every core that is free; the kernel shares them out.
-- `turns`: one at a time, on every free core. A batch is not interrupted, so streams that it stops go on
-  beside it after `PAUSE_S`; streams that stop others give way after `TURN_S`.
+- `turns`: one at a time, on every free core, the first token before the next one: batches go before running
+  streams, so that many answers are decoded together. A batch is not interrupted, so streams that it stops go
+  on beside it for `TURN_S` after every `PAUSE_S`; streams that stop others give way after `TURN_S`.
 - `split`: all at once, each on a share of the free cores, at least one; a worker alone gets all.
 
 A batch that takes no longer than `SHORT_S` (a question to embed) is no reason to take cores from anybody:
@@ -26,7 +27,7 @@ Mode = Literal["together", "turns", "split"]
 DEFAULT_MODE: Mode = "split"
 """Where no plan says otherwise; measured: docs/decisions/0013-core-leases.md."""
 
-TURN_S = 0.25
+TURN_S = 0.05
 """How long a token worker keeps the cores while others wait."""
 PAUSE_S = 0.2
 """How long a batch may stop running streams: with a tick of the dispatcher and a step, it bounds the gap."""
@@ -69,9 +70,9 @@ class Turn(msgspec.Struct, frozen=True):
     worker: str = ""
     since: float = 0.0
     stopped_at: float | None = None
-    """Since when running streams stand still; None while none do."""
+    """Since when running streams stand still, or, with `beside`, go on; None while none are stopped."""
     beside: bool = False
-    """They stood still for too long: they go on beside whoever has the turn."""
+    """They stood still for too long: they go on beside whoever has the turn, for a while."""
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -168,15 +169,19 @@ def _turns(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant
 
 
 def _patience(turn: Turn, now: float, *, stopped: bool) -> Turn:
-    """Count how long streams stand still."""
+    """Count how long streams stand still; from the end of `PAUSE_S` to that of `TURN_S` they go on."""
     if not stopped:
         return Turn(turn.worker, turn.since)
     since = now if turn.stopped_at is None else turn.stopped_at
-    return Turn(turn.worker, turn.since, since, turn.beside or now - since >= PAUSE_S)
+    if turn.beside and now - since >= TURN_S:
+        return Turn(turn.worker, turn.since, now)
+    if not turn.beside and now - since >= PAUSE_S:
+        return Turn(turn.worker, turn.since, now, beside=True)
+    return Turn(turn.worker, turn.since, since, turn.beside)
 
 
 def _pass_on(turn: Turn, worker: str, now: float) -> Turn:
-    return Turn(worker, now, None if turn.beside else turn.stopped_at)
+    return Turn(worker, now, turn.stopped_at, turn.beside)
 
 
 def _next_turn(heavy: Sequence[Claim], turn: Turn, now: float) -> Turn:
@@ -194,6 +199,8 @@ def _next_turn(heavy: Sequence[Claim], turn: Turn, now: float) -> Turn:
     return _pass_on(turn, min(others, key=lambda claim: _precedence(claim, now)).worker, now)
 
 
-def _precedence(claim: Claim, now: float) -> tuple[bool, bool, float]:
-    patient = now - claim.waits_since < PATIENCE_S
-    return patient, not claim.urgent, claim.waits_since
+def _precedence(claim: Claim, now: float) -> tuple[bool, bool, bool, float]:
+    """Running streams come last and are never impatient: they are let on beside the others."""
+    runs = claim.streaming and claim.holding
+    patient = runs or now - claim.waits_since < PATIENCE_S
+    return patient, not claim.urgent, runs, claim.waits_since

@@ -92,6 +92,23 @@ def test_a_batch_in_hand_keeps_its_turn_and_stops_streams_only_for_a_while():
     assert late.cores == later.cores == {"g": 1, "r": 2}
 
 
+def test_stopped_streams_go_on_for_a_while_at_a_time():
+    running = [streams(), batch("r", holding=True)]
+    turn = assign(running, 2, "turns", Turn("r", 1.0), 1.0).turn
+    lent = []
+    for tick in range(1, 100):
+        grant = assign(running, 2, "turns", turn, 1.0 + tick / 100)
+        turn = grant.turn
+        lent.append(grant.cores["g"])
+    assert set(lent) == {0, 1}
+    assert 0.1 < sum(lent) / len(lent) < 0.3  # TURN_S of PAUSE_S + TURN_S
+
+
+def test_the_first_token_goes_before_the_next_one_however_long_an_answer_runs():
+    both = [streams("g", since=0.0), streams("h", since=0.0), batch("r", since=99.0)]
+    assert assign(both, 2, "turns", Turn("g", 99.0), 99.5).turn.worker == "r"
+
+
 def test_streams_give_way_after_their_time():
     both = [streams(), batch("r")]
     assert assign(both, 2, "turns", Turn("g", 1.0), 1.0 + TURN_S / 2).cores == {"g": 2, "r": 0}

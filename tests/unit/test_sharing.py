@@ -140,8 +140,8 @@ def test_a_batch_stage_that_cannot_put_its_result_anywhere_holds_up_nobody():
         if bench.inbox[RANK]:
             bench.done(RANK)
         bench.tick()
-    bench.tick(TURN_S)
-    bench.tick(TURN_S)
+    bench.tick(PAUSE_S)
+    bench.tick(PAUSE_S)
     assert bench.lease[SPEAK] > 0
 
 

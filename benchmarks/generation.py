@@ -35,8 +35,9 @@ from edged.testing.daemon import RunningDaemon, running
 MODEL = "smollm2-135m-instruct"
 VARIANTS = {"openvino": "q4_1", "llama_cpp": "q4_0"}
 """The weights that each engine is fastest with (docs/operations.md)."""
-STEP_TOKENS = 512
-"""Of the bare engine: what gave it most tokens per second here, of 128, 256, 512 and 1024."""
+STEP_TOKENS = {"openvino": 512, "llama_cpp": 128}
+"""Most tokens of a step of the bare engines, where a run does not look for the best itself."""
+TRIED_STEP_TOKENS = (128, 256, 512)
 STREAMS = (1, 4, 8, 16)
 LONG_CHARACTERS = 4500
 RUNNING = 4
@@ -105,7 +106,7 @@ def through_daemon(daemon: RunningDaemon, load: Load) -> Side:
 
 
 @contextmanager
-def bare(backend: str, sequences: int, *, exact: bool) -> Iterator[Ask]:
+def bare(backend: str, sequences: int, *, exact: bool, step_tokens: int) -> Iterator[Ask]:
     """The engine's own program, loaded; ended on leaving."""
     variant = ModelStore(STATE / "models", Catalogue.discover()).resolve(MODEL, VARIANTS[backend])
     engine = Engine(
@@ -114,7 +115,7 @@ def bare(backend: str, sequences: int, *, exact: bool) -> Iterator[Ask]:
         threads=threads(),
         sequences=sequences,
         exact=exact,
-        step_tokens=STEP_TOKENS,
+        step_tokens=step_tokens,
     )
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks._engines"],
@@ -143,12 +144,12 @@ def bare(backend: str, sequences: int, *, exact: bool) -> Iterator[Ask]:
 
 
 @contextmanager
-def both(backend: str, sequences: int, *, exact: bool) -> Iterator[tuple[Ask, Ask]]:
+def both(backend: str, sequences: int, *, exact: bool, step_tokens: int = 0) -> Iterator[tuple[Ask, Ask]]:
     """The daemon and the bare engine, loaded and warm; whoever is not asked is idle."""
     with (
         tempfile.TemporaryDirectory() as folder,
         running(Path(folder), config(backend, sequences, exact=exact)) as daemon,
-        bare(backend, sequences, exact=exact) as alone,
+        bare(backend, sequences, exact=exact, step_tokens=step_tokens or STEP_TOKENS[backend]) as alone,
     ):
         sides = (partial(through_daemon, daemon), alone)
         for ask in sides:
@@ -162,30 +163,44 @@ def both(backend: str, sequences: int, *, exact: bool) -> Iterator[tuple[Ask, As
 def generation(backend: str, streams: int, quick: bool) -> tuple[float, dict[str, Any]]:
     """Tokens per second of all streams through the daemon, divided by the bare engine's."""
     sample_models()
-    rounds = 2 if quick else 7
-    ours, theirs = rates(backend, streams, rounds, exact=False, quick=quick)
+    step_tokens = STEP_TOKENS[backend] if quick else best_step_tokens(backend, streams)
+    measure = partial(rates, backend, streams, step_tokens=step_tokens, quick=quick)
+    ours, theirs = measure(2 if quick else 7, exact=False)
     ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(ours, theirs, strict=True)]
     detail: dict[str, Any] = {
         "ratio": spread(ratios),
         "cpu_ratio": spread([_cpu(a) / _cpu(b) for a, b in zip(ours, theirs, strict=True)]),
         "daemon": summary(ours),
         "engine": summary(theirs),
+        "engine_tokens_a_step": step_tokens,
         "compared": f"{MODEL} {VARIANTS[backend]}, {threads()} threads, exact = false on both sides",
     }
     if not quick:
-        ours, theirs = rates(backend, streams, 3, exact=True, quick=quick)
+        ours, theirs = measure(3, exact=True)
         exact = [a.tokens_per_s / b.tokens_per_s for a, b in zip(ours, theirs, strict=True)]
         detail["exact"] = {"ratio": spread(exact), "daemon": summary(ours), "engine": summary(theirs)}
     return statistics.median(ratios), detail
 
 
+def best_step_tokens(backend: str, streams: int) -> int:
+    """The engine's best step for this many streams, by a load on each."""
+    found: dict[int, float] = {}
+    for step_tokens in TRIED_STEP_TOKENS:
+        with bare(backend, streams, exact=False, step_tokens=step_tokens) as ask:
+            ask(Load(prompts=prompts(streams, 10**6), streams=streams, max_tokens=4))
+            load = Load(prompts=prompts(max(8, 2 * streams), 10**7), streams=streams, max_tokens=96)
+            found[step_tokens] = ask(load).tokens_per_s
+        say(f"{backend} alone, {streams} streams, {step_tokens} tokens a step: {found[step_tokens]:.1f}/s")
+    return max(found, key=lambda step_tokens: found[step_tokens])
+
+
 def rates(
-    backend: str, streams: int, rounds: int, *, exact: bool, quick: bool
+    backend: str, streams: int, rounds: int, *, exact: bool, step_tokens: int, quick: bool
 ) -> tuple[list[Side], list[Side]]:
     """Rounds of the same prompts on both sides, new ones each round, the order reversed."""
     given: tuple[list[Side], list[Side]] = ([], [])
     count = max(2, streams) if quick else max(8, 3 * streams)
-    with both(backend, streams, exact=exact) as sides:
+    with both(backend, streams, exact=exact, step_tokens=step_tokens) as sides:
         for number in range(rounds):
             load = Load(
                 prompts=prompts(count, 1000 * number), streams=streams, max_tokens=24 if quick else 96
@@ -226,31 +241,31 @@ def _ms(values_s: list[float], share: float) -> float:
 
 
 def gaps(backend: str, quick: bool) -> tuple[float, dict[str, Any]]:
-    """95th percentile of the gaps of 4 running answers while a long prompt is read / their median before."""
+    """95th percentile of the gaps of 4 running answers while a long prompt is read / the same before."""
     sample_models()
     beside: tuple[list[float], list[float]] = ([], [])
     details: list[dict[str, Any]] = []
     with both(backend, RUNNING + 1, exact=True) as sides:
-        for number in range(2 if quick else 7):
+        for number in range(1 if quick else 7):
             load = Load(
                 prompts=prompts(RUNNING, 500 * number),
                 streams=RUNNING,
                 max_tokens=100 if quick else 160,
-                late=f"{number}. Sum this up: {_piece(number, 2000 if quick else LONG_CHARACTERS)}",
+                late=f"{number}. Sum this up: {_piece(number, 1200 if quick else LONG_CHARACTERS)}",
             )
             for index in (0, 1) if number % 2 else (1, 0):
                 stall = stalled(sides[index](load).result)
-                beside[index].append(stall["p95_over_median"])
+                beside[index].append(stall["p95_ratio"])
                 details.append({"side": ("daemon", "engine")[index]} | stall)
             say(f"{backend}: gaps grow by {beside[0][-1]:.1f}, in the engine alone {beside[1][-1]:.1f}")
     return statistics.median(beside[0]), {
-        "p95_over_median": spread(beside[0]),
-        "engine_alone_p95_over_median": spread(beside[1]),
+        "p95_ratio": spread(beside[0]),
+        "engine_alone_p95_ratio": spread(beside[1]),
         "rounds": details,
         "prompt_tokens_a_step": {"openvino": 64, "llama_cpp": "48, the running answers' tokens included"}[
             backend
         ],
-        "engine_alone_prompt_tokens_a_step": STEP_TOKENS,
+        "engine_alone_prompt_tokens_a_step": STEP_TOKENS[backend],
     }
 
 
@@ -271,7 +286,8 @@ def stalled(result: Result) -> dict[str, float]:
     if len(during) < len(running):
         raise RuntimeError("the running answers ended before the long prompt was read")
     return {
-        "p95_over_median": round(percentile(during, 0.95) / statistics.median(before), 2),
+        "p95_ratio": round(percentile(during, 0.95) / percentile(before, 0.95), 2),
+        "p50_ratio": round(statistics.median(during) / statistics.median(before), 2),
         "before_p50_ms": _ms(before, 0.5),
         "during_p50_ms": _ms(during, 0.5),
         "during_max_ms": _ms(during, 1.0),
@@ -294,7 +310,7 @@ def _rows() -> Iterator[Row]:
     for id_, backend in (("G1", "openvino"), ("G1L", "llama_cpp")):
         yield Row(
             id=id_,
-            what=f"gaps (p95) of 4 streams on {backend} while a long prompt is read / median before",
+            what=f"gaps (p95) of 4 streams on {backend} while a long prompt is read / before",
             unit="ratio",
             gate=8.0,
             goal=4.0,

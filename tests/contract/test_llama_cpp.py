@@ -244,14 +244,14 @@ def test_threads_can_change_and_the_answer_does_not(wide):
 def recorded_logits(monkeypatch) -> list[np.ndarray]:
     """Keep the logits behind every choice of a token."""
     seen: list[np.ndarray] = []
-    real = adapter.runtime.llama_sampler_sample
+    real = adapter_tokens.Sampler.sample
 
-    def record(chain, context, row):
+    def record(sampler, context, row):
         pointer = adapter.runtime.llama_get_logits_ith(context, row)
         seen.append(np.ctypeslib.as_array(pointer, (VOCABULARY_SIZE,)).copy())
-        return real(chain, context, row)
+        return real(sampler, context, row)
 
-    monkeypatch.setattr(adapter.runtime, "llama_sampler_sample", record)
+    monkeypatch.setattr(adapter_tokens.Sampler, "sample", record)
     return seen
 
 

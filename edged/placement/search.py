@@ -145,7 +145,15 @@ class _Search:
         rate = max(self._task.floor_per_s, -self._found.value if self._goal < 0 and self._found else 0.0)
         factors = [self._least_factors(stage, rate) for stage in self._stages]
         for stage, factor in zip(self._stages, factors, strict=True):
-            stage.cost, stage.cap = stage.cost * factor, stage.cap / factor
+            stage.cap = stage.cap / factor
+            if not self._feeding:
+                stage.cost = stage.cost * factor
+
+    @property
+    def _feeding(self) -> bool:
+        """Whether the CPU may feed an accelerator: `flow` bounds all costs without contention then."""
+        options = [option for stage in self._stages for option in stage.options]
+        return any(not mask(option.form.device, self._machine.cores) for option in options)
 
     def _least_factors(self, stage: _Useful, rate: float) -> Vector:
         excess, cores = self._machine.interference, self._machine.cores

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edged.backend import Finish, Sampling, TokenEvent, Variant, Vocabulary
-from edged.errors import BackendError, ContextOverflow, UnsupportedField
+from edged.errors import BackendError, ContextOverflow, DeviceLost, UnsupportedField
 from edged_backends.openvino_devices import ERRORS, translated
 from edged_backends.openvino_prefixes import PrefixBooks, parts
 from edged_backends.openvino_runtime import genai, ov
@@ -139,8 +139,8 @@ class OpenvinoTokens:
         self._engine, self._stale = None, False
         try:
             self._engine = self._load()
-        except ERRORS as error:
-            raise translated(error, f"openvino cannot load {self._model} again") from error
+        except (*ERRORS, BackendError) as error:  # without an engine this process is good for nothing
+            raise DeviceLost(f"openvino cannot load {self._model} again: {error}") from error
 
     def _blocks(self) -> tuple[int, int]:
         """How many blocks the KV cache has, and their size: one token takes one of them."""

@@ -123,6 +123,7 @@ def _run(
     run = Run(Asker(session.client, model, fields).ask, asked, duration_s)
     is_open = isinstance(load, float)
     samples: list[Sample] = []
+    stopped = False
     name = f"{load:g}/s" if is_open else f"{load} clients"
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with progress_bar(*columns) as progress:
@@ -135,10 +136,13 @@ def _run(
                 done = f"{name}: {len(samples)} done"
                 progress.update(task, completed=min(run.elapsed_s, duration_s), description=done)
         except KeyboardInterrupt:
+            stopped = True
             run.stop()
             click.echo("stopping: waiting for what is under way (Ctrl-C again to leave)", err=True)
             samples.extend(run.rest())
     elapsed_s = max((sample.end_s for sample in samples), default=run.elapsed_s)
+    if is_open and not stopped:
+        elapsed_s = max(elapsed_s, duration_s)
     at_once = run.peak_in_flight if is_open else int(load)
     return (
         report(samples, clients=at_once, rate_per_s=load if is_open else None, duration_s=elapsed_s),

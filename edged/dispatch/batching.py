@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from edged.dispatch.controller import Load
 from edged.dispatch.events import Command, Memory, Send, Wake
 from edged.dispatch.ledger import Ledger, Request, Stage, Worker
-from edged.dispatch.sharing import settle
+from edged.dispatch.sharing import by_room, settle
 from edged.messages import Batch, SlotRef, Work
 
 
@@ -35,8 +35,7 @@ def _dispatch_stage(ledger: Ledger, stage: Stage, now: float) -> Iterable[Comman
 
 
 def _first(ledger: Ledger, stage: Stage) -> Request | None:
-    """Whose turn it is, among those that may lease an output slot; None when nobody's."""
-    number = stage.queue.first(batch=stage.slots.room("batch") > 0)
+    number = stage.turn()
     return None if number is None else ledger.requests[number]
 
 
@@ -52,7 +51,7 @@ def _due(ledger: Ledger, stage: Stage) -> float:
 
 
 def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
-    """The ready worker with most credit; a batch stage takes its next batch when the last is done."""
+    """Who takes the next batch: `by_room` the first that could; nobody while it is paused."""
     first = _first(ledger, stage)
     if first is None:
         return None
@@ -62,10 +61,11 @@ def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
         for name in stage.workers
         if (worker := ledger.workers[name]).state == "ready"
         and worker.credit > 0
-        and (len(worker.held) < limit if stage.streaming else not (worker.held or worker.cores == 0))
+        and (len(worker.held) < limit if stage.streaming else not worker.held)
         and not _would_blur(ledger, worker, suspect=suspect)
     ]
-    return max(free, key=lambda worker: worker.credit, default=None)
+    chosen = min(free, key=by_room, default=None)
+    return None if chosen is None or (chosen.cores == 0 and not stage.streaming) else chosen
 
 
 def _would_blur(ledger: Ledger, worker: Worker, *, suspect: bool) -> bool:

@@ -122,6 +122,8 @@ def _ready(ledger: Ledger, worker: Worker, message: Ready, now: float) -> list[C
     worker.load_s, worker.details = message.load_s, message.details
     stage = ledger.stages[worker.stage]
     stage.failed = stage.trouble = ""
+    if stage.changed:
+        stage.forget_costs()
     retired = [
         w for name in sorted(stage.workers) if (w := ledger.workers[name]).retiring and w.state == "ready"
     ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, assert_never
@@ -38,14 +37,13 @@ from edged.dispatch.events import (
 )
 from edged.dispatch.leases import Mode
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
-from edged.dispatch.memory import MemoryWatch
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
+from edged.dispatch.surroundings import Surroundings
 from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
-from edged.governor.neighbours import Neighbours
 from edged.messages import ClearCaches, Ready
 from edged.transport.links import Router
 from edged.transport.slots import Geometry
-from edged.workers.process import Process, kill_all, oom_kills
+from edged.workers.process import Process, kill_all
 from edged.workers.spec import StageSpec, WorkerSpec
 
 logger = logging.getLogger("edged.dispatcher")
@@ -67,7 +65,7 @@ class Dispatcher:
         self._log_format: LogFormat = log_format
         self._endpoint = runtime_dir / "workers.sock"
         self.ledger = Ledger(Slots(ENTRY, geometry.slots))
-        self._neighbours = Neighbours(os.sched_getaffinity(0))
+        self._surroundings = Surroundings()
         self.specs: dict[str, StageSpec] = {}
         self._specs_of: dict[str, StageSpec] = {}
         """By incarnation: what each live worker was started as."""
@@ -78,10 +76,7 @@ class Dispatcher:
         self._pending_spawns: set[asyncio.TimerHandle] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._dispatch_due = False
-        self._memory = MemoryWatch()
         self._stopping = False
-        self._oom_kills = deque([oom_kills()], maxlen=2)
-        """The kernel's count at the last ticks: a death is laid to lack of memory if it rose just now."""
         self._heard_at = 0.0
         self._drained = asyncio.Event()
 
@@ -130,6 +125,7 @@ class Dispatcher:
         stage = self.ledger.stages[spec.name]
         stage.desired, stage.max_batch = workers, spec.max_batch
         stage.timeout_s, stage.load_timeout_s = timeout_s, load_timeout_s
+        stage.changed = True
         self.specs[spec.name] = spec
         self.restart_stage(spec.name)
 
@@ -266,19 +262,18 @@ class Dispatcher:
         while True:
             busy = self.ledger.requests or any(w.state != "ready" for w in self.ledger.workers.values())
             await asyncio.sleep(BUSY_TICK_S if busy else IDLE_TICK_S)
-            self._oom_kills.append(oom_kills())
-            self.ledger.leases.taken = self._neighbours.taken(
-                [os.getpid(), *(process.pid for process in self._processes.values())], self._loop.time()
+            memory = self._surroundings.look(
+                self._processes, busy=bool(self.ledger.requests), now=self._loop.time()
             )
-            working = self._processes if self.ledger.requests else {}
-            self._on(Ticked(self._memory.look(working, self._loop.time())))
+            self.ledger.leases.taken = self._surroundings.taken
+            self._on(Ticked(memory))
 
     def _gone(self, incarnation: str) -> None:
         process = self._processes.pop(incarnation)
         self._loop.remove_reader(process.pidfd)
         self._listen()  # what it said before it died still counts
         reason = process.reap()
-        starved = oom_kills() > self._oom_kills[0]
+        starved = self._surroundings.starved()
         if starved:
             reason += " while the machine was out of memory"
         worker = self.ledger.workers.get(incarnation)

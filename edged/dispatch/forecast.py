@@ -16,7 +16,9 @@ from edged.messages import Priority
 ENOUGH = 3
 """Services of a stage before it is used to refuse: the first is slower than the rest."""
 FRESH_S = 10.0
-"""An idle stage is not judged by older measurements: the next request measures it anew."""
+"""A stage is not judged by older measurements: the next request measures it anew."""
+STEADY = 3.0
+"""Services: a busy stage that has finished nothing for so long is not doing what was measured."""
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -55,12 +57,21 @@ def finish(
         return None
     queued, running = _before(ledger, (priority == "batch", deadline))
     waits_s = [_wait_s(stage, queued[stage.name], running[stage.name]) for stage in stages]
-    return Finish(max(waits_s), sum(max(0.0, stage.service_s - stage.spread_s) for stage in stages))
+    return Finish(max(waits_s), sum(_service_s(stage, queued[stage.name]) for stage in stages))
+
+
+def _service_s(stage: Stage, queued: int) -> float:
+    """Of an answer; or of the micro-batch that the request would be part of, with those that go before it."""
+    service_s = stage.service_s
+    if not stage.streaming:
+        service_s = min(service_s, stage.item_s * min(stage.limit, queued + 1))
+    return max(0.0, service_s - stage.spread_s)
 
 
 def _known(ledger: Ledger, stage: Stage, now: float) -> bool:
     busy = any(ledger.workers[worker].held for worker in stage.workers)
-    return stage.services >= ENOUGH and (busy or now - stage.served_at <= FRESH_S)
+    fresh_s = max(FRESH_S, STEADY * stage.service_s) if busy else FRESH_S
+    return stage.services >= ENOUGH and now - stage.served_at <= fresh_s
 
 
 def _before(ledger: Ledger, place: tuple[bool, float]) -> tuple[Counter[str], Counter[str]]:

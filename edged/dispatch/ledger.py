@@ -200,8 +200,22 @@ class Stage:
     spread_s: float = 0.0
     """Smoothed distance of single services from `service_s`."""
     services: int = 0
+    changed: bool = False
+    """The next worker that becomes ready does the work in another way."""
     served_at: float = 0.0
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=2048))
+
+    def turn(self) -> int | None:
+        """Whose turn it is, among those that may lease an output slot; None when nobody's."""
+        if self.slots.room("interactive") <= 0:
+            return None
+        return self.queue.first(batch=self.slots.room("batch") > 0)
+
+    def forget_costs(self) -> None:
+        """Learn anew what items cost: another model does them from now on."""
+        self.control = Controller()
+        self.services, self.service_s, self.item_s, self.spread_s = 0, 0.0, 0.0, 0.0
+        self.changed = False
 
     @property
     def limit(self) -> int:

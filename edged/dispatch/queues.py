@@ -6,13 +6,17 @@ Batch work does not starve: while it waits, at most `BATCH_EVERY` - 1 interactiv
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 from edged.messages import Priority
 
 BATCH_EVERY = 8
 """Of so many items that a stage is given while batch work waits, one at least is batch work."""
+
+
+SLACK = 64
+"""Entries of the heap that may belong to nobody any more, beside as many as wait, before it is cleaned."""
 
 
 class Waiting(Protocol):
@@ -60,6 +64,9 @@ class Line:
         left = self._since.pop(number, None) is not None
         if not self._since:
             self._heap.clear()
+        elif len(self._heap) > 2 * len(self._since) + SLACK:
+            self._heap = [entry for entry in self._heap if entry[1] in self._since]
+            heapify(self._heap)
         return left
 
     def oldest(self) -> float:

@@ -46,13 +46,17 @@ def _lend(worker: Worker, count: int, everything: int) -> list[Command]:
 
 def _claims(ledger: Ledger, stage: Stage) -> Iterator[Claim]:
     """Workers of a stage that compute, and as many of the others as could take what waits."""
-    waiting = len(stage.queue) if stage.slots.used < stage.slots.count else 0
-    for name in sorted(stage.workers):
-        worker = ledger.workers[name]
+    waiting = len(stage.queue) if stage.turn() is not None else 0
+    for worker in sorted((ledger.workers[name] for name in stage.workers), key=by_room):
         takes = waiting > 0 and worker.credit > 0 and (stage.streaming or not worker.held)
         if worker.held or takes:
             waiting -= takes and not worker.held
             yield _claim(ledger, stage, worker)
+
+
+def by_room(worker: Worker) -> tuple[int, str]:
+    """Order in which workers are given work, and so cores for it: most credit first."""
+    return -worker.credit, worker.incarnation
 
 
 def _claim(ledger: Ledger, stage: Stage, worker: Worker) -> Claim:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import psutil
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 PLAUSIBLE_C = (-40.0, 150.0)
 """Silicon outside this range is a broken sensor: a dead accelerator has been seen to report -89.7 °C."""
@@ -108,17 +110,20 @@ def joules(before: Mapping[str, EnergyCounter], after: Mapping[str, EnergyCounte
     return sum(spans) / 1e6 if spans else None
 
 
-def busy_cpu_s(cores: Collection[int]) -> float:
-    """CPU seconds since boot that these cores were busy, or that the hypervisor lent to somebody else."""
-    times = psutil.cpu_times(percpu=True)
-    return sum(_busy_s(times[core]._asdict()) for core in cores)
+def busy_cpu_s(cores: Collection[int], stat: Path = Path("/proc/stat")) -> float:
+    """CPU seconds since boot that these cores were busy, or that the hypervisor lent to somebody else.
+
+    By the numbers in the kernel's own lines (proc_stat(5)): a core that is offline has none and counts 0.
+    """
+    wanted = {f"cpu{core}" for core in cores}
+    lines = (line.split() for line in stat.read_text().splitlines())
+    return sum(_busy_ticks(ticks) for name, *ticks in filter(None, lines) if name in wanted) / TICKS_PER_S
 
 
-def _busy_s(times: Mapping[str, float]) -> float:
-    """Guests' time is left out: the kernel counts it in `user` and `nice` as well."""
-    return sum(
-        value for name, value in times.items() if name not in {"idle", "iowait", "guest", "guest_nice"}
-    )
+def _busy_ticks(ticks: Sequence[str]) -> int:
+    """All but idle and iowait; guests' time is left out, since it counts in `user` and `nice` as well."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
+    return user + nice + system + irq + softirq + steal
 
 
 def cpu_s(pid: int) -> float:

@@ -188,7 +188,7 @@ class Generator:
         except EdgedError as error:
             events.append(Broken(live.request, error))
         if ended:
-            del self._live[event.sequence]
+            self._live.pop(event.sequence, None)  # it is gone already where starting anew was refused
             if event.finish is None:
                 self._session.cancel(event.sequence)
         return events

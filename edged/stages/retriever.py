@@ -77,11 +77,8 @@ class Retriever:
 
     def run(self, items: Sequence[Item]) -> Iterator[Payload | EdgedError]:
         """Answer a micro-batch, each item as soon as it is done."""
-        tasks = [each(self._read, item) for item in items]
-        grounded = [task for task in tasks if isinstance(task, ChatTask) and task.grounded]
-        found = iter(self._search(grounded))
-        for item, task in zip(items, tasks, strict=True):
-            yield self._answer(item, task, found)
+        for item in items:
+            yield each(self._answer, item)
 
     def _read(self, item: Item) -> ChatTask | EmbedTask:
         if item.operation == "embed":
@@ -93,33 +90,19 @@ class Retriever:
             question(task)
         return task
 
-    def _answer(
-        self, item: Item, task: ChatTask | EmbedTask | EdgedError, found: Any
-    ) -> Payload | EdgedError:
-        if isinstance(task, EdgedError):
-            return task
+    def _answer(self, item: Item) -> Payload:
+        task = self._read(item)
         if isinstance(task, EmbedTask):
-            return each(self._embed, task)
-        if not task.grounded:
-            return bytes(item.payload)
-        passages = next(found)
-        if isinstance(passages, EdgedError):
-            return passages
-        return encode(msgspec.structs.replace(task, passages=passages))
+            return self._embed(task)
+        return self._grounded(task) if task.grounded else bytes(item.payload)
 
-    def _search(self, tasks: Sequence[ChatTask]) -> Sequence[tuple[Passage, ...] | EdgedError]:
-        """Passages for each task; a library that cannot be used fails these tasks, and no others."""
-        if not tasks:
-            return []
-        try:
-            return [self._passages(question(task), task.candidates or self._candidates) for task in tasks]
-        except EdgedError as error:
-            if error.code == "device_lost":
-                raise
-            return [error for _ in tasks]
+    def _grounded(self, task: ChatTask) -> Payload:
+        passages = self._passages(question(task), task.candidates or self._candidates)
+        return encode(msgspec.structs.replace(task, passages=passages))
 
     def _passages(self, text: str, count: int) -> tuple[Passage, ...]:
         """Search for one question at a time: neither its vector nor its search may depend on its company."""
+        self._library.refresh()
         self._keep_up()
         if self._found_in is None:
             return ()
@@ -128,15 +111,14 @@ class Retriever:
             return _decode_passages(kept)
         vectors = self._vectors([text], "query")[0].value[np.newaxis]
         (found,) = self._library.search([text], vectors, self._encoder.fingerprint, count)
-        self._keep_up()  # the search itself may have moved on to a newer generation
+        self._keep_up()  # the search itself may have moved on; what is in force by now, it has not seen
         if self._found_in is not None:
             data = msgspec.msgpack.encode(found)
             self._found.put(self._found_key(self._found_in, text, count), data, len(data))
         return tuple(found)
 
     def _keep_up(self) -> None:
-        """Move on to the generation in force, and forget what was found in another."""
-        self._library.refresh()
+        """Move on to the generation that is open, and forget what was found in another."""
         if self._library.manifest != self._found_in:
             self._found.clear()
             self._found_in = self._library.manifest

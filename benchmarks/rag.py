@@ -140,7 +140,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(kind: Kind, clients: int, number: int, *, quick: bool) -> Asked:
-    """Questions that no earlier round asked, with time to settle that grows with the batch."""
+    """Questions that no earlier round asked; time to fill the batch, and caches where topics come back."""
     library = rag_library(quick=False)
     answers = gold_answers()
     if kind == "same work":
@@ -152,8 +152,8 @@ def load(kind: Kind, clients: int, number: int, *, quick: bool) -> Asked:
         questions=tuple(text for text, _ in chosen),
         gold={place: answers[original] for place, (_, original) in enumerate(chosen)},
         clients=clients,
-        settle_s=2.0 + clients / 4,
-        window_s=8.0 if quick else 14.0,
+        settle_s=(2.0 if quick or kind == "same work" else 16.0) + clients / 4,
+        window_s=8.0 if quick else 14.0 if kind == "same work" else 12.0,
         kind=kind,
     )
 

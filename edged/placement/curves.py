@@ -65,7 +65,7 @@ class Curve:
     def batch(self, size: int, threads: int) -> Job:
         """A whole batch of a stage that does not stream."""
         effort = self.effort(size, threads)
-        return Job(self.form, effort.seconds, effort.busy)
+        return Job(self.form, effort.seconds, effort.busy, threads)
 
     def step(self, step: Step, live: int, threads: int) -> Job:
         """One step of a token engine with `live` sequences."""
@@ -75,7 +75,7 @@ class Curve:
             seconds = max(write_s, (step.read + step.running) * token_s)
         else:
             seconds = step.read * token_s + write_s
-        return Job(self.form, seconds, self.effort(live, threads).busy)
+        return Job(self.form, seconds, self.effort(live, threads).busy, threads)
 
     @property
     def _alone(self) -> Point:

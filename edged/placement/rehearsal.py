@@ -94,7 +94,7 @@ class Rehearsal:
         self.environment = environment
         self.setting = setting
         self._route = route
-        self.silicon = Silicon(environment, setting.cores, setting.excess)
+        self.silicon = Silicon(environment, setting.cores, setting.excess, leased=setting.mode != "together")
         self.ledger = _ledger(setting)
         self.asked: dict[int, Asked] = {}
         self._ends: dict[int, Occurrence] = {}

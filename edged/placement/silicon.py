@@ -33,15 +33,24 @@ class Job(msgspec.Struct, frozen=True):
     """When nothing else runs."""
     busy: float
     """Cores that it keeps busy meanwhile."""
+    threads: int = 0
+    """Those that it runs on under its lease."""
 
 
 class Silicon:
-    """Runs jobs; `excess` is what neighbours cost beyond sharing cores fairly, None for nothing."""
+    """Runs jobs; `excess` is what neighbours cost beyond sharing cores fairly, None for nothing.
 
-    def __init__(self, environment: Environment, cores: int, excess: Excess | None) -> None:
+    It was measured with all threads at work, so it counts where nobody is told to use fewer, and where two
+    jobs together have more threads than there are cores.
+    """
+
+    def __init__(
+        self, environment: Environment, cores: int, excess: Excess | None, *, leased: bool = False
+    ) -> None:
         self._environment = environment
         self._cores = cores
         self._excess = excess
+        self._most_threads = cores if leased else 0
         self._left: dict[int, float] = {}
         self._jobs: dict[int, tuple[Job, Event]] = {}
         self._slowdowns: dict[int, float] = {}
@@ -73,7 +82,7 @@ class Silicon:
     def _plan(self) -> None:
         """Look when the next job will be done if nothing changes."""
         jobs = [job for job, _ in self._jobs.values()]
-        found = slowdowns(jobs, self._cores, self._excess)
+        found = slowdowns(jobs, self._cores, self._excess, self._most_threads)
         self._slowdowns = dict(zip(self._jobs, found, strict=True))
         self._busy = sum(job.busy / slow for job, slow in zip(jobs, found, strict=True))
         self._version += 1
@@ -94,8 +103,11 @@ class Silicon:
         self._plan()
 
 
-def slowdowns(jobs: Sequence[Job], cores: int, excess: Excess | None) -> list[float]:
-    """By how much each of these jobs is slower than alone; at least 1."""
+def slowdowns(jobs: Sequence[Job], cores: int, excess: Excess | None, most_threads: int = 0) -> list[float]:
+    """By how much each of these jobs is slower than alone; at least 1.
+
+    Neighbours with `most_threads` or fewer between them have no excess.
+    """
     masks = [mask(job.form.device, cores) for job in jobs]
     everything = (1 << cores) - 1
     hosted = [own or everything for own in masks]  # an accelerator is fed by any core
@@ -104,7 +116,7 @@ def slowdowns(jobs: Sequence[Job], cores: int, excess: Excess | None) -> list[fl
     crowding = {union: _crowding(jobs, hosted, union) for union in unions}
     return [
         max(1.0, *(crowd for union, crowd in crowding.items() if own | union == union))
-        * _company(jobs, place, excess)
+        * _company(jobs, place, most_threads, excess)
         for place, own in enumerate(hosted)
     ]
 
@@ -115,12 +127,15 @@ def _crowding(jobs: Sequence[Job], hosted: Sequence[int], union: int) -> float:
     return wanted / union.bit_count()
 
 
-def _company(jobs: Sequence[Job], place: int, excess: Excess | None) -> float:
-    own = jobs[place].form
-    others = [job.form for number, job in enumerate(jobs) if number != place]
+def _company(jobs: Sequence[Job], place: int, most_threads: int, excess: Excess | None) -> float:
+    job = jobs[place]
+    own = job.form
+    others = [other for number, other in enumerate(jobs) if number != place]
     if not own.device.startswith("cpu"):
-        return 1.0 + sum(other.device == own.device for other in others)
+        return 1.0 + sum(other.form.device == own.device for other in others)
     if excess is None:
         return 1.0
-    neighbours = [other for other in others if other.stage != own.stage]
-    return 1.0 + sum(excess(own, other) - 1 for other in neighbours)
+    crowding = [
+        o.form for o in others if o.form.stage != own.stage and job.threads + o.threads > most_threads
+    ]
+    return 1.0 + sum(excess(own, other) - 1 for other in crowding)

@@ -104,7 +104,7 @@ def simulate(plan: Plan, table: Table, machine: Machine, load: Load) -> Predicti
 def _setting(plan: Plan, table: Table, machine: Machine) -> Setting:
     prices = Prices(table)
     mode = chosen("auto", plan.lease_mode)
-    excess = Interference(table, prices, machine.cores) if mode == "together" else None
+    excess = Interference(table, prices, machine.cores)
     parts = {name: _part(name, choice, prices, machine) for name, choice in plan.choices.items()}
     return Setting(parts=parts, mode=mode, cores=machine.cores, slots=machine.slots, excess=excess)
 

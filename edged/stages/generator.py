@@ -267,8 +267,6 @@ class Generator:
         """See `Housekeeping.cache_counters`."""
         counters = self._answers.counters
         kept = {ANSWERS: counters} if counters.limit_bytes else {}
-        if not hasattr(self._session, "prefix_counters"):  # an adapter whose runtime keeps none
-            return kept
         found, asked, held = self._session.prefix_counters()
         prefix = CacheCounters(entries=0, bytes=held, limit_bytes=0, hits=found, misses=asked - found)
         return kept | ({PREFIX: prefix} if asked else {})
@@ -277,7 +275,7 @@ class Generator:
         """See `Housekeeping.clear_caches`."""
         if not names or ANSWERS in names:
             self._answers.clear()
-        if (not names or PREFIX in names) and hasattr(self._session, "clear_prefixes"):
+        if not names or PREFIX in names:
             self._session.clear_prefixes()
 
     def close(self) -> None:

@@ -65,6 +65,12 @@ class Scripted:
     def free_sequences(self) -> int:
         return self.max_sequences - len(self.live)
 
+    def prefix_counters(self) -> tuple[int, int, int]:
+        return 0, 0, 0
+
+    def clear_prefixes(self) -> None:
+        pass
+
     def admit(self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int, /) -> None:
         if not self.free_sequences:
             raise BackendError("full")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from openvino_genai import Tokenizer
 
 from edged.backend import Array, Backend, Device, Sampling, TokenSession, Variant
-from edged.errors import BackendError, UnsupportedField
+from edged.errors import BackendError, DeviceLost, UnsupportedField
 from edged.testing.tensor_contract import TensorContract
 from edged.testing.tiny_models import affine_model, encoder_model, external_model
 from edged.testing.token_contract import (
@@ -188,6 +188,32 @@ class TestGenerator(TokenContract):
             assert steps_to_first_token(session, known) >= 3
             session.clear_prefixes()
             assert session.prefix_counters()[2] == 0
+
+    def test_an_engine_that_does_not_come_back_ends_the_worker(
+        self,
+        backend: Backend,
+        variant: Variant,
+        device: Device,
+        options: dict[str, Any],
+        prompts: list[list[int]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It is loaded anew for the next answer where prefixes were cleared while one ran, else at once."""
+        errors = iter([RuntimeError("Cannot allocate memory"), BackendError("no memory for the model")])
+
+        def fail() -> Any:
+            raise next(errors)
+
+        own: Any = backend.open(variant, device, options)
+        own.admit(1, prompts[0], GREEDY, 2)
+        own.clear_prefixes()
+        finish_all(own, {})
+        monkeypatch.setattr(own, "_load", fail)
+        with pytest.raises(DeviceLost, match="memory"):
+            own.admit(2, prompts[0], GREEDY, 2)
+        with pytest.raises(DeviceLost, match="memory"):
+            own.clear_prefixes()
+        own.close()
 
     def test_a_long_prompt_leaves_running_answers_their_pace(self, session: TokenSession) -> None:
         text = "Once upon a time there was a very long story about a ship, number {}. "

@@ -65,6 +65,15 @@ def test_an_open_loop_keeps_its_rate(bench, tmp_path: Path):
     assert run["answered"] > 5
 
 
+def test_an_open_loop_lasts_as_long_as_asked_however_early_the_last_answer_came(bench):
+    done = subprocess.run(
+        bench("--rate", "2", "--duration", "1.8s", "--json"), capture_output=True, text=True, check=True
+    )
+    (run,) = json.loads(done.stdout)["runs"]
+    assert run["duration_s"] >= 1.8
+    assert run["throughput_per_s"] <= run["answered"] / 1.8
+
+
 def test_people_get_tables_and_a_verdict(bench):
     done = subprocess.run(
         bench("--clients", "2", "--duration", "0.4s"), capture_output=True, text=True, check=True

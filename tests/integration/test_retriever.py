@@ -7,8 +7,9 @@ import pytest
 
 from edged import plugins
 from edged.config import Library as Settings
+from edged.documents.index import Generation
 from edged.documents.ingest import ingest
-from edged.errors import BadRequest, ConfigError, IndexMismatch, ProtocolError
+from edged.errors import BackendError, BadRequest, ConfigError, IndexMismatch, ProtocolError
 from edged.messages import ChatTask, EmbedAnswer, EmbedTask, Message, decoder, encode
 from edged.stages.contract import Item
 from edged.stages.encoder import Encoder
@@ -149,3 +150,39 @@ def test_what_is_found_does_not_depend_on_the_company(retriever):
     (alone,) = retriever.run([asking("how do I reset it?")])
     first, _ = retriever.run([asking("how do I reset it?"), asking("when does the pump start? " * 20)])
     assert first == alone
+
+
+def test_what_was_found_before_a_publish_is_not_kept_as_found_after_it(
+    retriever, weights, tmp_path, monkeypatch
+):
+    """An ingest publishes while a search runs, which ends on the generation that it began on."""
+    search = Generation.search
+    question = "when does the pump start?"
+    later = TEXTS["pump.md"].replace("closes", "opens")
+
+    def overtaken(self, vectors, count):
+        found = search(self, vectors, count)
+        monkeypatch.setattr(Generation, "search", search)
+        fill(tmp_path / "library", tmp_path / "documents", Encoder(*weights), {"pump.md": later})
+        return found
+
+    monkeypatch.setattr(Generation, "search", overtaken)
+    answers = [next(retriever.run([asking(question)])) for _ in range(3)]
+    texts = [passages(answer)[0].text for answer in answers]
+    assert ["closes" in text for text in texts] == [True, False, False]
+    retriever.clear_caches([])
+    assert next(retriever.run([asking(question)])) == answers[1]
+
+
+def test_a_question_that_cannot_be_embedded_fails_alone(retriever, monkeypatch):
+    embed = retriever._encoder.embed_each
+
+    def choosy(texts, kind):
+        if "poison" in texts[0]:
+            raise BackendError("the embedder gave a vector that is not finite")
+        return embed(texts, kind)
+
+    monkeypatch.setattr(retriever._encoder, "embed_each", choosy)
+    first, bad, last = retriever.run([asking("reset it"), asking("poison"), asking("start the pump")])
+    assert isinstance(bad, BackendError)
+    assert [passages(answer)[0].title for answer in (first, last)] == ["Reset", "Pump"]

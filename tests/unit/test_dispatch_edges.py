@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from edged.dispatch.events import Kill, ReplaceAsked, Send, Spoke, Ticked
-from edged.messages import Fault, Ready, Stop, Tokens
+import pytest
+
+from edged.dispatch.admission import admit, enqueue
+from edged.dispatch.events import Kill, Left, ReplaceAsked, Send, Spoke, Ticked, Waited
+from edged.dispatch.queues import SLACK
+from edged.dispatch.requests import Submission
+from edged.errors import DeadlineUnmeetable
+from edged.messages import Done, Fault, Ready, Stop, Tokens
 
 from .test_dispatch import World
 
@@ -101,3 +107,76 @@ def test_a_worker_is_ready_once() -> None:
     assert sent == [Send(worker, Stop())]
     world.event(Spoke(worker, Ready(5, 1, 0.0, {})))
     assert (world.ledger.workers[worker].state, world.ledger.workers[worker].credit) == ("stopping", 0)
+
+
+def batches_measured(world: World, worker: str, item_s: float = 0.5) -> None:
+    """Let a worker's stage learn from full batches."""
+    for _ in range(5):
+        asked = Submission(route=("rank",), operation="chat", payload=b"", deadline_s=1e9)
+        for request in [admit(world.ledger, asked, world.now) for _ in range(16)]:
+            enqueue(world.ledger, request, request.source, world.now)
+        world.event(Waited())
+        batch, world.inbox[worker] = world.inbox[worker], []
+        world.now += item_s * len(batch)
+        for work in batch:
+            world.event(Spoke(worker, Done(work.request, work.attempt, work.target, item_s, len(batch))))
+
+
+@pytest.fixture
+def ranking() -> World:
+    world = World(slots=32, max_batch=16)
+    while world.waiting:
+        world.ready(world.spawn(), credit=16)
+    batches_measured(world, world.worker("rank"))
+    assert world.ledger.stages["rank"].service_s == pytest.approx(8.0)
+    return world
+
+
+def test_a_lone_request_is_judged_by_what_it_takes_alone(ranking: World) -> None:
+    ranking.now += 0.1
+    request = ranking.submit(("rank",), deadline_s=3.0, firm=True)
+    assert [work.request for work in ranking.inbox[ranking.worker("rank")]] == [request]
+
+
+def test_one_more_of_a_batch_is_judged_by_the_batch(ranking: World) -> None:
+    for _ in range(9):
+        ranking.submit(("rank",), deadline_s=2.9)
+    with pytest.raises(DeadlineUnmeetable):
+        ranking.submit(("rank",), deadline_s=3.0, firm=True)
+
+
+def test_a_busy_stage_that_has_finished_nothing_for_long_predicts_nothing(ranking: World) -> None:
+    """One long-running item beside it: what was measured an hour ago says nothing about today."""
+    ranking.now += 3600.0
+    for _ in range(9):
+        ranking.submit(("rank",), deadline_s=2.9)
+    ranking.now += 0.001
+    ranking.submit(("rank",), deadline_s=3.0, firm=True)
+
+
+def test_a_changed_stage_learns_anew_when_its_first_new_worker_is_ready(ranking: World) -> None:
+    stage = ranking.ledger.stages["rank"]
+    control = stage.control
+    stage.changed = True
+    ranking.event(ReplaceAsked("rank"))
+    assert stage.services > 0, "the old workers still serve as they did"
+    worker = ranking.spawn("rank")
+    ranking.ready(worker, credit=16)
+    assert (stage.services, stage.service_s, stage.item_s, stage.spread_s) == (0, 0.0, 0.0, 0.0)
+    assert stage.control is not control
+    batches_measured(ranking, worker, item_s=0.01)
+    services = stage.services
+    ranking.event(ReplaceAsked("rank"))
+    ranking.ready(ranking.spawn("rank"), credit=16)
+    assert stage.services == services > 0, "only a change makes it forget"
+
+
+def test_clients_that_leave_the_middle_of_a_queue_leave_nothing_behind() -> None:
+    world = World(slots=8, max_batch=1)
+    world.all_ready()
+    _, *waiting = [world.submit(("rank",)) for _ in range(3)]
+    for _ in range(500):
+        world.event(Left(world.submit(("rank",), deadline_s=2e9)))
+    line = world.ledger.stages["rank"].queue.line("interactive")
+    assert len(line._heap) < 3 * SLACK
+    assert list(line) == waiting

@@ -240,6 +240,23 @@ def test_a_repetition_that_ends_early_goes_on_behind_what_the_client_has():
     assert resumed.text == REPLY
 
 
+def test_a_repetition_that_may_not_start_anew_breaks_one_answer(monkeypatch):
+    session = Scripted(exact=False)
+    generator = stage(session)
+    generator.admit(item(1, REPLY.encode()[:9], 9))
+    generator.admit(item(2))
+    session.inject = lambda sequence: TokenEvent(0, (ord("x"),)) if sequence == 0 else None
+
+    def refuse(*_: object) -> None:
+        raise BackendError("no room")
+
+    monkeypatch.setattr(session, "admit", refuse)
+    events = drain(generator)
+    assert [type(event) for event in events if event.request == 1] == [Broken]
+    assert answer(events[-1]).text == REPLY
+    assert session.free_sequences == session.max_sequences
+
+
 def test_resume_tokens_that_complete_the_answer_finish_it_without_the_model():
     for task in ({"max_tokens": 4}, {"stop": ("ld",)}):
         session = Scripted()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.dispatch import surroundings
+from edged.dispatch.surroundings import Surroundings
 from edged.governor import neighbours
 from edged.governor.neighbours import DEAD_BAND, SMOOTHING_S, Neighbours, settled, smoothed
-from edged.governor.sensors import busy_cpu_s, cpu_s
+from edged.governor.sensors import TICKS_PER_S, busy_cpu_s, cpu_s
 
 OWN = 1000
 
@@ -84,3 +87,44 @@ def test_the_real_counters_grow_with_work():
         sum(range(100_000))
     assert busy_cpu_s(cores) >= busy_before + 0.05
     assert cpu_s(1 << 22) == 0.0
+
+
+STAT = """cpu  350 20 30 4000 500 6 7 8 90 9
+cpu0 100 10 20 3000 400 5 6 7 80 8
+cpu2 200 10 10 1000 100 1 1 1 10 1
+intr 5 0 1
+ctxt 1
+
+btime 1700000000
+"""
+
+
+def test_cores_are_read_by_their_numbers_and_one_that_is_offline_was_never_busy(tmp_path: Path):
+    stat = tmp_path / "stat"
+    stat.write_text(STAT)
+    first, third = 100 + 10 + 20 + 5 + 6 + 7, 200 + 10 + 10 + 1 + 1 + 1
+    assert busy_cpu_s({0, 1, 2}, stat) == pytest.approx((first + third) / TICKS_PER_S)
+    assert busy_cpu_s({2}, stat) == pytest.approx(third / TICKS_PER_S)
+    assert busy_cpu_s({1, 4}, stat) == 0.0
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), ValueError("not a number")])
+def test_while_the_machine_cannot_be_read_the_last_readings_stand(monkeypatch, error):
+    machine = Machine(monkeypatch)
+    monkeypatch.setattr(surroundings, "Neighbours", lambda _: machine.watch)
+    around = Surroundings()
+    machine.run(10, own=0.0, others=1.0)
+    assert around.look({}, busy=True, now=machine.now + 1.0) is not None
+    assert around.taken == 1
+
+    def fail(_: object) -> float:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(neighbours, "busy_cpu_s", fail)
+        assert around.look({}, busy=True, now=machine.now + 3.0) is None
+        assert around.taken == 1
+    machine.now += 3.0
+    machine.run(15, own=0.0, others=0.0)
+    assert around.look({}, busy=True, now=machine.now + 1.0) is not None
+    assert around.taken == 0

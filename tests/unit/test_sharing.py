@@ -12,7 +12,7 @@ from edged.dispatch.events import Command, Deliver, Send, Spoke, Ticked, Waited
 from edged.dispatch.leases import PAUSE_S, TURN_S, Mode
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Submission
-from edged.messages import Batch, Cores, Done, Ready, Work
+from edged.messages import Batch, Cores, Done, Priority, Ready, Tokens, Work
 
 RANK, SPEAK = "rank", "speak"
 ROUTE = (RANK, SPEAK)
@@ -27,16 +27,21 @@ class Bench:
         self.ledger = Ledger(Slots(0, 8))
         self.ledger.leases.mode = mode
         self.ledger.leases.cores = frozenset(range(cores))
-        self.inbox: dict[str, list[Work]] = {name: [] for name in ROUTE}
+        self.inbox: dict[str, list[Work]] = {}
         self.told: list[tuple[str, int]] = []
-        self.lease = dict.fromkeys(ROUTE, cores)
+        self.lease: dict[str, int] = {}
         self.finished = 0
         for number, name in enumerate(ROUTE, start=1):
             stage = Stage(name, Slots(number, 4), 2, streaming=name == SPEAK)
-            stage.workers.add(name)
             self.ledger.stages[name] = stage
-            self.ledger.workers[name] = Worker(name, name, 0.0, 0.0, device=devices[number - 1])
-            self.event(Spoke(name, Ready(2, 1, 0.0, {})))
+            self.join(name, name, device=devices[number - 1])
+
+    def join(self, worker: str, stage: str, *, credit: int = 2, device: str = "cpu") -> None:
+        """A worker of a stage becomes ready."""
+        self.inbox[worker], self.lease[worker] = [], len(self.ledger.leases.cores)
+        self.ledger.stages[stage].workers.add(worker)
+        self.ledger.workers[worker] = Worker(worker, stage, 0.0, 0.0, device=device)
+        self.event(Spoke(worker, Ready(credit, 1, 0.0, {})))
 
     def event(self, event: Spoke | Ticked) -> None:
         self.do(decide(self.ledger, event, self.now))
@@ -52,8 +57,8 @@ class Bench:
                 case Deliver():
                     self.finished += 1
 
-    def submit(self, route: tuple[str, ...] = ROUTE) -> None:
-        asked = Submission(route=route, operation="chat", payload=b"", deadline_s=1e9)
+    def submit(self, route: tuple[str, ...] = ROUTE, priority: Priority = "interactive") -> None:
+        asked = Submission(route=route, operation="chat", payload=b"", deadline_s=1e9, priority=priority)
         request = admit(self.ledger, asked, self.now)
         enqueue(self.ledger, request, request.source, self.now)
         self.event(Waited())
@@ -61,6 +66,12 @@ class Bench:
     def done(self, worker: str) -> None:
         work = self.inbox[worker].pop(0)
         self.event(Spoke(worker, Done(work.request, work.attempt, work.target, 0.5, 1)))
+
+    def say(self, worker: str) -> None:
+        """One more token for each answer of a worker."""
+        for work in self.inbox[worker]:
+            first = len(self.ledger.requests[work.request].tokens)
+            self.event(Spoke(worker, Tokens(work.request, work.attempt, first, (7,), "x")))
 
     def tick(self, seconds: float = TICK_S) -> None:
         self.now += seconds
@@ -156,14 +167,68 @@ def test_a_new_mode_wakes_who_was_paused():
     assert bench.lease == {RANK: 2, SPEAK: 2}
 
 
+@pytest.mark.parametrize("mode", ["split", "turns"])
+def test_work_that_may_lease_no_slot_takes_no_cores(mode):
+    """Batch work leaves a quarter of the slots free, so its queue is not empty and yet has nobody to send."""
+    bench = Bench(mode)
+    for _ in range(5):
+        bench.submit(priority="batch")
+        while bench.inbox[RANK] and bench.lease[RANK]:
+            bench.done(RANK)
+        bench.tick()
+    stage = bench.ledger.stages[RANK]
+    assert (len(stage.queue), stage.slots.used, bench.inbox[RANK]) == (2, 3, [])
+    for _ in range(10):
+        bench.say(SPEAK)
+        bench.tick(TURN_S)
+        assert bench.lease[SPEAK] == 2
+
+
+@pytest.mark.parametrize("mode", ["split", "turns"])
+def test_the_batch_goes_to_the_worker_that_has_the_cores_for_it(mode):
+    bench = Bench(mode)
+    bench.join("rank with more room", RANK, credit=4)
+    bench.submit((SPEAK,))
+    bench.say(SPEAK)
+    bench.tick(TURN_S + 0.01)
+    bench.submit((RANK,))
+    bench.tick(TURN_S + 0.01)
+    assert (bench.inbox[RANK], len(bench.inbox["rank with more room"])) == ([], 1)
+    assert bench.lease["rank with more room"] == {"split": 1, "turns": 2}[mode]
+    assert bench.lease[SPEAK] == {"split": 1, "turns": 0}[mode]
+
+
+def test_in_turns_two_token_workers_do_not_keep_the_batch_waiting():
+    bench = Bench("turns")
+    bench.join("speak 2", SPEAK)
+    for _ in range(4):
+        bench.submit((SPEAK,))
+    speakers = (SPEAK, "speak 2")
+    for _ in range(50):  # answers that run for five seconds: longer than anybody's patience
+        bench.tick()
+        for worker in speakers:
+            bench.say(worker)
+    assert [len(bench.inbox[worker]) for worker in speakers] == [2, 2]
+    bench.submit((RANK,))
+    for _ in range(3):
+        bench.tick()
+        for worker in speakers:
+            bench.say(worker)
+    assert len(bench.inbox[RANK]) == 1
+
+
 steps = st.lists(st.sampled_from(["submit", "speak", "tick", "neighbour", "rank"]), max_size=40)
 
 
 @settings(max_examples=60)
-@given(steps, st.sampled_from(["together", "turns", "split"]), st.integers(1, 3))
+@given(
+    steps, st.sampled_from(["together", "turns", "split"]), st.integers(1, 3), st.sets(st.sampled_from(ROUTE))
+)
 @pytest.mark.parametrize("patience_ticks", [200])
-def test_whatever_happens_everything_is_finished(patience_ticks, history, mode, cores):
+def test_whatever_happens_everything_is_finished(patience_ticks, history, mode, cores, doubled):
     bench = Bench(mode, cores)
+    for stage in sorted(doubled):
+        bench.join(f"{stage} 2", stage, credit=3)
     submitted = 0
     for step in history:
         match step:
@@ -177,7 +242,7 @@ def test_whatever_happens_everything_is_finished(patience_ticks, history, mode, 
             case _:
                 bench.tick()
     for _ in range(patience_ticks):
-        for worker in ROUTE:
+        for worker in bench.inbox:
             if bench.inbox[worker] and bench.lease[worker]:
                 bench.done(worker)
         bench.tick()

@@ -51,7 +51,7 @@ def _due(ledger: Ledger, stage: Stage) -> float:
 
 
 def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
-    """Who takes the next batch: `by_room` the first that could; nobody while it is paused."""
+    """Who takes the next batch: whose turn it is, else `by_room` the first; nobody while it is paused."""
     first = _first(ledger, stage)
     if first is None:
         return None
@@ -64,7 +64,8 @@ def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
         and (len(worker.held) < limit if stage.streaming else not worker.held)
         and not _would_blur(ledger, worker, suspect=suspect)
     ]
-    chosen = min(free, key=by_room, default=None)
+    turns = set() if stage.streaming else {turn.worker for turn in ledger.leases.turns.values()}
+    chosen = min(free, key=lambda worker: (worker.incarnation not in turns, by_room(worker)), default=None)
     return None if chosen is None or (chosen.cores == 0 and not stage.streaming) else chosen
 
 

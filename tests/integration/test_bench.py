@@ -66,12 +66,13 @@ def test_an_open_loop_keeps_its_rate(bench, tmp_path: Path):
 
 
 def test_an_open_loop_lasts_as_long_as_asked_however_early_the_last_answer_came(bench):
+    """The only arrival of these seconds is due at 0.93 s."""
     done = subprocess.run(
-        bench("--rate", "2", "--duration", "1.8s", "--json"), capture_output=True, text=True, check=True
+        bench("--rate", "2", "--duration", "1.6s", "--json"), capture_output=True, text=True, check=True
     )
     (run,) = json.loads(done.stdout)["runs"]
-    assert run["duration_s"] >= 1.8
-    assert run["throughput_per_s"] <= run["answered"] / 1.8
+    assert run["duration_s"] >= 1.6
+    assert run["throughput_per_s"] <= run["answered"] / 1.6
 
 
 def test_people_get_tables_and_a_verdict(bench):

@@ -187,15 +187,42 @@ def test_work_that_may_lease_no_slot_takes_no_cores(mode):
 @pytest.mark.parametrize("mode", ["split", "turns"])
 def test_the_batch_goes_to_the_worker_that_has_the_cores_for_it(mode):
     bench = Bench(mode)
-    bench.join("rank with more room", RANK, credit=4)
+    bench.join("rank, roomier", RANK, credit=4)
     bench.submit((SPEAK,))
     bench.say(SPEAK)
     bench.tick(TURN_S + 0.01)
     bench.submit((RANK,))
-    bench.tick(TURN_S + 0.01)
-    assert (bench.inbox[RANK], len(bench.inbox["rank with more room"])) == ([], 1)
-    assert bench.lease["rank with more room"] == {"split": 1, "turns": 2}[mode]
+    assert (bench.inbox[RANK], len(bench.inbox["rank, roomier"])) == ([], 1)
+    assert bench.lease["rank, roomier"] == {"split": 1, "turns": 2}[mode]
     assert bench.lease[SPEAK] == {"split": 1, "turns": 0}[mode]
+
+
+def test_in_turns_nobody_takes_the_batch_of_the_worker_that_waits_for_its_turn():
+    bench = Bench("turns")
+    bench.join("rank, roomier", RANK, credit=4)
+    bench.submit((SPEAK,))
+    bench.submit((RANK,))
+    assert (bench.inbox[RANK], bench.inbox["rank, roomier"]) == ([], [])
+    assert (bench.lease["rank, roomier"], bench.lease[SPEAK]) == (0, 2)
+    bench.tick(TURN_S + 0.01)
+    assert (bench.inbox[RANK], len(bench.inbox["rank, roomier"])) == ([], 1)
+
+
+def test_in_turns_the_worker_whose_turn_it_is_gets_the_next_batch_at_once():
+    bench = Bench("turns")
+    rankers = ("rank, roomier", RANK)
+    bench.join(rankers[0], RANK, credit=4)
+    bench.submit((SPEAK,))
+    for _ in range(7):
+        bench.submit((RANK,))
+    bench.tick(TURN_S + 0.01)
+    for _ in range(4):
+        ((ranker, batch),) = ((worker, bench.inbox[worker]) for worker in rankers if bench.inbox[worker])
+        assert bench.lease[ranker] == 2
+        for _ in tuple(batch):
+            bench.done(ranker)
+        bench.say(SPEAK)
+    assert bench.finished == 7
 
 
 def test_in_turns_two_token_workers_do_not_keep_the_batch_waiting():

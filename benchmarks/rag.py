@@ -37,8 +37,8 @@ STRONGEST = ("lanes", "litserve-stream")
 """Measured when nothing has chosen yet."""
 ROUNDS = 2
 OURS = "edged"
-OUR_BEST = {1: (1, 2, 8), 4: (2, 1, 4), 16: (1, 2, 16)}
-"""Workers of the generator, threads and answers side by side of each, by the number of clients."""
+OUR_BEST = {1: ("turns", 2, 8), 4: ("turns", 2, 4), 16: ("together", 1, 16)}
+"""How cores are lent, threads of the generator and answers side by side, by the number of clients."""
 Kind = Literal["same work", "as shipped"]
 
 
@@ -203,10 +203,10 @@ def our_config(asked: Asked) -> str:
     answers = "answers_cache_mib = 8" if asked.kind == "as shipped" else "answers_cache_mib = 0"
     if asked.kind == "as shipped" and planned():
         return base + f"[stages.generator]\noptions = {{ {answers} }}\n"
-    workers, threads, sequences = OUR_BEST[asked.clients]
+    mode, threads, sequences = OUR_BEST[asked.clients]
     return base + (
-        "[placement]\nleases = 'turns'\n[stages.reranker]\nmax_batch = 1\n[stages.generator]\n"
-        f"variant = 'q4_1'\nbackend = 'openvino'\nworkers = {workers}\nmax_batch = {sequences}\n"
+        f"[placement]\nleases = '{mode}'\n[stages.reranker]\nmax_batch = 1\n[stages.generator]\n"
+        f"variant = 'q4_1'\nbackend = 'openvino'\nmax_batch = {sequences}\n"
         f"options = {{ exact = false, threads = {threads}, max_num_batched_tokens = 512, "
         f"running_batch_tokens = 256, {answers} }}\n"
     )

@@ -37,7 +37,7 @@ STRONGEST = ("lanes", "litserve-stream")
 """Measured when nothing has chosen yet."""
 ROUNDS = 2
 OURS = "edged"
-OUR_BEST = {1: ("turns", 2, 8), 4: ("turns", 2, 4), 16: ("together", 1, 16)}
+OUR_BEST = {1: ("turns", 2, 8), 4: ("turns", 2, 4), 16: ("together", 1, 8)}
 """How cores are lent, threads of the generator and answers side by side, by the number of clients."""
 Kind = Literal["same work", "as shipped"]
 

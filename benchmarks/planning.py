@@ -210,43 +210,29 @@ def _quick_points() -> list[Compared]:
 def _real_points() -> list[Compared]:
     """The planner's choice at several numbers of clients, and its choice for a machine with one core.
 
-    How long answers and prompts are is a property of the load: it is taken from a run with other questions.
+    How long answers and prompts are is a property of the load: the simulator is told that of the answers that
+    were measured.
     """
     found = real_space()
-    habits = _habits(found.chosen)
-    points = [_point(f"{clients} clients", found.plan, found, habits, clients, ()) for clients in FORESEEN]
+    points = [_point(f"{clients} clients", found.plan, found, clients, ()) for clients in FORESEEN]
     single = plan_of(found.table, wishes_of(1), 1)
     first = min(os.sched_getaffinity(0))
-    return [*points, _point("4 clients, 1 core", single, found, habits, ON_ONE_CORE, (first,))]
+    return [*points, _point("4 clients, 1 core", single, found, ON_ONE_CORE, (first,))]
 
 
-class Habits(msgspec.Struct, frozen=True):
-    """What questions of this collection lead to."""
-
-    new_tokens: tuple[int, ...]
-    prompt_tokens: int
-
-
-def _habits(placement: Placement) -> Habits:
-    good = [a for a in drive_real(placement.config, _asked(4, 4, 2.0, 15.0)).answered if not a.error]
-    prompt = statistics.mean(answered.prompt_tokens for answered in good)
-    return Habits(tuple(answered.tokens for answered in good), round(prompt))
-
-
-def _point(
-    what: str, plan: Plan, found: Space, habits: Habits, clients: int, cores: tuple[int, ...]
-) -> Compared:
-    load = Load(
-        clients=clients,
-        duration_s=200.0,
-        new_tokens=habits.new_tokens,
-        prompt_tokens=habits.prompt_tokens,
-    )
-    machine = Machine(cores=len(cores) or found.table.fingerprint.cores, slots=SLOTS)
-    predicted = simulate(plan, found.table, machine, load)
+def _point(what: str, plan: Plan, found: Space, clients: int, cores: tuple[int, ...]) -> Compared:
     asked = _asked(clients, 2, 5.0 + clients / 2, 25.0)
     result = drive_real(real_toml(plan), asked, on_cores(cores) if cores else ())
     turn = rag.summarised(what, result, asked.gold)
+    good = [answered for answered in result.answered if not answered.error and answered.ended_s > 0]
+    load = Load(
+        clients=clients,
+        duration_s=200.0,
+        new_tokens=tuple(answered.tokens for answered in good),
+        prompt_tokens=round(statistics.mean(answered.prompt_tokens for answered in good)),
+    )
+    machine = Machine(cores=len(cores) or found.table.fingerprint.cores, slots=SLOTS)
+    predicted = simulate(plan, found.table, machine, load)
     return _compared(what, predicted, turn.per_s, turn.p50_s, turn.cpu_s)
 
 

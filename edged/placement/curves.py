@@ -14,14 +14,12 @@ from itertools import pairwise
 
 import msgspec
 
-from edged.placement.prices import Siblings
+from edged.placement.prices import KEEPS_THREADS, Siblings
 from edged.placement.sequences import Step, budget_of
 from edged.placement.silicon import Job
 from edged.placement.table import Form, Point
 
 Value = Callable[[Point], float]
-KEEPS_THREADS = frozenset({("openvino", True), ("simulated", True), ("simulated", False)})
-"""Backend and whether it streams: what does not change its threads while it runs."""
 
 
 class Effort(msgspec.Struct, frozen=True):

@@ -11,6 +11,8 @@ from edged.placement.limits import Limits, Wishes
 from edged.placement.table import Form, Point, Table
 
 MOST_WORKERS = 8
+KEEPS_THREADS = frozenset({("openvino", True), ("simulated", True), ("simulated", False)})
+"""Backend and whether it streams: what does not change its threads while it runs."""
 Siblings = Mapping[int, Mapping[int, Point]]
 """Points of a form and of its siblings with other threads: by threads, by batch."""
 
@@ -149,14 +151,18 @@ class Prices:
         """Seconds per request of a stage on `cores` cores: its workers share them.
 
         A lease never gives a worker more than the threads that it was born with. With fewer, it costs what
-        the sibling of so many threads costs; where that was not measured, its CPU seconds on those cores.
+        the sibling of so many threads costs; where that was not measured, or the engine keeps its threads,
+        its CPU seconds on those cores.
         """
         point = self.siblings(form)[form.threads][batch]
         if not form.threads:
             return point.wall_s / batch / workers
         running = min(workers, cores)
         threads = min(form.threads, max(1, cores // running))
-        sibling = self.siblings(form).get(threads, {}).get(batch)
+        known = self.siblings(form)
+        if threads < form.threads and (form.backend, point.new_tokens > 0) in KEEPS_THREADS:
+            known = {}
+        sibling = known.get(threads, {}).get(batch)
         wall_s = sibling.wall_s if sibling else max(point.wall_s, point.cpu_s / threads)
         return wall_s / batch / running
 

@@ -13,6 +13,7 @@ from edged.placement.aim import INDIFFERENCE, Aim
 from edged.placement.flow import flow
 from edged.placement.limits import MODES
 from edged.placement.plan import Planner
+from edged.placement.prices import Prices
 from edged.placement.search import QUANTITIES, amount
 from edged.placement.table import Pair
 
@@ -188,6 +189,15 @@ def test_stages_that_fight_are_not_run_together():
     assert peaceful.lease_mode == "together"
     assert peaceful.predicted_rate_per_s == pytest.approx(1.0)
     assert fighting.predicted_rate_per_s == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("backend", "on_one_core_s"), [("openvino", 0.8), ("llama_cpp", 0.6)])
+def test_an_engine_that_keeps_its_threads_is_no_cheaper_on_fewer_cores(backend, on_one_core_s):
+    single, double = (form("generator", backend, threads) for threads in (1, 2))
+    told = {"new_tokens": 32}
+    prices = Prices(table([point(single, 1, 0.6, 0.6, **told), point(double, 1, 0.45, 0.8, **told)]))
+    assert prices.seconds(double, 1, 1, 1) == pytest.approx(on_one_core_s)
+    assert prices.seconds(double, 1, 1, 2) == pytest.approx(0.45)
 
 
 def test_disjoint_silicon_runs_at_the_speed_of_the_slowest():

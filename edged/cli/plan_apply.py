@@ -33,6 +33,8 @@ def apply(admin: AdminClient, plan: Plan | None) -> list[str]:
         raise
     if report.problem:
         raise click.ClickException(f"{visible(report.problem)}; what served before serves on")
+    if (report.plan and report.plan.id) != (plan and plan.id):
+        raise click.ClickException("the daemon did not finish it: see `edgectl status` and `edgectl logs`")
     return changes
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from edged.documents import durable
 from edged.documents.base import REMOVED, Blocks, Ids, OpenBase, Vectors, map_index, write_index
 from edged.documents.kinds import Base, Wanted
-from edged.errors import IndexMismatch, StorageError
+from edged.errors import EdgedError, IndexMismatch, StorageError
 
 POINTER = "CURRENT"
 FOLDER = "generations"
@@ -195,7 +195,7 @@ def publish(library: Path, number: int, build: Callable[[Path], Manifest]) -> Ma
         building.rename(target)
         durable.sync_folder(target.parent)
         _point(library, number)
-    except (OSError, KeyboardInterrupt):
+    except (OSError, EdgedError, KeyboardInterrupt):
         shutil.rmtree(building, ignore_errors=True)
         raise
     return manifest
@@ -208,12 +208,13 @@ def _point(library: Path, generation: int) -> None:
     durable.sync_folder(library)
 
 
-def write_delta(folder: Path, dimension: int, blocks: Blocks) -> None:
-    """Write the passages that are not in the base."""
+def write_delta(folder: Path, dimension: int, blocks: Blocks) -> int:
+    """Write the passages that are not in the base; how many those were."""
     index = faiss.IndexIDMap(faiss.IndexFlatIP(dimension))
     for ids, vectors in blocks:
         index.add_with_ids(vectors, ids)
     durable.write_with(folder / _DELTA, lambda file: write_index(index, file))
+    return int(index.ntotal)
 
 
 def write_removed(folder: Path, rows: Ids) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -91,7 +92,11 @@ class Library:
             return
         with translated(self.path):
             newer = index.open_current(self.path)
-            connection = connect(self.path, read_only=True) if newer else None
+            with ExitStack() as opened:
+                if newer:
+                    opened.callback(newer.close)
+                connection = connect(self.path, read_only=True) if newer else None
+                opened.pop_all()
         self.close()
         self._generation, self._connection, self._stamp = newer, connection, stamp
 

@@ -14,6 +14,7 @@ from edged.documents.base import Blocks, Ids, append_base, read_ids, share_base,
 from edged.documents.index import WORDS, Manifest, folder_of
 from edged.documents.kinds import Base, Wanted
 from edged.documents.store import Store
+from edged.errors import StorageError
 
 BLOCK_PASSAGES = 4096
 FREQUENT_WORD = 200
@@ -86,7 +87,13 @@ class _Step:
         if base:
             base = msgspec.structs.replace(base, removed=len(removed))
             index.write_removed(folder, removed)
-        index.write_delta(folder, manifest.dimension, self._blocks(base.generation if base else 0))
+        written = index.write_delta(folder, manifest.dimension, self._blocks(base.generation if base else 0))
+        expected = manifest.passages - (base.rows - len(removed) if base else 0)
+        if written != expected:  # an interrupted change of the embedder leaves passages without vectors
+            raise StorageError(
+                f"{expected - written} passages have no vector of the embedder in force: the index stays as "
+                "it was; run: edgectl ingest --re-embed"
+            )
         return msgspec.structs.replace(manifest, base=base)
 
     def _base(self, folder: Path, work: kinds.Work, kind: kinds.Kind, base: Base | None) -> Base | None:

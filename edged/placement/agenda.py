@@ -237,7 +237,7 @@ def _best(
         for candidate in alive
         if candidate.form.stage == stage
         and candidate.form.threads in {0, mode}
-        and known.typical(candidate.form)
+        and any(batch in COARSE_BATCHES for batch in known.typical(candidate.form))
     ]
     return min(fitting, key=lambda c: measure(known.typical(c.form).values()), default=None)
 

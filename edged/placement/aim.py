@@ -90,8 +90,9 @@ def second_task(first: Task, found: Found, aim: Aim) -> Task:
     """The task of the second step: keep what was won but for a little, and improve what comes next."""
     then = THEN[aim.objective]
     if first.goal == "rate":
-        floor = -found.value * (1 - INDIFFERENCE)
+        floor = max(first.floor_per_s, -found.value * (1 - INDIFFERENCE))
         return Task(goal=then, ceilings=first.ceilings, floor_per_s=floor)
     ceilings: dict[Quantity, float] = dict(first.ceilings)
-    ceilings[first.goal] = found.value * (1 + INDIFFERENCE)
+    most = ceilings.get(first.goal, float("inf"))
+    ceilings[first.goal] = min(most, found.value * (1 + INDIFFERENCE))
     return Task(goal=then, ceilings=ceilings, floor_per_s=first.floor_per_s)

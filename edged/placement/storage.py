@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
+from edged.documents import durable
 from edged.documents.access import Owner
 from edged.errors import AlreadyRunning, StorageError
 from edged.placement.table import Plan, Table
@@ -70,10 +71,12 @@ def _write(value: Table | Plan, path: Path, what: str) -> None:
     try:
         with Owner(path.parent).acting():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-            beside.write_bytes(document)
+            durable.write(beside, document)
             beside.replace(path)
+            durable.sync_folder(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise StorageError(
             f"cannot write {what} {path}: {error.strerror}; free space or permissions?"
         ) from error

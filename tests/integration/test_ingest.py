@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from edged.config import Library as Settings
 from edged.documents.access import locked
 from edged.documents.index import current
 from edged.documents.ingest import ingest
-from edged.documents.library import Library
+from edged.documents.library import Library, reindex
 from edged.errors import AlreadyRunning, IndexMismatch, NotFound, StorageError
 from edged.stages.encoder import Encoder
 
@@ -406,3 +407,14 @@ def two_page_pdf() -> bytes:
     table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
     trailer = f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(body)}\n%%EOF\n"
     return body + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}".encode() + trailer.encode()
+
+
+def test_an_index_that_would_lack_passages_is_not_put_in_force(library, documents, encoder):
+    run(library, documents, encoder)
+    with sqlite3.connect(library / "library.sqlite") as store:
+        store.execute("DELETE FROM embeddings WHERE rowid = (SELECT max(rowid) FROM embeddings)")
+    with pytest.raises(StorageError, match="--re-embed"):
+        reindex(library, "auto")
+    with Library.open(library) as opened:
+        assert opened.generation == 1
+        assert ask(opened, encoder, "how do I reset to factory settings?")

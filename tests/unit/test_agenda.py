@@ -191,3 +191,11 @@ def test_an_estimate_grows_with_the_batch_and_uses_what_is_known():
 )
 def test_slowdowns_count_laps_beside_the_other(first, second, expected):
     assert slowdowns(first, second, 1.0, 2.0) == expected
+
+
+def test_a_form_whose_coarse_batches_were_disturbed_waits_with_its_pairs():
+    one, other = candidate("x"), candidate("y")
+    left = [point(each, batch, 0.1 * batch) for each in (one, other) for batch in (2, 4, 16)]
+    tasks = list(agenda([one, other], with_points(*left)))
+    assert tasks
+    assert not any(isinstance(task, Duo) for task in tasks)

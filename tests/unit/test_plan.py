@@ -103,6 +103,9 @@ def test_it_finds_what_trying_everything_finds(measured, aim, memory_mib):
         "energy": plan.predicted_cpu_s,
     }[aim.objective]
     assert found <= best + INDIFFERENCE * abs(best) + 1e-9
+    assert plan.predicted_rate_per_s >= (aim.rate_per_s or 0.0) * (1 - 1e-6)
+    assert plan.predicted_loaded_latency_s <= (aim.latency_s or float("inf")) * (1 + 1e-6)
+    assert plan.predicted_cpu_s <= (aim.energy or float("inf")) * (1 + 1e-6)
     within = [
         (rate, totals)
         for rate, totals in everything

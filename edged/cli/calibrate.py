@@ -94,7 +94,7 @@ def _heed_daemon(session: Session, *, while_serving: bool) -> None:
     if _busy(status) and not while_serving:
         raise click.ClickException(
             "the daemon is answering requests, or did so within the last minute: figures taken beside it "
-            "would be wrong, and its clients would wait longer. Try again when nobody has asked for a minute, "
+            "would be wrong, and its clients would wait longer. Try again when nobody asked for a minute, "
             "or add --while-serving"
         )
     how = "busy: expect figures that are too high" if _busy(status) else "idle, so it does not disturb"

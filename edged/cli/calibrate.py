@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edged.placement.calibrate import Stand
     from edged.placement.forms import Candidate
+    from edged.placement.survey import Forget
     from edged.placement.table import Table
     from edged.placement.workload import Workload
     from edged.report import Status
@@ -29,7 +30,9 @@ STOPPED = "stopped; every figure so far is kept: run the same command again to c
 @click.option(
     "--stage", "stages", type=TEXT, multiple=True, metavar="NAME", help="Only this stage; repeatable."
 )
-@click.option("--fresh", "forget", flag_value="all", help="Forget what was measured before.")
+@click.option(
+    "--fresh", "forget", flag_value="all", help="Forget what was measured before; with --stage, of it alone."
+)
 @click.option(
     "--disturbed", "forget", flag_value="disturbed", help="Take again what other processes disturbed."
 )
@@ -41,7 +44,7 @@ def calibrate(
     session: Session,
     budget: float,
     stages: tuple[str, ...],
-    forget: str | None,
+    forget: Forget | None,
     show: bool,
     while_serving: bool,
     as_json: bool,
@@ -57,7 +60,7 @@ def calibrate(
         return
     _heed_daemon(session, while_serving=while_serving)
     table = _measure(session, budget, stages, forget)
-    _print(table, stages, as_json=as_json)
+    _print(session, table, stages, as_json=as_json)
 
 
 def _show(session: Session, stages: tuple[str, ...], *, as_json: bool) -> None:
@@ -71,18 +74,21 @@ def _show(session: Session, stages: tuple[str, ...], *, as_json: bool) -> None:
     now = known_fingerprint(table, survey.open_store(session.config, session.environment))
     for reason in stale(table, now):
         click.echo(f"note: stale: {visible(reason)}", err=True)
-    _print(table, stages, as_json=as_json)
+    _print(session, table, stages, as_json=as_json)
 
 
-def _print(table: Table, stages: tuple[str, ...], *, as_json: bool) -> None:
+def _print(session: Session, table: Table, stages: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
         print_json(table)
         return
     from edged.cli.forms_table import print_forms
+    from edged.placement.completeness import lacking
+    from edged.placement.survey import stages_of
 
     print_forms(table, stages)
-    if not table.complete:
-        click.echo("note: not everything is measured; another `edgectl calibrate` goes on", err=True)
+    if missing := lacking(table, stages_of(session.config, ())):
+        what = visible(", ".join(missing))
+        click.echo(f"note: not everything is measured ({what}); `edgectl calibrate` goes on", err=True)
 
 
 def _heed_daemon(session: Session, *, while_serving: bool) -> None:
@@ -106,7 +112,7 @@ def _busy(status: Status) -> bool:
     return status.outstanding > 0 or any(stage.rate_per_s > 0 for stage in status.stages)
 
 
-def _measure(session: Session, budget_s: float, stages: tuple[str, ...], forget: str | None) -> Table:
+def _measure(session: Session, budget_s: float, stages: tuple[str, ...], forget: Forget | None) -> Table:
     from edged.placement import storage
     from edged.placement.calibrate import Calibration, Limits
 
@@ -130,7 +136,7 @@ def _measure(session: Session, budget_s: float, stages: tuple[str, ...], forget:
 
 
 def _prepare(
-    session: Session, stages: tuple[str, ...], forget: str | None
+    session: Session, stages: tuple[str, ...], forget: Forget | None
 ) -> tuple[list[Candidate], Workload, Table]:
     from edged.placement import storage, survey
 
@@ -141,9 +147,11 @@ def _prepare(
     for backend, reason in missing.items():
         click.echo(f"note: backend {backend} is left out: {visible(reason)}", err=True)
     candidates = survey.all_candidates(chosen, config, store, found)
-    former = None if forget == "all" else storage.load(storage.path_in(config.daemon.state_dir))
+    # Without --stage nothing of the file is kept, so that a damaged one does not stand in the way.
+    nothing = forget == "all" and not stages
+    former = None if nothing else storage.load(storage.path_in(config.daemon.state_dir))
     workload = survey.workload(config)
-    table, dropped = survey.starting_table(former, candidates, workload, retake=forget == "disturbed")
+    table, dropped = survey.starting_table(former, candidates, workload, forget or "")
     for reason in dropped:
         click.echo(f"note: measured anew because of {visible(reason)}", err=True)
     return candidates, workload, table

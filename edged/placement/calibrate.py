@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from statistics import median
 
 import msgspec
 
 from edged.placement.agenda import Cell, Duo, Known, Solo, Task, agenda
+from edged.placement.completeness import closed, opened
 from edged.placement.contention import slowdowns
 from edged.placement.estimates import CELL_S, MOST_ROUNDS, batch_s, total_s
 from edged.placement.forms import Candidate
@@ -75,17 +76,21 @@ class Calibration:
 
     def run(self) -> Table:
         """Measure until nothing is left or the budget is spent."""
-        try:
+        self.table = self._closed()
+        with suppress(BudgetSpent):
             while tasks := self._agenda():
                 if self._left_s() < WORTH_STARTING_S:
                     break
                 self._tell(tasks)
                 self._measure(tasks[0])
                 self._done += 1
-        except BudgetSpent:
-            tasks = self._agenda()
-        self._update(complete=not tasks and not self._given_up)
+        self._update(self._closed())
         return self.table
+
+    def _closed(self) -> Table:
+        """The table with the stages finished of which nothing is left; a pair that was given up is left."""
+        stages = {candidate.form.stage for candidate in self._candidates}
+        return closed(self.table, stages, map(_stages, agenda(self._candidates, self.table)))
 
     def _agenda(self) -> list[Task]:
         share = 1 - self._left_s() / self._limits.budget_s
@@ -169,7 +174,7 @@ class Calibration:
         if former.batch > weight.batch:
             weight = msgspec.structs.replace(former, load_s=weight.load_s)
         weights = [w for w in self.table.weights if w.form != form]
-        self._update(points=(*points, point), weights=(*weights, weight))
+        self._update(self._reopened(form), points=(*points, point), weights=(*weights, weight))
 
     def _refuse(self, form: Form, cell: Cell | None, error: ProbeFailed) -> None:
         """A form that fails before it has a figure does not run here; else so large a batch does not."""
@@ -181,7 +186,10 @@ class Calibration:
             batch=cell.batch if runs and cell else 0,
             work=cell.work if runs and cell else "typical",
         )
-        self._update(failures=(*self.table.failures, failure))
+        self._update(self._reopened(form), failures=(*self.table.failures, failure))
+
+    def _reopened(self, form: Form) -> Table:
+        return opened(self.table, {form.stage})
 
     # ----------------------------------------------------------- two forms
 
@@ -192,7 +200,7 @@ class Calibration:
             except ProbeFailed:
                 self._given_up.add(_forms(task))
                 return
-        self._update(pairs=(*self.table.pairs, pair))
+        self._update(self.table, pairs=(*self.table.pairs, pair))
 
     def _pair(self, stack: ExitStack, task: Duo) -> Pair:
         sides = ((task.first, task.first_batch), (task.second, task.second_batch))
@@ -222,9 +230,9 @@ class Calibration:
         limit_s = length_s + max(PATIENCE * slower_s, self._limits.least_patience_s)
         return [probe.heard(Laps, limit_s).times for probe in probes]
 
-    def _update(self, **changes: object) -> None:
+    def _update(self, table: Table, **changes: object) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.table = msgspec.structs.replace(self.table, measured_at=now, **changes)
+        self.table = msgspec.structs.replace(table, measured_at=now, **changes)
         self._keep(self.table)
 
 
@@ -269,3 +277,9 @@ def label(form: Form) -> str:
 
 def _forms(task: Duo) -> tuple[Form, Form]:
     return task.first.form, task.second.form
+
+
+def _stages(task: Task) -> tuple[str, ...]:
+    if isinstance(task, Duo):
+        return task.first.form.stage, task.second.form.stage
+    return (task.candidate.form.stage,)

@@ -16,6 +16,7 @@ import msgspec
 from edged.dispatch.leases import Mode, chosen
 from edged.errors import NotFound
 from edged.placement.aim import GOALS, Aim, Judge, second_task
+from edged.placement.completeness import lacking
 from edged.placement.flow import Flow, flow
 from edged.placement.interference import Interference
 from edged.placement.limits import Limits, Wishes
@@ -139,8 +140,8 @@ class Planner:
             )
 
     def _notes(self, found: Found, aim: Aim) -> Iterator[str]:
-        if not self._table.complete:
-            yield "the calibration is not complete; `edgectl calibrate` goes on with it"
+        if missing := lacking(self._table, self._offers):
+            yield f"the calibration is not complete ({', '.join(missing)}); `edgectl calibrate` goes on"
         if self._machine.interference.nothing_known and len(found.options) > 1:
             yield "no pair of stages was measured together: contention is left out of the prediction"
         if not self._machine.joules and (aim.objective == "energy" or aim.energy is not None):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 
-from edged.placement.table import Fingerprint, Form, Table
+from edged.placement.table import Fingerprint, Form, Point, Table
 
 PACKAGES = {
     "onnx": ("onnxruntime",),
@@ -73,14 +73,17 @@ def still_valid(table: Table, now: Fingerprint) -> Table:
     )
 
 
-def undisturbed(table: Table) -> Table:
-    """The table without the figures that other processes disturbed, and without pairs of such forms."""
-    loud = {point.form for point in table.points if point.others > DISTURBING}
+def undisturbed(table: Table, stages: Collection[str]) -> Table:
+    """Without the figures of these stages that other processes disturbed, and without pairs of such forms."""
+
+    def loud(point: Point) -> bool:
+        return point.form.stage in stages and point.others > DISTURBING
+
+    forms = {point.form for point in table.points if loud(point)}
     return msgspec.structs.replace(
         table,
-        points=tuple(point for point in table.points if point.others <= DISTURBING),
-        pairs=tuple(pair for pair in table.pairs if not loud & {pair.first, pair.second}),
-        complete=table.complete and not loud,
+        points=tuple(point for point in table.points if not loud(point)),
+        pairs=tuple(pair for pair in table.pairs if not forms & {pair.first, pair.second}),
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -15,6 +16,7 @@ from edged.config import Config, Stage
 from edged.errors import ConfigError, EdgedError
 from edged.models.store import ModelStore
 from edged.placement import passages
+from edged.placement.completeness import forgotten, without_lost
 from edged.placement.fingerprint import take
 from edged.placement.forms import Box, Candidate, Present, Runtime, candidates
 from edged.placement.staleness import stale, still_valid, undisturbed, workload_changes
@@ -123,12 +125,16 @@ def open_store(config: Config, environment: Mapping[str, str]) -> ModelStore:
     return ModelStore(config.daemon.state_dir / "models", Catalogue.discover(), environment)
 
 
-def starting_table(
-    former: Table | None, everything: Sequence[Candidate], work: Workload, *, retake: bool = False
-) -> tuple[Table, list[str]]:
-    """What a calibration begins with: the figures that still hold, and why others do not.
+Forget = Literal["", "disturbed", "all"]
+"""What to measure again of the stages at hand: nothing, what other processes disturbed, everything."""
 
-    `retake` leaves out what other processes disturbed, too.
+
+def starting_table(
+    former: Table | None, everything: Sequence[Candidate], work: Workload, forget: Forget = ""
+) -> tuple[Table, list[str]]:
+    """What a calibration of these forms begins with: the figures that still hold, and why others do not.
+
+    Of stages that have no form among them, whatever still holds is kept.
     """
     now = fingerprint(everything)
     empty = Table(fingerprint=now, measured_at="", workload=work.summary())
@@ -136,9 +142,21 @@ def starting_table(
         return empty, []
     if changes := workload_changes(former.workload, work.summary()):
         return empty, changes
-    kept = still_valid(undisturbed(former) if retake else former, now)
-    again = tuple(failure for failure in kept.failures if failure.code not in PASSING)
-    return msgspec.structs.replace(kept, failures=again, complete=False), stale(former, now)
+    stages = {candidate.form.stage for candidate in everything}
+    kept = still_valid(_remembered(former, stages, forget), now)
+    again = tuple(f for f in kept.failures if f.code not in PASSING or f.form.stage not in stages)
+    kept = msgspec.structs.replace(kept, failures=again)
+    return without_lost(former, kept), stale(former, now)
+
+
+def _remembered(former: Table, stages: Collection[str], forget: Forget) -> Table:
+    match forget:
+        case "all":
+            return forgotten(former, stages)
+        case "disturbed":
+            return undisturbed(former, stages)
+        case _:
+            return former
 
 
 def fingerprint(everything: Sequence[Candidate]) -> Fingerprint:

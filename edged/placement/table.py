@@ -125,8 +125,10 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     weights: tuple[Weight, ...] = ()
     pairs: tuple[Pair, ...] = ()
     failures: tuple[Failure, ...] = ()
-    complete: bool = False
-    """Whether everything asked for was measured; else the next run goes on."""
+    finished: tuple[str, ...] = ()
+    """Stages of which every form was measured, sorted: see `completeness.py`."""
+    finished_pairs: tuple[tuple[str, str], ...] = ()
+    """Stages that were also measured beside each other to the end, each pair sorted."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

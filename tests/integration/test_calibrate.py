@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from edged.placement import storage
-from edged.placement.table import Table
+from edged.placement.table import Point, Table
 from edged.testing.daemon import RunningDaemon
 
 from .conftest import simulated
@@ -36,6 +36,7 @@ backend = "simulated"
 device = "sim:npu"
 options = {{ per_item_ms = 0.2, max_tokens = 4, context_tokens = 8192 }}
 """
+BOTH = ("generator", "second")
 CHEAP = "per_item_ms = 0.2, max_tokens = 4"
 SLOW = "decode_ms = 20, max_tokens = 64"
 
@@ -99,6 +100,14 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(POLL_S)
 
 
+def whole(table: Table) -> bool:
+    return (table.finished, table.finished_pairs) == (BOTH, (BOTH,))
+
+
+def of_stage(table: Table, stage: str) -> tuple[Point, ...]:
+    return tuple(point for point in table.points if point.form.stage == stage)
+
+
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Callable[[str], Box]]:
     """Make a box whose generator has these options; nothing may be left of it."""
@@ -117,7 +126,7 @@ def box(tmp_path: Path) -> Iterator[Callable[[str], Box]]:
 def test_it_measures_everything_and_the_second_run_has_nothing_to_do(box):
     here = box()
     table = here.measure()
-    assert table.complete
+    assert whole(table)
     assert table.failures == ()
     sizes = {(point.form.stage, point.batch) for point in table.points if point.work == "typical"}
     assert sizes == {("generator", n) for n in (1, 2, 4, 8, 16)} | {("second", 1)}
@@ -131,11 +140,39 @@ def test_it_measures_everything_and_the_second_run_has_nothing_to_do(box):
         assert point.length > 50
     again = here.measure()
     assert (again.points, again.pairs) == (table.points, table.pairs)
-    fresh = here.measure("--fresh", "--stage", "second")
-    assert {point.form.stage for point in fresh.points} == {"second"}
-    status, out, _ = here.run("--show")
+    status, out, err = here.run("--show")
     assert status == 0
     assert "second" in out
+    assert "not everything" not in err
+
+
+def test_one_stage_measured_is_not_the_whole_table(box):
+    here = box()
+    first = here.measure("--stage", "generator")
+    assert (first.finished, first.finished_pairs) == (("generator",), ())
+    assert "not everything is measured (second); `edgectl calibrate`" in here.run("--show")[2]
+    both = here.measure("--stage", "second")
+    assert (both.finished, both.pairs, both.finished_pairs) == (BOTH, (), ())
+    assert of_stage(both, "generator") == first.points
+    assert "not everything is measured (generator beside second)" in here.run("--show")[2]
+    table = here.measure()
+    assert whole(table)
+    assert {(pair.first.stage, pair.second.stage) for pair in table.pairs} == {BOTH}
+
+
+def test_a_fresh_stage_forgets_that_stage_and_its_pairs_only(box):
+    here = box()
+    before = here.measure()
+    after = here.measure("--fresh", "--stage", "second")
+    assert of_stage(after, "generator") == of_stage(before, "generator")
+    assert {weight.form.stage for weight in after.weights} == set(BOTH)
+    assert of_stage(after, "second")
+    assert not set(of_stage(after, "second")) & set(of_stage(before, "second"))
+    assert (after.pairs, after.finished, after.finished_pairs) == ((), BOTH, ())
+    assert whole(here.measure())
+    assert whole(here.measure("--stage", "generator"))
+    nothing = here.measure("--fresh", "--budget", "1s")
+    assert (nothing.points, nothing.finished) == ((), ())
 
 
 def test_longer_requests_and_batches_cost_what_they_are_declared_to(box):
@@ -159,9 +196,9 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(box):
     wait_until(lambda: not here.probes(), "a probe outlives the command")
     before = here.table()
     assert before is not None
-    assert not before.complete
+    assert not whole(before)
     after = here.measure()
-    assert after.complete
+    assert whole(after)
     kept = {(p.form, p.batch, p.work): p for p in after.points}
     refined = {(p.form, p.batch, p.work) for p in before.points if p.rounds < 3}
     assert all(kept[p.form, p.batch, p.work] == p for p in before.points if p.rounds >= 3)
@@ -179,14 +216,14 @@ def test_interrupted_it_keeps_what_it_has(box):
     table = here.table()
     assert table is not None
     assert table.points
-    assert not table.complete
+    assert not whole(table)
 
 
 def test_a_budget_that_ends_in_the_middle_of_a_hang_ends_the_command(box, tmp_path):
     file = tmp_path / "faults.json"
     file.write_bytes(msgspec.json.encode({"hang": "native"}))
     table = box(f"faults = '{file}'").measure("--budget", "4s", "--stage", "generator")
-    assert not table.complete
+    assert table.finished == ()
     assert (table.points, table.failures) == ((), ())
 
 
@@ -207,7 +244,7 @@ def test_a_form_that_does_not_run_is_a_failure_and_the_others_are_measured(box, 
         ("generator", code, 0)
     ]
     assert {point.form.stage for point in table.points} == {"second"}
-    assert table.complete
+    assert whole(table)
     _, _, err = here.run("--show")
     assert f"does not run: generator none simulated sim:cpu: [{code}]" in err
 
@@ -313,7 +350,7 @@ def test_a_real_encoder_on_the_sample_documents(tmp_path, variant):
     )
     assert done.returncode == 0, done.stderr
     table = msgspec.json.decode(done.stdout, type=Table)
-    assert table.complete
+    assert table.finished == ("retriever",)
     assert table.workload["passages"] == "samples"
     assert table.fingerprint.models == {"bge-small-en-v1.5/int8": weights.digest}
     by_work = {point.work: point for point in table.points}

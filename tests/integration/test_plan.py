@@ -65,7 +65,8 @@ def table(**changes: object) -> Table:
         measured_at="2026-01-01T00:00:00Z",
         points=tuple(point for each in forms for point in points(each)),
         weights=tuple(Weight(form=each, memory_bytes=1 << 20, load_s=0.1) for each in forms),
-        complete=True,
+        finished=STAGES,
+        finished_pairs=(STAGES,),
     )
     return msgspec.structs.replace(measured, **changes)
 

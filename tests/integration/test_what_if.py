@@ -56,7 +56,8 @@ def table() -> Table:
             for of, wall_s in forms.items()
         ),
         weights=tuple(Weight(form=of, memory_bytes=1 << 20, load_s=0.1) for of in forms),
-        complete=True,
+        finished=("first", "second"),
+        finished_pairs=(("first", "second"),),
     )
 
 

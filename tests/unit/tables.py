@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 
 from edged.placement.limits import MODES, Limits, Wishes
 from edged.placement.table import Fingerprint, Form, Pair, Point, Table, Weight
@@ -37,7 +38,8 @@ def table(
         points=points,
         weights=weights,
         pairs=tuple(pairs),
-        complete=True,
+        finished=STAGES,
+        finished_pairs=tuple(combinations(sorted(STAGES), 2)),
     )
 
 

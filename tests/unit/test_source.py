@@ -32,8 +32,8 @@ PURE = (
     *(
         f"edged/placement/{name}.py"
         for name in (
-            *("agenda", "aim", "contention", "estimates", "flow", "interference", "limits", "plan"),
-            *("prices", "search", "staleness", "standing", "table", "verdicts", "watch"),
+            *("agenda", "aim", "completeness", "contention", "estimates", "flow", "interference"),
+            *("limits", "plan", "prices", "search", "staleness", "standing", "table", "verdicts", "watch"),
         )
     ),
     *(f"edged/placement/{name}.py" for name in ("curves", "rehearsal", "sequences", "silicon")),

@@ -45,7 +45,8 @@ def table() -> Table:
             ),
         ),
         failures=(Failure(form=GENERATE, code="crashed", message="", batch=8),),
-        complete=True,
+        finished=("g", "r"),
+        finished_pairs=(("g", "r"),),
     )  # fmt: skip
 
 
@@ -113,9 +114,11 @@ def test_disturbed_figures_can_be_taken_again():
         msgspec.structs.replace(point, others=cores)
         for point, cores in zip(table().points, (0.1, 1.4), strict=True)
     )
-    left = undisturbed(msgspec.structs.replace(table(), points=(quiet, loud)))
-    assert (left.points, left.pairs, left.complete) == ((quiet,), (), False)
-    assert undisturbed(msgspec.structs.replace(table(), points=(quiet,))).pairs == table().pairs
+    both = msgspec.structs.replace(table(), points=(quiet, loud))
+    left = undisturbed(both, {"r", "g"})
+    assert (left.points, left.pairs) == ((quiet,), ())
+    assert undisturbed(both, {"r"}) == both
+    assert undisturbed(msgspec.structs.replace(table(), points=(quiet,)), {"r", "g"}).pairs == table().pairs
 
 
 def test_a_little_less_memory_is_the_same_machine():

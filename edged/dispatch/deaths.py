@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from edged.dispatch.endings import abandon, end, refuse
-from edged.dispatch.events import Command, Died, Kill, Spawn
+from edged.dispatch.events import Command, Died, IdleAsked, Kill, Send, Spawn
 from edged.dispatch.ledger import Ledger, Stage, Worker
 from edged.errors import Poisoned, StageUnavailable
+from edged.messages import Stop
 
 CRASH_WEIGHT = 8
 """A crash, a fault, a hang or an end for lack of memory speaks against what was being worked on."""
@@ -30,6 +33,12 @@ def kill(worker: Worker, reason: str) -> list[Command]:
         return []
     worker.state, worker.credit, worker.fault = "dying", 0, worker.fault or reason
     return [Kill(worker.incarnation, reason)]
+
+
+def stop(worker: Worker, now: float) -> list[Command]:
+    """Have a worker finish what it holds and exit."""
+    worker.state, worker.retiring, worker.credit, worker.heard_at = "stopping", False, 0, now
+    return [Send(worker.incarnation, Stop())]
 
 
 def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
@@ -92,6 +101,8 @@ def _respawn(ledger: Ledger, stage: Stage, reason: str, now: float) -> list[Comm
 
 
 def _missing(ledger: Ledger, stage: Stage) -> int:
+    if stage.idle:
+        return -stage.starting
     staying = [
         worker
         for name in stage.workers
@@ -115,15 +126,19 @@ def _give_up(ledger: Ledger, stage: Stage, reason: str, now: float) -> list[Comm
         stage.trouble = f"replacement failed, the old worker serves on: {reason}"
         return []
     stage.failed = reason
-    error = StageUnavailable(f"stage {stage.name!r} is down: {reason}", retry_after_s=RETRY_FAILED_S)
-    return [command for number in list(stage.queue) for command in abandon(ledger, number, error)]
+    return _refuse_waiting(ledger, stage, RETRY_FAILED_S)
 
 
 def retry_failed(ledger: Ledger, now: float) -> list[Command]:
-    """What a stage gave up is tried again now and then: nobody may be there to ask for it."""
+    """What a stage gave up is tried again now and then: nobody may be there to ask for it.
+
+    What has come to an idle stage all the same is refused.
+    """
     commands: list[Command] = []
     for stage in ledger.stages.values():
-        if 0 < stage.retry_at <= now and not ledger.draining:
+        if stage.idle:
+            commands += _refuse_waiting(ledger, stage, None)
+        elif 0 < stage.retry_at <= now and not ledger.draining:
             missing = _missing(ledger, stage)
             stage.retry_at = now + RETRY_FAILED_S if missing > 0 else 0.0
             commands += _spawn(stage, missing)
@@ -143,6 +158,26 @@ def replace(ledger: Ledger, stage: Stage) -> list[Command]:
         elif worker.state == "ready":
             worker.retiring = True
     return commands + _spawn(stage, _missing(ledger, stage))
+
+
+def idle(ledger: Ledger, event: IdleAsked, now: float) -> list[Command]:
+    """Leave a stage without workers: those that serve finish what they hold, what waits is refused."""
+    stage = ledger.stages[event.stage]
+    stage.misfortunes.clear()
+    stage.failed, stage.trouble, stage.retry_at, stage.desired = event.reason, "", inf, event.wanted
+    commands: list[Command] = []
+    for worker in map(ledger.workers.__getitem__, sorted(stage.workers)):
+        if worker.state == "ready":
+            commands += stop(worker, now)
+        elif worker.state != "stopping":
+            worker.retiring = True
+            commands += kill(worker, "its stage has nothing to run any more")
+    return commands + _refuse_waiting(ledger, stage, None)
+
+
+def _refuse_waiting(ledger: Ledger, stage: Stage, again_s: float | None) -> list[Command]:
+    error = StageUnavailable(f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=again_s)
+    return [command for number in list(stage.queue) for command in abandon(ledger, number, error)]
 
 
 def wanted(ledger: Ledger, stage: Stage) -> bool:

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from edged.dispatch.batching import adapt, dispatch
-from edged.dispatch.deaths import bury, kill, replace, retry_failed
+from edged.dispatch.deaths import bury, idle, kill, replace, retry_failed, stop
 from edged.dispatch.endings import abandon, end, refuse
 from edged.dispatch.events import (
     Command,
     Deliver,
     Died,
     Event,
+    IdleAsked,
     Left,
     ReplaceAsked,
     Send,
@@ -47,7 +48,6 @@ from edged.messages import (
     Pong,
     Ready,
     SlotRef,
-    Stop,
     Tokens,
 )
 
@@ -65,7 +65,7 @@ def decide_all(ledger: Ledger, events: Iterable[Event], now: float) -> list[Comm
     return commands + dispatch(ledger, now)
 
 
-def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:
+def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:  # noqa: PLR0911 (one return an event)
     match event:
         case Spoke(worker, message):
             return _heard(ledger, worker, message, now)
@@ -81,6 +81,8 @@ def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:
             return []
         case ReplaceAsked(stage):
             return replace(ledger, ledger.stages[stage])
+        case IdleAsked():
+            return idle(ledger, event, now)
         case _:
             assert_never(event)
 
@@ -129,12 +131,7 @@ def _ready(ledger: Ledger, worker: Worker, message: Ready, now: float) -> list[C
     ]
     serving = sum(ledger.workers[name].state == "ready" for name in stage.workers)
     count = max(1, serving - stage.desired)  # more than one where fewer are wanted than before
-    return [command for old in retired[:count] for command in _stop(old, now)]
-
-
-def _stop(worker: Worker, now: float) -> list[Command]:
-    worker.state, worker.retiring, worker.credit, worker.heard_at = "stopping", False, 0, now
-    return [Send(worker.incarnation, Stop())]
+    return [command for old in retired[:count] for command in stop(old, now)]
 
 
 def _take_back(ledger: Ledger, worker: Worker, message: Done | Failed | Gone, now: float) -> Request | None:

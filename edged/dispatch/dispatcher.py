@@ -23,6 +23,7 @@ from edged.dispatch.events import (
     Deliver,
     Died,
     Event,
+    IdleAsked,
     Kill,
     Left,
     Refuse,
@@ -94,26 +95,26 @@ class Dispatcher:
 
     def add_stage(self, spec: StageSpec, workers: int, timeout_s: float, load_timeout_s: float) -> None:
         """Open a queue behind a stage and start its workers."""
-        arena = 1 + len(self.ledger.stages)
-        self.arenas.make(arena, spec.name, writable=False)
-        self.ledger.stages[spec.name] = Stage(
-            spec.name,
-            Slots(arena, self.arenas.geometry.slots),
-            spec.max_batch,
-            streaming=spec.kind == "generator",
-            desired=workers,
-            timeout_s=timeout_s,
-            load_timeout_s=load_timeout_s,
-        )
+        stage = self._open(spec.name, spec.max_batch, streaming=spec.kind == "generator")
+        stage.desired, stage.timeout_s, stage.load_timeout_s = workers, timeout_s, load_timeout_s
         self.specs[spec.name] = spec
 
     def add_idle_stage(self, name: str, *, streaming: bool, wanted: int, reason: str) -> None:
         """Keep a stage that cannot run in view: requests for it are refused with the reason."""
-        arena = 1 + len(self.ledger.stages)
-        self.arenas.make(arena, name, writable=False)
-        stage = Stage(name, Slots(arena, self.arenas.geometry.slots), 1, streaming=streaming, desired=wanted)
-        stage.failed, stage.retry_at = reason, float("inf")
-        self.ledger.stages[name] = stage
+        self._open(name, 1, streaming=streaming)
+        self.idle_stage(name, wanted=wanted, reason=reason)
+
+    def _open(self, name: str, max_batch: int, *, streaming: bool) -> Stage:
+        slots = Slots(1 + len(self.ledger.stages), self.arenas.geometry.slots)
+        self.arenas.make(slots.arena, name, writable=False)
+        return self.ledger.stages.setdefault(name, Stage(name, slots, max_batch, streaming=streaming))
+
+    def idle_stage(self, name: str, *, wanted: int, reason: str) -> None:
+        """Have a stage run nothing, as one that was added idle."""
+        self.specs.pop(name, None)
+        self._proven.pop(name, None)
+        self.ledger.stages[name].max_batch = 1
+        self._on(IdleAsked(name, reason, wanted))
 
     def start_workers(self) -> None:
         """Start what every stage wants; after the last `add_stage`, so that all arenas are inherited."""

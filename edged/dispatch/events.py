@@ -55,7 +55,16 @@ class ReplaceAsked(msgspec.Struct, frozen=True):
     stage: str
 
 
-Event = Spoke | Died | Left | Ticked | Waited | ReplaceAsked
+class IdleAsked(msgspec.Struct, frozen=True):
+    """A stage is to have no workers, as one that cannot be placed."""
+
+    stage: str
+    reason: str
+    wanted: int
+    """How many it should have if it could."""
+
+
+Event = Spoke | Died | Left | Ticked | Waited | ReplaceAsked | IdleAsked
 
 # ---------------------------------------------------------------------- commands
 

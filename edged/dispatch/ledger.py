@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from edged.dispatch.controller import Controller
@@ -204,6 +205,11 @@ class Stage:
     """The next worker that becomes ready does the work in another way."""
     served_at: float = 0.0
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=2048))
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing that its workers could run: none is started until it is changed."""
+        return bool(self.failed) and self.retry_at == inf
 
     def turn(self) -> int | None:
         """Whose turn it is, among those that may lease an output slot; None when nobody's."""

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from edged.dispatch.admission import admit, enqueue
-from edged.dispatch.deaths import start
+from edged.dispatch.deaths import start, wanted
 from edged.dispatch.decide import decide
 from edged.dispatch.events import (
     Command,
     Deliver,
     Died,
+    IdleAsked,
     Kill,
     Left,
     Refuse,
@@ -105,6 +106,14 @@ class World:
         self.ledger.stages[name].starting -= 1
         self.inbox[worker] = []
         return worker
+
+    def spawn_if_wanted(self) -> str | None:
+        """The same for the next one, unless it is called off."""
+        name = self.waiting[0]
+        if wanted(self.ledger, self.ledger.stages[name]):
+            return self.spawn()
+        self.waiting.pop(0)
+        return None
 
     def ready(self, worker: str, credit: int = 2) -> None:
         self.event(Spoke(worker, Ready(credit, 1, 0.0, {})))
@@ -435,8 +444,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.world.waiting)
     @rule(lives=st.booleans())
     def spawn(self, lives: bool) -> None:
-        worker = self.world.spawn()
-        if lives:
+        if (worker := self.world.spawn_if_wanted()) and lives:
             self.world.ready(worker)
 
     @rule(index=st.integers(0, 99), fails=st.booleans())
@@ -478,6 +486,10 @@ class Histories(RuleBasedStateMachine):
     def replace(self, stage: str) -> None:
         self.world.event(ReplaceAsked(stage))
 
+    @rule(stage=st.sampled_from(ROUTE))
+    def idle(self, stage: str) -> None:
+        self.world.event(IdleAsked(stage, "nothing fits", 1))
+
     @rule(seconds=st.sampled_from([0.1, 7.0, 31.0, 70.0]))
     def wait(self, seconds: float) -> None:
         self.world.now += seconds
@@ -518,6 +530,14 @@ class Histories(RuleBasedStateMachine):
             assert queued[request.id] == (request.phase == "queued")
 
     @invariant()
+    def an_idle_stage_starts_nobody(self) -> None:
+        for stage in self.world.ledger.stages.values():
+            states = {
+                w.state for name in stage.workers if not (w := self.world.ledger.workers[name]).retiring
+            }
+            assert not (stage.idle and states & {"starting", "ready"})
+
+    @invariant()
     def no_more_workers_than_wanted(self) -> None:
         for stage in self.world.ledger.stages.values():
             alive = [self.world.ledger.workers[name] for name in stage.workers]
@@ -531,7 +551,8 @@ class Histories(RuleBasedStateMachine):
             world.now += 40.0 if not world.waiting and not any(world.inbox.values()) else 0.0
             world.event(Ticked())
             while world.waiting:
-                world.ready(world.spawn())
+                if worker := world.spawn_if_wanted():
+                    world.ready(worker)
             for worker in sorted(world.ledger.workers):
                 if worker in world.killed or (worker in world.stopped and not world.inbox[worker]):
                     world.die(worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edged.dispatch.deaths import RETRY_FAILED_S, start, wanted
-from edged.dispatch.events import ReplaceAsked, Ticked
+from edged.dispatch.events import IdleAsked, ReplaceAsked, Ticked
 
 from .test_dispatch import ROUTE, World
 
@@ -110,3 +110,34 @@ def test_nobody_joins_a_suspect_before_it_has_shown_progress(world: World) -> No
     assert [work.request for work in world.inbox[worker]] == [suspect, innocent]
     world.die(worker)
     assert world.ledger.requests[suspect].suspicion == 0
+
+
+def test_an_idle_stage_finishes_what_it_holds_and_starts_nobody_until_it_is_changed() -> None:
+    world = with_workers(3)
+    stage = world.ledger.stages[STAGE]
+    first, crashed, other = sorted(stage.workers)
+    held = [world.submit((STAGE,)) for _ in range(3)]
+    served = {worker: works[0] for worker in stage.workers if (works := world.inbox[worker])}
+    world.die(crashed)
+    world.event(IdleAsked(STAGE, "nothing fits", 3))
+    assert world.stopped == {first, other}
+    assert not wanted(world.ledger, stage)
+    for worker in (first, other):
+        world.done(worker, served[worker])
+        world.die(worker)
+    world.now += 10 * RETRY_FAILED_S
+    world.event(Ticked())
+    assert (stage.workers, stage.starting, stage.failed) == (set(), 0, "nothing fits")
+    assert sorted(world.terminals) == sorted(held)
+    world.waiting.clear()
+    world.event(ReplaceAsked(STAGE))
+    assert world.waiting == [STAGE] * 3
+
+
+def test_work_on_its_way_to_an_idle_stage_is_refused(world: World) -> None:
+    request = world.submit(ROUTE[-2:])
+    world.event(IdleAsked(STAGE, "nothing fits", 1))
+    before = world.worker(ROUTE[-2])
+    world.done(before, world.inbox[before][0])
+    world.event(Ticked())
+    assert world.refusals == {request: "stage_unavailable"}

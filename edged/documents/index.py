@@ -29,6 +29,7 @@ WORDS = "base.words"
 _DELTA = "index.faiss"
 _MANIFEST = "manifest.json"
 _ATTEMPTS = 20
+_MEND = "run `edgectl documents reindex` to build it again"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +71,7 @@ def manifest_of(library: Path, generation: int) -> Manifest:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except msgspec.MsgspecError as error:
-        raise StorageError(f"{path} is damaged; remove {library} and ingest again") from error
+        raise StorageError(f"{path} is damaged; {_MEND}") from error
 
 
 def check_family(manifest: Manifest, family: str) -> None:
@@ -134,6 +135,7 @@ def _listed(scores: Vectors, ids: Ids) -> list[tuple[list[int], list[float]]]:
 
 def open_current(library: Path) -> Generation | None:
     """Open the generation in force and keep it from being removed; None before the first."""
+    number = 0
     for _ in range(_ATTEMPTS):
         number = current(library)
         if not number:
@@ -141,7 +143,9 @@ def open_current(library: Path) -> Generation | None:
         generation = _open(library, number)
         if generation:
             return generation
-    raise StorageError(f"the generation in force of {library} is missing; remove the folder and ingest again")
+    raise StorageError(
+        f"generation {number}, which {library / POINTER} names, is missing from {library / FOLDER}; {_MEND}"
+    )
 
 
 def _open(library: Path, number: int) -> Generation | None:
@@ -160,9 +164,7 @@ def _open(library: Path, number: int) -> Generation | None:
         return _map(folder, manifest, descriptor)
     except (RuntimeError, ValueError, FileNotFoundError, msgspec.MsgspecError) as error:
         os.close(descriptor)
-        raise StorageError(
-            f"{folder} is damaged; run `edgectl documents reindex` to build it again"
-        ) from error
+        raise StorageError(f"{folder} is damaged; {_MEND}") from error
 
 
 def _map(folder: Path, manifest: Manifest, descriptor: int) -> Generation:

@@ -15,6 +15,7 @@ from edged.documents import index, readers
 from edged.documents.access import Owner, locked, translated
 from edged.documents.chunk import Chunk, Parsed, chunk, embedded_text
 from edged.documents.publish import publish_next
+from edged.documents.recovery import known_manifest, lost
 from edged.documents.store import Document, Store
 from edged.documents.walk import File, LeftOut, walk
 from edged.errors import DocumentError, EdgedError, NotFound
@@ -127,7 +128,7 @@ class _Ingest:
     def begin(self, *, re_embed: bool) -> None:
         """Check that the vectors fit together; finish what an interrupted run left over."""
         number = index.current(self._library)
-        former = index.manifest_of(self._library, number) if number else None
+        former = known_manifest(self._library, number, self._store)
         if former and not re_embed:
             index.check_family(former, self._encoder.fingerprint)
         with self._store:
@@ -158,9 +159,10 @@ class _Ingest:
             self._prune([path.absolute() for path in paths], unknown, {str(file.path) for file in files})
 
     def finish(self) -> IngestReport:
-        """Embed the rest and publish, if anything changed."""
+        """Embed the rest and publish, if anything changed or the generation in force is lost."""
         self._embed()
-        if self._store.changed_since(index.current(self._library)):
+        number = index.current(self._library)
+        if self._store.changed_since(number) or lost(self._library, number):
             self._publish()
         number = index.current(self._library)
         self._report.generation = number

@@ -18,8 +18,9 @@ from edged.documents.access import Owner, locked, translated
 from edged.documents.index import Generation, Manifest
 from edged.documents.kinds import Kind, Wanted
 from edged.documents.publish import Reading, publish_next, untold
+from edged.documents.recovery import known_manifest
 from edged.documents.store import DOCUMENT_COLUMNS, VISIBLE, Document, Store, connect
-from edged.errors import NotFound
+from edged.errors import NotFound, StorageError
 from edged.messages import Passage
 
 
@@ -212,16 +213,18 @@ def _file_bytes(folder: Path) -> int:
 def reindex(path: Path, wanted: Wanted, progress: Reading = untold) -> Manifest:
     """Build the index anew from the vectors that the library holds, and publish it.
 
-    `progress` is told how many passages of how many are read. Raises `NotFound` for an empty library,
-    `AlreadyRunning`, `StorageError`.
+    Where the generation in force is missing, what it was made of is read from the passages. `progress` is
+    told how many passages of how many are read. Raises `NotFound` for an empty library, `AlreadyRunning`,
+    `StorageError`.
     """
-    number = index.current(path)
+    with translated(path):
+        number = index.current(path)
     if not number:
         raise NotFound(f"the library {path} is empty; fill it with `edgectl ingest PATH`")
-    former = index.manifest_of(path, number)
     with translated(path), Owner(path).acting(), locked(path):
         store = Store(path)
         try:
+            former = _former(path, store)
             return publish_next(
                 path,
                 store,
@@ -236,11 +239,24 @@ def reindex(path: Path, wanted: Wanted, progress: Reading = untold) -> Manifest:
             store.close()
 
 
-def _remove(path: Path, sources: Sequence[str]) -> None:
+def _former(path: Path, store: Store) -> Manifest:
+    """What the next generation has in common with the one in force; `StorageError` when nothing tells."""
     number = index.current(path)
-    former = index.manifest_of(path, number)
+    former = known_manifest(path, number, store)
+    if former is None:
+        raise StorageError(
+            f"generation {number}, which {path / index.POINTER} names, is missing from {path / index.FOLDER} "
+            "or damaged, and the library does not hold the vectors of all passages to build it again; "
+            "run `edgectl ingest --re-embed PATH`"
+        )
+    return former
+
+
+def _remove(path: Path, sources: Sequence[str]) -> None:
     store = Store(path)
     try:
+        former = _former(path, store)
+        number = former.generation
         with store:
             for source in sources:
                 store.remove(source, number + 1)

@@ -13,6 +13,7 @@ from edged.documents import durable, index, kinds
 from edged.documents.base import Blocks, Ids, append_base, read_ids, share_base, write_base
 from edged.documents.index import WORDS, Manifest, folder_of
 from edged.documents.kinds import Base, Wanted
+from edged.documents.recovery import known_manifest
 from edged.documents.store import Store
 from edged.errors import StorageError
 
@@ -44,7 +45,7 @@ def publish_next(  # noqa: PLR0913 - what is published, and how
     generation, as after passages got other vectors. Raises `OSError`, `sqlite3.Error`.
     """
     number = index.current(path)
-    former = index.manifest_of(path, number) if number else None
+    former = known_manifest(path, number, store)
     documents, passages = store.counts(number + 1)
     manifest = Manifest(
         generation=number + 1,

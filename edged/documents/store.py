@@ -263,6 +263,25 @@ class Store:
         ).fetchone()
         return int(row[0]), int(row[1])
 
+    def embedder_of_all(self, generation: int) -> tuple[str, str, int] | None:
+        """Family, digest and dimension of the newest embedder of everything that `generation` shows.
+
+        None when there is no such embedder, or nothing is shown.
+        """
+        rows = self._connection.execute(
+            "SELECT family, COUNT(*), MAX(LENGTH(vector)) / 4, MAX(embedders.id)"  # noqa: S608 - constant
+            f" FROM {_joined(0)} CROSS JOIN embeddings ON embeddings.passage = passages.id"
+            f" CROSS JOIN embedders ON embedders.id = embeddings.embedder WHERE {VISIBLE} GROUP BY family",
+            {"generation": generation},
+        ).fetchall()
+        _, passages = self.counts(generation)
+        whole = [row for row in rows if row[1] == passages]
+        if not whole:
+            return None
+        family, _, dimension, newest = max(whole, key=lambda row: int(row[3]))
+        digest = self._connection.execute("SELECT digest FROM embedders WHERE id = ?", (newest,)).fetchone()
+        return str(family), str(digest[0]), int(dimension)
+
     def vectors(
         self, family: str, generation: int, size: int, *, beyond: int = 0
     ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:

@@ -225,7 +225,8 @@ def test_an_empty_library_has_nothing_to_index(tmp_path):
         reindex(tmp_path / "library", "auto")
 
 
-@pytest.mark.parametrize("name", ["base.faiss", "base.ids", "base.vectors", "base.words", "removed.rows"])
+@pytest.mark.parametrize("name", [*(f"base.{part}" for part in ("faiss", "ids", "vectors", "words")),
+                                  "removed.rows", "index.faiss", "manifest.json"])  # fmt: skip
 @pytest.mark.parametrize("damage", ["gone", "empty"])
 def test_a_damaged_base_is_a_coded_error_that_reindexing_mends(tmp_path, name, damage):
     writer = Writer(tmp_path / "library", "ivfpq")
@@ -234,10 +235,8 @@ def test_a_damaged_base_is_a_coded_error_that_reindexing_mends(tmp_path, name, d
     damaged = folder_of(writer.path, 1) / name
     if damage == "gone":
         damaged.unlink()
-    elif name == "removed.rows":
-        damaged.write_bytes(b"odd")
     else:
-        damaged.write_bytes(b"")
+        damaged.write_bytes(b"odd" if name == "removed.rows" else b"")
     with pytest.raises(StorageError, match="edgectl documents reindex"):
         Library.open(writer.path)
     reindex(writer.path, "ivfpq")

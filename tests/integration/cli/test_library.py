@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,49 @@ def test_another_embedder_is_refused_until_the_library_is_embedded_again(call, p
     back = json.loads(call("ingest", "--re-embed", "--json").stdout)
     assert back["passages_embedded"] == first["passages_embedded"]
     assert "bge-small" in call("documents", "stats").stdout
+
+
+def lose_generation(state: Path) -> Path:
+    """Remove the files of the generation in force, as a backup without them does."""
+    library = state / "library"
+    assert (library / "CURRENT").read_text() == "1"
+    shutil.rmtree(library / "generations")
+    return library
+
+
+@pytest.mark.parametrize("mended_by", ["reindex", "ingest"])
+def test_a_generation_that_is_missing_is_named_and_built_again(call, papers, state, mended_by):
+    assert call("ingest", str(papers)).exit_code == 0
+    library = lose_generation(state)
+    refused = call("documents", "list")
+    assert (refused.exit_code, refused.stderr.partition(":")[0]) == (1, "error [storage]")
+    for part in ("generation 1", str(library / "generations"), "edgectl documents reindex"):
+        assert part in refused.stderr.replace("\n", " ")
+    mend = ("documents", "reindex") if mended_by == "reindex" else ("ingest", str(papers))
+    mended = call(*mend)
+    assert mended.exit_code == 0, mended.stderr
+    assert [Path(each["source"]).name for each in json.loads(call("documents", "list", "--json").stdout)] == [
+        "manual.md",
+        "notes.txt",
+    ]
+    numbers = json.loads(call("documents", "stats", "--json").stdout)
+    assert (numbers["generation"], numbers["passages"]) == (2, 3)
+    again = json.loads(call("ingest", str(papers), "--json").stdout)
+    assert (again["unchanged"], again["passages_embedded"]) == (2, 0)
+
+
+def test_a_missing_generation_whose_vectors_are_gone_too_says_what_embeds_them(call, papers, state):
+    assert call("ingest", str(papers)).exit_code == 0
+    library = lose_generation(state)
+    with closing(sqlite3.connect(library / "library.sqlite")) as store, store:
+        store.execute("DELETE FROM embeddings WHERE rowid = (SELECT max(rowid) FROM embeddings)")
+    refused = call("documents", "reindex")
+    assert (refused.exit_code, refused.stderr.partition(":")[0]) == (1, "error [storage]")
+    assert "generation 1" in refused.stderr
+    assert "edgectl ingest --re-embed" in refused.stderr
+    again = json.loads(call("ingest", "--re-embed", "--json").stdout)
+    assert (again["passages_embedded"], again["generation"]) == (1, 2)
+    assert "Hold the button" in call("documents", "show", "manual.md").stdout
 
 
 def test_ingest_wants_to_know_what(call):

@@ -60,9 +60,9 @@ class Daemon:
             config.daemon.log_format,
         )
         self._gateway: Gateway = build_gateway(self, config)
-        self._reloading = asyncio.Lock()
+        self._reload: asyncio.Task[None] | None = None
         self._applied = AppliedPlan(config.daemon.state_dir, self._store)
-        self._rollout = Rollout(self._dispatcher, self._applied, self._reloading)
+        self._rollout = Rollout(self._dispatcher, self._applied)
         self._announced = False
 
     # ------------------------------------------------------------------ life
@@ -188,9 +188,12 @@ class Daemon:
         self._stop.set()
 
     def _asked_to_reload(self) -> None:
-        self._reload_task = asyncio.ensure_future(self._reload_by_signal())
+        if self._reload is None or self._reload.done():  # one that waits will read what is there then
+            self._reload = asyncio.ensure_future(self._reload_by_signal())
 
     async def _reload_by_signal(self) -> None:
+        """Nobody can be told to try again later, so it waits for a plan on its way."""
+        await self._rollout.ended()
         try:
             await self.reload()
         except EdgedError as error:
@@ -252,16 +255,16 @@ class Daemon:
 
     async def reload(self) -> list[str]:
         """See `Operator.reload`."""
-        async with self._reloading:
+        self._rollout.check_free()
+        if self._announced:
+            notify.reloading()
+        try:
+            self._calibration.forget()
+            self._applied.look_again()
+            return self._adopt(*self._load())
+        finally:
             if self._announced:
-                notify.reloading()
-            try:
-                self._calibration.forget()
-                self._applied.look_again()
-                return self._adopt(*self._load())
-            finally:
-                if self._announced:
-                    notify.notify("READY=1")
+                notify.notify("READY=1")
 
     def _adopt(self, config: Config, path: str) -> list[str]:
         """Validate everything, then change everything: nothing in between can fail."""
@@ -331,7 +334,7 @@ class Daemon:
         """See `Operator.apply_plan`."""
         if dry_run:
             return self._rollout.changes(self.config, plan)
-        return await self._rollout.begin(self.config, plan)
+        return self._rollout.begin(self.config, plan)
 
     async def clear_caches(self, names: tuple[str, ...]) -> None:
         """See `Operator.clear_caches`."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from edged.config import Config
 from edged.dispatch.dispatcher import Dispatcher
+from edged.dispatch.ledger import Stage
 from edged.errors import AlreadyRunning
 from edged.placement.applied import AppliedPlan, Step, difference
 from edged.placement.table import Plan
@@ -23,64 +24,83 @@ PATIENCE = 2.0
 
 
 class _Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage that does not run as it should, and what it takes to have it as it was."""
+
     name: str
     before: Step | None
+    """None where it never could be placed."""
     after: Step
+    down: str
+    """Why it lacks workers; empty where it has all."""
+    wanted: int
 
 
 class Rollout:
-    """Replaces the workers of one stage after the other, so that one replacement at a time takes memory."""
+    """Replaces the workers of one stage after the other, so that one replacement at a time takes memory.
 
-    def __init__(self, dispatcher: Dispatcher, applied: AppliedPlan, lock: asyncio.Lock) -> None:
+    One plan at a time is on its way, and no reload meanwhile: see `check_free` and `ended`.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, applied: AppliedPlan) -> None:
         self._dispatcher = dispatcher
         self._applied = applied
-        self._lock = lock
-        """Held as long as a plan is on its way: a reload waits for it."""
         self._task: asyncio.Task[None] | None = None
         self.waiting: tuple[str, ...] = ()
-        """Stages that are not as planned yet, the one that is being replaced first."""
+        """Stages that are to be replaced yet, the one that is being replaced first."""
         self.problem = ""
-        """Why the last plan was taken back."""
+        """Why the last plan was taken back, and what did not come back with it."""
 
     @property
     def report(self) -> PlanReport:
         """How far it is."""
-        under_way = self._task is not None and not self._task.done()
         return PlanReport(
-            plan=self._applied.plan, under_way=under_way, waiting=self.waiting, problem=self.problem
+            plan=self._applied.plan, under_way=self._under_way, waiting=self.waiting, problem=self.problem
         )
+
+    @property
+    def _under_way(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def check_free(self) -> None:
+        """Nothing may change stages while a plan does: `AlreadyRunning` then.
+
+        What the caller does next has the stages to itself until it awaits something.
+        """
+        if self._under_way:
+            to_go = f"{', '.join(self.waiting)} to go" if self.waiting else "it is almost done"
+            raise AlreadyRunning(f"a plan is being applied: {to_go}; try again when it is in force")
+
+    async def ended(self) -> None:
+        """Return when no plan is on its way; then as `check_free`."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait((self._task,))
 
     def changes(self, config: Config, plan: Plan | None) -> list[str]:
         """What a plan (None: the defaults) would change, a sentence each; errors as `AppliedPlan.steps`."""
-        steps = self._applied.steps(config, plan)
-        found = [f"stage {each.name}: {_told(each)}" for each in self._differing(steps)]
-        before, after = self._dispatcher.ledger.leases.mode, self._applied.lease_mode(config, plan)
-        return found + ([f"cores are shared {after} instead of {before}"] if before != after else [])
+        return self._sentences(self._differing(self._applied.steps(config, plan)), config, plan)
 
-    async def begin(self, config: Config, plan: Plan | None) -> list[str]:
+    def begin(self, config: Config, plan: Plan | None) -> list[str]:
         """Start to apply a plan, or to clear it; say what changes.
 
         Errors as `changes`; `AlreadyRunning` while another one is on its way.
         """
-        if self._lock.locked():
-            to_go = f"{', '.join(self.waiting)} to go" if self.waiting else "it is almost done"
-            raise AlreadyRunning(
-                f"a plan is being applied, or a reload is under way: {to_go}; try again later"
-            )
-        changes = self.changes(config, plan)
+        self.check_free()
         differing = self._differing(self._applied.steps(config, plan))
-        await self._lock.acquire()  # at once: nobody has it
         self.problem = ""
         self.waiting = tuple(change.name for change in differing)
         self._task = asyncio.create_task(self._carry_out(config, plan, differing), name="rollout")
-        self._task.add_done_callback(lambda _task: self._lock.release())
-        return changes
+        return self._sentences(differing, config, plan)
+
+    def _sentences(self, changes: Sequence[_Change], config: Config, plan: Plan | None) -> list[str]:
+        found = [f"stage {change.name}: {_told(change)}" for change in changes]
+        before, after = self._dispatcher.ledger.leases.mode, self._applied.lease_mode(config, plan)
+        return found + ([f"cores are shared {after} instead of {before}"] if before != after else [])
 
     async def _carry_out(self, config: Config, plan: Plan | None, changes: list[_Change]) -> None:
         for place, change in enumerate(changes):
             self._change(change.name, change.after, config)
             if why := await self._outcome(change.name):
-                self._take_back(changes[: place + 1], config, f"stage {change.name}: {why}")
+                await self._take_back(changes[: place + 1], config, f"stage {change.name}: {why}")
                 return
             self.waiting = self.waiting[1:]
         self._dispatcher.share_cores(self._applied.lease_mode(config, plan), config.placement.cores)
@@ -88,37 +108,65 @@ class Rollout:
         self._applied.keep()
         logger.info("plan applied" if plan else "plan cleared", extra={"plan": plan.id if plan else ""})
 
-    def _take_back(self, changes: list[_Change], config: Config, why: str) -> None:
-        """Have what served before serve again, stages that still do so aside."""
-        for change in changes:
-            if change.before is not None and self._now(change.name) != change.before:
-                self._change(change.name, change.before, config)
-        self.waiting, self.problem = (), f"the last plan was taken back: {why}"
-        logger.error("plan taken back", extra={"why": why})
+    async def _take_back(self, changes: Sequence[_Change], config: Config, why: str) -> None:
+        """Have what served before serve again, the last change first; stages that still do so aside."""
+        back = [change for change in reversed(changes) if self._now(change.name) != change.before]
+        self.waiting = tuple(change.name for change in back)
+        self.problem = f"the last plan is being taken back: {why}"
+        lost = ""
+        for change in back:
+            lost += await self._restore(change, config)
+            self.waiting = self.waiting[1:]
+        self.problem = f"the last plan was taken back: {why}{lost}"
+        logger.error("plan taken back", extra={"why": why + lost})
+
+    async def _restore(self, change: _Change, config: Config) -> str:
+        """Have a stage run as it did; say if it does not, unless it did not before."""
+        if change.before is None:
+            self._dispatcher.idle_stage(change.name, wanted=change.wanted, reason=change.down)
+            return ""
+        self._change(change.name, change.before, config)
+        why = await self._outcome(change.name)
+        return f"; stage {change.name} did not come back: {why}" if why and not change.down else ""
 
     def _change(self, name: str, step: Step, config: Config) -> None:
         stage = config.stages[name]
         self._dispatcher.change_stage(step.spec, step.workers, stage.timeout_s, stage.load_timeout_s)
+        self._dispatcher.form_batches(name, stage.max_wait_ms, stage.target_ms)
 
     async def _outcome(self, name: str) -> str:
         """Wait until a stage has all its new workers; else why it has not."""
-        ledger = self._dispatcher.ledger
-        stage = ledger.stages[name]
+        stage = self._dispatcher.ledger.stages[name]
         limit_s = PATIENCE * stage.load_timeout_s
         until = self._dispatcher.now() + limit_s
         while self._dispatcher.now() < until:
             if stage.failed or stage.trouble:
                 return stage.failed or stage.trouble
-            workers = [ledger.workers[worker] for worker in stage.workers]
-            ready = [worker for worker in workers if worker.state == "ready" and not worker.retiring]
-            if len(ready) >= stage.desired and not any(worker.retiring for worker in workers):
+            workers = [self._dispatcher.ledger.workers[worker] for worker in stage.workers]
+            if self._ready(stage) >= stage.desired and not any(worker.retiring for worker in workers):
                 return ""
             await asyncio.sleep(POLL_S)
         return f"its new workers are not ready after {limit_s:g} s"
 
+    def _ready(self, stage: Stage) -> int:
+        workers = [self._dispatcher.ledger.workers[worker] for worker in stage.workers]
+        return sum(worker.state == "ready" and not worker.retiring for worker in workers)
+
     def _differing(self, steps: Mapping[str, Step]) -> list[_Change]:
-        found = [_Change(name=name, before=self._now(name), after=step) for name, step in steps.items()]
-        return [change for change in found if change.before != change.after]
+        """Stages that run in another way, and those that do not run although they should."""
+        found = [self._compared(name, step) for name, step in steps.items()]
+        return [change for change in found if change.before != change.after or change.down]
+
+    def _compared(self, name: str, step: Step) -> _Change:
+        stage = self._dispatcher.ledger.stages[name]
+        lacking = stage.trouble if self._ready(stage) < stage.desired else ""
+        return _Change(
+            name=name,
+            before=self._now(name),
+            after=step,
+            down=stage.failed or lacking,
+            wanted=stage.desired,
+        )
 
     def _now(self, name: str) -> Step | None:
         """How a stage runs; None where it never could be placed."""
@@ -127,4 +175,5 @@ class Rollout:
 
 
 def _told(change: _Change) -> str:
-    return difference(change.before, change.after) or "is replaced"
+    again = f"is tried again ({change.down})" if change.down else "is replaced"
+    return difference(change.before, change.after) or again

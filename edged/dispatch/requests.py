@@ -109,7 +109,10 @@ class Operator(Protocol):
         ...
 
     async def reload(self) -> list[str]:
-        """Read the configuration again; return what changed, a sentence each. All or nothing."""
+        """Read the configuration again; return what changed, a sentence each. All or nothing.
+
+        `ConfigError` says what is wrong with it; `AlreadyRunning` while a plan is on its way.
+        """
         ...
 
     def plan(self) -> PlanReport:

@@ -11,7 +11,7 @@ from edged.dispatch.requests import Submission
 from edged.errors import DeadlineUnmeetable
 from edged.messages import Done, Fault, Ready, Stop, Tokens
 
-from .test_dispatch import World
+from .dispatch_world import World
 
 
 def speaking(requests: int = 1) -> tuple[World, str]:

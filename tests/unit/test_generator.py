@@ -2,130 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.backend import Sampling, TokenEvent, Variant
+from edged.backend import Sampling, TokenEvent
 from edged.errors import BackendError, BadRequest, ConfigError, ContextOverflow, DeviceLost, ProtocolError
-from edged.messages import Answer, ChatTask, Message, Passage, decoder, encode
+from edged.messages import Message
 from edged.stages.contract import Broken, Finished, Item, Progress
-from edged.stages.generator import NOT_IN_PASSAGES, NOTHING_FOUND, UNSUPPORTED, Generator
 
-VARIANT = Variant(model="scripted", name="q4", task="generate", format="gguf", path=Path("none"))
-START, END = 256, 257
-REPLY = "Hold the recessed button for 12 s ½😀.\nThen wait."
-GATEWAY = Passage(id=7, text="To reset, hold the recessed button for 12 s.", source="manual.md")
-
-
-class Vocabulary:
-    """A byte a token; control tokens for the turns."""
-
-    chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    beginning = ""
-    end = "<|im_end|>"
-
-    def encode(self, text: str, /, *, special: bool) -> list[int]:
-        parts = re.split(r"(<\|im_start\|>|<\|im_end\|>)", text) if special else [text]
-        control = {"<|im_start|>": [START], "<|im_end|>": [END]}
-        return [t for part in parts for t in (control.get(part, []) if special else []) or part.encode()]
-
-    def decode(self, tokens: Sequence[int], /) -> str:
-        if -1 in tokens:
-            raise BackendError("token -1 is outside the vocabulary")
-        return bytes(t for t in tokens if t < 256).decode("utf-8", "replace")
-
-
-class Scripted:
-    """Continues every prompt with what is missing of the reply: resumable as a greedy model is."""
-
-    def __init__(
-        self, reply: str = REPLY, context: int = 2_000, *, per_event: int = 1, exact: bool = True
-    ) -> None:
-        self.vocabulary = Vocabulary()
-        self.context_tokens = context
-        self.max_sequences = 4
-        self.exact_resume = exact
-        self.reply = reply.encode()
-        self.per_event = per_event
-        self.live: dict[int, tuple[int, int]] = {}
-        """Sequence to tokens of the reply already there, and where it must end."""
-        self.admitted: list[tuple[list[int], Sampling, int]] = []
-        self.inject: Callable[[int], TokenEvent | None] = lambda sequence: None
-        self.closed = False
-
-    @property
-    def free_sequences(self) -> int:
-        return self.max_sequences - len(self.live)
-
-    def prefix_counters(self) -> tuple[int, int, int]:
-        return 0, 0, 0
-
-    def clear_prefixes(self) -> None:
-        pass
-
-    def admit(self, sequence: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int, /) -> None:
-        if not self.free_sequences:
-            raise BackendError("full")
-        tokens = list(prompt)
-        begin = len(tokens) - tokens[::-1].index(START) + len("assistant\n")
-        self.live[sequence] = (len(tokens) - begin, len(tokens) - begin + max_tokens)
-        self.admitted.append((tokens, sampling, max_tokens))
-
-    def step(self) -> list[TokenEvent]:
-        return [self.inject(sequence) or self.advance(sequence) for sequence in list(self.live)]
-
-    def advance(self, sequence: int) -> TokenEvent:
-        at, end = self.live[sequence]
-        tokens = tuple(self.reply[at : min(at + self.per_event, end)])
-        at += len(tokens)
-        finish = "length" if at == end else "stop" if at == len(self.reply) else None
-        self.live[sequence] = (at, end)
-        if finish:
-            del self.live[sequence]
-        return TokenEvent(sequence, tokens, finish)
-
-    def cancel(self, sequence: int, /) -> None:
-        self.live.pop(sequence, None)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def item(request: int = 1, resume: Sequence[int] = (), characters: int = 0, **task: object) -> Item:
-    fields = {"messages": (Message("user", "How do I reset it?"),)} | task
-    payload = memoryview(encode(ChatTask(**fields)))  # type: ignore[arg-type]
-    return Item(request, "chat", payload, 1_000, tuple(resume), characters)
-
-
-def stage(session: Scripted | None = None, **options: object) -> Generator:
-    return Generator(session or Scripted(), VARIANT, options)
-
-
-def drain(generator: Generator) -> list[Progress | Finished | Broken]:
-    events: list[Progress | Finished | Broken] = []
-    while generator.active:
-        events += generator.step()
-    return events
-
-
-def answer(event: object) -> Answer:
-    assert isinstance(event, Finished), event
-    return decoder(Answer)(event.payload)  # type: ignore[arg-type]
-
-
-def run(generator: Generator, work: Item) -> tuple[list[Progress], Answer]:
-    generator.admit(work)
-    *progress, last = drain(generator)
-    assert all(isinstance(event, Progress) for event in progress)
-    return progress, answer(last)  # type: ignore[return-value]
+from .scripted import (
+    REPLY,
+    Scripted,
+    answer,
+    drain,
+    item,
+    run,
+    stage,
+)
 
 
 def check_contiguous(progress: list[Progress], first: int = 0) -> None:
@@ -357,38 +251,6 @@ def test_an_item_that_cannot_start_raises_its_answer():
     assert generator.active == 4
 
 
-def test_a_grounded_answer_cites_what_it_rests_on():
-    decoy = Passage(id=8, text="The LED is amber.", source="leds.md")
-    _, whole = run(stage(), item(grounded=True, passages=(GATEWAY, decoy)))
-    assert [(c.number, c.passage, c.quote) for c in whole.citations] == [(1, GATEWAY, GATEWAY.text)]
-    assert whole.passages_dropped == 0
-
-
-def test_dropped_passages_are_reported_and_not_cited():
-    long = Passage(id=8, text=f"{GATEWAY.text} {'x' * 1_500}", source="long.md")
-    _, whole = run(stage(), item(grounded=True, passages=(GATEWAY, long)))
-    assert whole.passages_dropped == 1
-    assert [citation.passage for citation in whole.citations] == [GATEWAY]
-
-
-@pytest.mark.parametrize(("reply", "characters"), [("Bananas.", 4), ("Bananas.\n\nQuestion: Why?", 4)])
-def test_an_answer_that_no_passage_supports_says_so(reply, characters):
-    task = {"grounded": True, "passages": (GATEWAY,)}
-    progress, whole = run(stage(Scripted(reply)), item(**task))
-    assert "".join(event.text for event in progress) == whole.text == "Bananas." + UNSUPPORTED
-    assert whole.citations == ()
-    after, resumed = run(stage(Scripted(reply)), item(1, reply[:characters].encode(), characters, **task))
-    assert reply[:characters] + "".join(event.text for event in after) == resumed.text == whole.text
-
-
-def test_without_passages_no_model_speaks():
-    session = Scripted()
-    progress, whole = run(stage(session), item(grounded=True))
-    assert session.admitted == []
-    assert "".join(event.text for event in progress) == whole.text == NOTHING_FOUND
-    assert (whole.model, whole.completion_tokens) == ("", 0)
-
-
 def test_details_say_what_status_shows():
     assert stage().details == {
         "model": "scripted",
@@ -406,18 +268,3 @@ def test_close_closes_the_session():
     generator.close()
     generator.close()
     assert (session.closed, generator.active) == (True, 0)
-
-
-def test_numbers_that_no_passage_holds_are_named():
-    reply = "To reset, hold the recessed button for 99 s."
-    _, whole = run(stage(Scripted(reply)), item(grounded=True, passages=(GATEWAY,)))
-    assert whole.text == reply + NOT_IN_PASSAGES.format("99")
-    assert len(whole.citations) == 1
-
-
-def test_a_grounded_answer_that_goes_round_in_circles_is_ended():
-    reply = "Hold the recessed button. " * 40
-    _, whole = run(stage(Scripted(reply)), item(grounded=True, passages=(GATEWAY,)))
-    assert (whole.finish, whole.text.count("Hold")) == ("stop", 3)
-    _, plain = run(stage(Scripted(reply)), item())
-    assert plain.text.count("Hold") > 3

@@ -7,7 +7,7 @@ import pytest
 from edged.dispatch.deaths import RETRY_FAILED_S, start, wanted
 from edged.dispatch.events import IdleAsked, ReplaceAsked, Ticked
 
-from .test_dispatch import ROUTE, World
+from .dispatch_world import ROUTE, World
 
 STAGE = ROUTE[-1]
 

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from edged.backend import Sampling
-from tests.unit.test_generator import GATEWAY, REPLY, Scripted, answer, drain, item, run, stage
+
+from .scripted import GATEWAY, REPLY, Scripted, answer, drain, item, run, stage
 
 GROUNDED = {"grounded": True, "passages": (GATEWAY,)}
 

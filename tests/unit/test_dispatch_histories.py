@@ -1,0 +1,176 @@
+"""Random histories of the dispatcher: what holds after any order of events."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+
+from edged.dispatch.events import (
+    IdleAsked,
+    Left,
+    ReplaceAsked,
+    Spoke,
+    Ticked,
+)
+from edged.errors import EdgedError
+from edged.messages import (
+    Failed,
+    Gone,
+    Work,
+)
+
+from .dispatch_world import ROUTE, World
+
+
+class Histories(RuleBasedStateMachine):
+    """Any order of submissions, progress, deaths, departures and swaps keeps the books straight."""
+
+    works = Bundle("works")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(slots=3, max_batch=2)
+
+    def _pick(self, index: int) -> tuple[str, Work] | None:
+        held = [(worker, work) for worker, works in sorted(self.world.inbox.items()) for work in works]
+        return held[index % len(held)] if held else None
+
+    @rule(length=st.integers(1, 3))
+    def submit(self, length: int) -> None:
+        try:
+            self.world.submit(ROUTE[3 - length :])
+        except EdgedError:
+            assert self.world.ledger.entry.used == 3 or any(
+                stage.failed for stage in self.world.ledger.stages.values()
+            )
+
+    @precondition(lambda self: self.world.waiting)
+    @rule(lives=st.booleans())
+    def spawn(self, lives: bool) -> None:
+        if (worker := self.world.spawn_if_wanted()) and lives:
+            self.world.ready(worker)
+
+    @rule(index=st.integers(0, 99), fails=st.booleans())
+    def finish(self, index: int, fails: bool) -> None:
+        if (picked := self._pick(index)) is None:
+            return
+        worker, work = picked
+        if (worker, work.request, work.attempt) in self.world.cancelled and fails:
+            self.world.inbox[worker].remove(work)
+            self.world.event(Spoke(worker, Gone(work.request, work.attempt)))
+        elif fails:
+            self.world.inbox[worker].remove(work)
+            self.world.event(Spoke(worker, Failed(work.request, work.attempt, "bad_request", "no")))
+        else:
+            self.world.done(worker, work)
+
+    @rule(index=st.integers(0, 99), text=st.sampled_from(["a", "bc", ""]))
+    def stream(self, index: int, text: str) -> None:
+        if (picked := self._pick(index)) and picked[0].startswith("speak"):
+            worker, work = picked
+            request = self.world.ledger.requests.get(work.request)
+            if request is not None and request.worker == worker:
+                self.world.say(worker, work, len(request.tokens), text)
+
+    @rule(index=st.integers(0, 99), killed=st.booleans())
+    def die(self, index: int, killed: bool) -> None:
+        if workers := sorted(self.world.ledger.workers):
+            self.world.die(workers[index % len(workers)], killed=killed)
+
+    @rule(index=st.integers(0, 99))
+    def leave(self, index: int) -> None:
+        if present := sorted(self.world.ledger.requests):
+            request = present[index % len(present)]
+            if self.world.ledger.requests[request].phase != "leaving":
+                self.world.left.add(request)
+            self.world.event(Left(request))
+
+    @rule(stage=st.sampled_from(ROUTE))
+    def replace(self, stage: str) -> None:
+        self.world.event(ReplaceAsked(stage))
+
+    @rule(stage=st.sampled_from(ROUTE))
+    def idle(self, stage: str) -> None:
+        self.world.event(IdleAsked(stage, "nothing fits", 1))
+
+    @rule(seconds=st.sampled_from([0.1, 7.0, 31.0, 70.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.now += seconds
+        self.world.event(Ticked())
+
+    @invariant()
+    def at_most_one_terminal_event(self) -> None:
+        assert all(count == 1 for count in self.world.terminals.values())
+        assert not set(self.world.terminals) & self.world.left
+
+    @invariant()
+    def none_lost(self) -> None:
+        known = set(self.world.ledger.requests) | set(self.world.terminals) | self.world.left
+        assert self.world.accepted <= known
+
+    @invariant()
+    def slots_are_held_by_requests_and_nobody_else(self) -> None:
+        held = Counter(
+            ref.arena
+            for request in self.world.ledger.requests.values()
+            for ref in (request.source, request.target)
+            if ref is not None
+        )
+        assert held[0] == self.world.ledger.entry.used
+        for stage in self.world.ledger.stages.values():
+            assert held[stage.slots.arena] == stage.slots.used <= stage.slots.count
+
+    @invariant()
+    def credit_never_exceeds_what_was_announced(self) -> None:
+        for worker in self.world.ledger.workers.values():
+            assert worker.credit >= 0
+            assert worker.credit + len(worker.held) <= 2 or worker.state != "ready"
+
+    @invariant()
+    def a_request_is_queued_exactly_where_its_phase_says(self) -> None:
+        queued = Counter(itertools.chain.from_iterable(s.queue for s in self.world.ledger.stages.values()))
+        for request in self.world.ledger.requests.values():
+            assert queued[request.id] == (request.phase == "queued")
+
+    @invariant()
+    def an_idle_stage_starts_nobody(self) -> None:
+        for stage in self.world.ledger.stages.values():
+            states = {
+                w.state for name in stage.workers if not (w := self.world.ledger.workers[name]).retiring
+            }
+            assert not (stage.idle and states & {"starting", "ready"})
+
+    @invariant()
+    def no_more_workers_than_wanted(self) -> None:
+        for stage in self.world.ledger.stages.values():
+            alive = [self.world.ledger.workers[name] for name in stage.workers]
+            serving = [w for w in alive if not w.retiring and w.state in {"starting", "ready"}]
+            assert len(serving) + stage.starting <= stage.desired
+
+    def teardown(self) -> None:
+        """Heal, then everything that was accepted must come to its end."""
+        world = self.world
+        for _ in range(2000):
+            world.now += 40.0 if not world.waiting and not any(world.inbox.values()) else 0.0
+            world.event(Ticked())
+            while world.waiting:
+                if worker := world.spawn_if_wanted():
+                    world.ready(worker)
+            for worker in sorted(world.ledger.workers):
+                if worker in world.killed or (worker in world.stopped and not world.inbox[worker]):
+                    world.die(worker)
+                elif world.ledger.workers[worker].state == "starting":
+                    world.ready(worker)
+            if (picked := self._pick(0)) is not None:
+                world.done(*picked)
+            if not world.ledger.requests:
+                break
+        assert world.ledger.requests == {}
+        assert world.accepted == set(world.terminals) | world.left
+        assert world.ledger.entry.used == 0
+
+
+TestHistories = Histories.TestCase

@@ -119,12 +119,21 @@ class AppliedPlan:
         """
         if plan is not None:
             _check(plan, config)
+            self._check_machine(plan)
         placed = {
             name: self._placed(name, stage, config, choice_of(plan, name, stage))
             for name, stage in config.stages.items()
             if stage.workers != 0
         }
         return {name: step for name, step in placed.items() if step is not None}
+
+    def _check_machine(self, plan: Plan) -> None:
+        """Refuse here what `read` would refuse at the next start."""
+        if why := foreign(plan, known_fingerprint(plan, self._store)):
+            raise BadRequest(
+                f"the plan was made on other hardware ({why}); run: edgectl calibrate, then plan again",
+                param="fingerprint",
+            )
 
     def _placed(self, name: str, stage: Stage, config: Config, choice: Choice | None) -> Step | None:
         """A stage of which the plan says nothing may be broken: then it stays as it is."""

@@ -1,7 +1,8 @@
 """What decides the price of work here: the machine, the versions of its runtimes, the weights.
 
-Cheap on purpose, and imports no runtime: the daemon asks too. Accelerators are therefore device nodes with
-their ids from sysfs, not what a runtime lists.
+Cheap on purpose, and imports no runtime: the daemon asks too. Accelerators are therefore what sysfs lists,
+not what a runtime does. Not /dev either: a confined service sees fewer nodes than the shell in which
+`edgectl calibrate` runs, and NVIDIA's driver makes some only when they are first used.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def _cpu(root: Path) -> str:
 def _accelerators(root: Path) -> tuple[str, ...]:
     nodes = [*root.glob("sys/class/drm/renderD*"), *root.glob("sys/class/accel/accel*")]
     named = [f"{node.name} {_identity(node / 'device')}".strip() for node in nodes]
-    return tuple(sorted([*named, *(node.name for node in root.glob("dev/nvidia[0-9]*"))]))
+    cards = sorted(root.glob("sys/bus/pci/drivers/nvidia/*:*:*.*"))
+    named += [f"nvidia{number} {_identity(card)}".strip() for number, card in enumerate(cards)]
+    return tuple(sorted(named))
 
 
 def _identity(device: Path) -> str:

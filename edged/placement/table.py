@@ -25,7 +25,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     memory_bytes: int
     accelerators: tuple[str, ...] = ()
-    """Device nodes with the vendor and device that sysfs gives them."""
+    """As sysfs names them, with vendor and device."""
     kernel: str
     packages: dict[str, str]
     """Version of edged and of each runtime: onnxruntime, openvino, openvino-genai, llama-cpp-python."""

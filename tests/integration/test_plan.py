@@ -174,6 +174,19 @@ def test_a_calibration_that_no_longer_holds_is_refused_unless_asked_for(box):
     assert "made from figures that no longer hold (cores: 1000" in box.plan("--stale").notes[0]
 
 
+def test_a_plan_of_another_machine_is_refused_when_applied_as_it_would_be_at_the_next_start(box):
+    other = msgspec.structs.replace(table().fingerprint, accelerators=("nvidia0 0x10de:0x2684",))
+    storage.save(table(fingerprint=other), box.state / storage.FILE)
+    with box.start() as daemon:
+        before = {worker.pid for worker in daemon.workers()}
+        assert "refused [bad_request]: the plan was made on other hardware" in box.ctl("--stale").stdout
+        refused = box.ctl("--stale", "--apply")
+        assert refused.returncode == 1
+        assert "made on other hardware (accelerators: nvidia0 0x10de:0x2684 -> " in refused.stderr
+        assert daemon.admin.plan() == PlanReport(plan=None)
+        assert {worker.pid for worker in daemon.workers()} == before
+
+
 def test_applied_under_load_no_request_fails_and_a_restart_keeps_it(box):
     with box.start() as daemon:
         before = {worker.pid for worker in daemon.workers()}

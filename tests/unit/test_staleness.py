@@ -142,10 +142,18 @@ def test_the_fingerprint_reads_the_machine(tmp_path: Path):
     write(tmp_path / "proc/cpuinfo", "processor : 0\nmodel name\t: Test CPU 9\n")
     write(tmp_path / "sys/class/drm/renderD128/device/vendor", "0x8086\n")
     write(tmp_path / "sys/class/drm/renderD128/device/device", "0x7d55\n")
+    for address, device in (("0000:65:00.0", "0x2684"), ("0000:17:00.0", "0x2330")):
+        write(tmp_path / "sys/bus/pci/drivers/nvidia" / address / "vendor", "0x10de\n")
+        write(tmp_path / "sys/bus/pci/drivers/nvidia" / address / "device", f"{device}\n")
+    write(tmp_path / "sys/bus/pci/drivers/nvidia/new_id", "")
+    unseen = take({}, tmp_path)
     write(tmp_path / "dev/nvidia0", "")
     found = take({"m/v": "d"}, tmp_path)
     assert found.cpu == "Test CPU 9"
-    assert found.accelerators == ("nvidia0", "renderD128 0x8086:0x7d55")
+    assert found.accelerators == (
+        "nvidia0 0x10de:0x2330", "nvidia1 0x10de:0x2684", "renderD128 0x8086:0x7d55",
+    )  # fmt: skip
+    assert found.accelerators == unseen.accelerators, "what a process may open makes no other machine"
     assert found.models == {"m/v": "d"}
     assert "openvino" in found.packages
 

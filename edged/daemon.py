@@ -206,7 +206,7 @@ class Daemon:
         try:
             if stage.workers == 0:
                 raise ConfigError("it is switched off (workers = 0)", param=f"stages.{name}.workers")
-            step = self._applied.step(name, stage, self.config)
+            step, setback = self._applied.step(name, stage, self.config)
         except EdgedError as error:
             logger.warning("stage does not start", extra={"stage": name, "why": error.message})
             streaming = stage.kind == "generator"
@@ -215,6 +215,7 @@ class Daemon:
         else:
             self._dispatcher.add_stage(step.spec, step.workers, stage.timeout_s, stage.load_timeout_s)
             self._dispatcher.form_batches(name, stage.max_wait_ms, stage.target_ms)
+            self._applied.note({name: setback})
 
     # ---------------------------------------------------------- front door
 
@@ -259,12 +260,13 @@ class Daemon:
         if self._announced:
             notify.reloading()
         try:
-            self._calibration.forget()
-            self._applied.look_again()
-            return self._adopt(*self._load())
+            changes = self._adopt(*self._load())
         finally:
             if self._announced:
                 notify.notify("READY=1")
+        self._calibration.forget()
+        self._applied.look_again()
+        return changes
 
     def _adopt(self, config: Config, path: str) -> list[str]:
         """Validate everything, then change everything: nothing in between can fail."""
@@ -284,11 +286,12 @@ class Daemon:
             raise ConfigError(
                 f"switching {', '.join(switched)} on or off needs a restart of the daemon", param="stages"
             )
-        placed = {
+        found = {
             name: self._applied.step(name, stage, config)
             for name, stage in config.stages.items()
             if stage.workers != 0
         }
+        placed = {name: step for name, (step, _) in found.items()}
         changed = [name for name, step in placed.items() if self._differs(name, step, config.stages[name])]
         for name in changed:
             stage, step = config.stages[name], placed[name]
@@ -305,6 +308,7 @@ class Daemon:
         ]
         gone = [name for name in self.config.pipelines if name not in config.pipelines]
         self.config, self._path = config, path
+        self._applied.note({name: setback for name, (_, setback) in found.items()})
         self._share_cores()
         self._gateway.adopt(config)
         logger.info("reloaded", extra={"stages": changed, "pipelines": lines + gone})

@@ -96,17 +96,23 @@ class AppliedPlan:
         """How cores are shared under a plan."""
         return chosen(config.placement.leases, plan.lease_mode if plan else "")
 
-    def step(self, name: str, stage: Stage, config: Config) -> Step:
-        """Place a stage under the plan in force; where that fails, as if there were none, with a note."""
-        choice = choice_of(self.plan, name, stage)
-        self._setbacks.pop(name, None)
+    def step(self, name: str, stage: Stage, config: Config) -> tuple[Step, str]:
+        """Place a stage under the plan in force; where that fails, as if there were none, and say why.
+
+        Changes nothing; who goes by it says so with `note`.
+        """
+        choice, setback = choice_of(self.plan, name, stage), ""
         if choice is not None:
             try:
-                return self._step(name, stage, config, choice)
+                return self._step(name, stage, config, choice), ""
             except EdgedError as error:
-                self._setbacks[name] = error.message
-                logger.warning("plan not usable", extra={"stage": name, "why": error.message})
-        return self._step(name, stage, config, None)
+                setback = error.message
+                logger.warning("plan not usable", extra={"stage": name, "why": setback})
+        return self._step(name, stage, config, None), setback
+
+    def note(self, setbacks: Mapping[str, str]) -> None:
+        """From now on these stages run by default, for the reasons given; those without one as planned."""
+        self._setbacks = {name: why for name, why in (self._setbacks | dict(setbacks)).items() if why}
 
     def workers(self, name: str, stage: Stage) -> int:
         """How many processes a stage should get, also where it cannot be placed."""

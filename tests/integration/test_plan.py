@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edged.errors import AlreadyRunning, BadRequest, NotFound
+from edged.errors import AlreadyRunning, BadRequest, EdgedError, NotFound
 from edged.placement import storage
 from edged.placement.fingerprint import take
 from edged.placement.table import Choice, Form, Plan, Point, Table, Weight
@@ -277,6 +277,20 @@ def test_what_the_configuration_says_wins_over_the_plan(box):
         stranger = msgspec.structs.replace(plan, choices={"third": plan.choices["second"]})
         with pytest.raises(NotFound, match="'third'"):
             daemon.admin.apply_plan(stranger, dry_run=True)
+
+
+def test_a_refused_reload_leaves_what_is_said_about_the_plan(box):
+    """The new configuration would let the plan choose, which fails here, and so does the default."""
+    nowhere = msgspec.structs.replace(form("second", FAST), backend="nonesuch")
+    plan = changed(box.plan(), "second", lambda choice: msgspec.structs.replace(choice, form=nowhere))
+    storage.keep_plan(plan, box.state / storage.PLAN)
+    with box.start() as daemon:
+        before = notes(daemon)
+        assert "stage second is not as planned: the configuration says backend = simulated" in before
+        box.write(CONFIG.replace('backend = "simulated"\ndevice = "sim:npu"\n', 'device = "sim:npu"\n'))
+        with pytest.raises(EdgedError, match="models pull"):
+            daemon.admin.reload()
+        assert notes(daemon) == before
 
 
 @pytest.mark.parametrize("kind", ["garbage", "other hardware", "other kernel"])

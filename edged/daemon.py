@@ -173,9 +173,7 @@ class Daemon:
         """Compare the plan in force with what stages do."""
         while True:
             await asyncio.sleep(WATCH_S)
-            self._applied.compare(
-                readings(self._dispatcher), self._dispatcher.now(), self.config.placement.drift_s
-            )
+            self._applied.compare(readings(self._dispatcher), self.config, self._dispatcher.now())
 
     def _uptime_s(self) -> float:
         return asyncio.get_running_loop().time() - self._started_at

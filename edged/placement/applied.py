@@ -85,10 +85,11 @@ class AppliedPlan:
         plan = self.plan
         self._doubt = outdated(plan, known_fingerprint(plan, self._store)) if plan else ""
 
-    def compare(self, readings: Mapping[str, Reading], now: float, patience_s: float) -> None:
-        """Compare the plan with what stages do; to be called about once a second."""
-        if self._watch is not None:
-            self._watch.look(readings, now, patience_s)
+    def compare(self, readings: Mapping[str, Reading], config: Config, now: float) -> None:
+        """Compare the plan with what stages do that run by it; to be called about once a second."""
+        if self.plan is not None and self._watch is not None:
+            unplanned = overruled(self.plan, config.stages).keys() | self._setbacks.keys()
+            self._watch.look(readings, now, config.placement.drift_s, unplanned)
 
     # ------------------------------------------------------------- placing
 
@@ -186,7 +187,7 @@ class AppliedPlan:
                 "then edgectl plan, which shows what is best now"
             )
         if self.plan:
-            yield from overruled(self.plan, stages)
+            yield from overruled(self.plan, stages).values()
         for name, why in self._setbacks.items():
             yield f"stage {name} is not as planned but as by default: {why}"
 

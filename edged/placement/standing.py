@@ -62,15 +62,20 @@ def choice_of(plan: Plan | None, name: str, stage: Stage) -> Choice | None:
     return None if choice is None or contradiction(stage, choice.form) else choice
 
 
-def overruled(plan: Plan, stages: Mapping[str, Stage]) -> Iterator[str]:
+def overruled(plan: Plan, stages: Mapping[str, Stage]) -> dict[str, str]:
     """A sentence for each stage that runs otherwise than planned because the configuration says so."""
-    for name, choice in plan.choices.items():
-        if name not in stages:
-            yield f"the plan names the stage {name!r}, which is gone"
-        elif said := contradiction(stages[name], choice.form):
-            yield f"stage {name} is not as planned: the configuration says {said}"
-        elif left := ", ".join(_individually(stages[name], choice)):
-            yield f"stage {name} is not quite as planned: the configuration says {left}"
+    found = {name: _overruled(name, choice, stages.get(name)) for name, choice in plan.choices.items()}
+    return {name: sentence for name, sentence in found.items() if sentence}
+
+
+def _overruled(name: str, choice: Choice, stage: Stage | None) -> str:
+    if stage is None:
+        return f"the plan names the stage {name!r}, which is gone"
+    if said := contradiction(stage, choice.form):
+        return f"stage {name} is not as planned: the configuration says {said}"
+    if left := ", ".join(_individually(stage, choice)):
+        return f"stage {name} is not quite as planned: the configuration says {left}"
+    return ""
 
 
 def _individually(stage: Stage, choice: Choice) -> Iterator[str]:

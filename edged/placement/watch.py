@@ -8,7 +8,7 @@ when it never waits, which it should not exceed. Between them lies all that the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -129,10 +129,21 @@ class Watch:
     plan: Plan
     _gauges: dict[str, _Gauge] = field(default_factory=dict)
 
-    def look(self, readings: Mapping[str, Reading], now: float, patience_s: float) -> None:
-        """Take note of how things stand; `patience_s` of saturated time change its mind, 0: never."""
+    def look(
+        self,
+        readings: Mapping[str, Reading],
+        now: float,
+        patience_s: float,
+        unplanned: Collection[str] = (),
+    ) -> None:
+        """Take note of how things stand; `patience_s` of saturated time change its mind, 0: never.
+
+        Stages that run otherwise than planned are not judged, and what was said of them is forgotten.
+        """
         for name, choice in self.plan.choices.items():
-            if name in readings and patience_s > 0:
+            if name in unplanned:
+                self._gauges.pop(name, None)
+            elif name in readings and patience_s > 0:
                 rates = Expected(
                     self.plan.predicted_rate_per_s,
                     max(choice.predicted_rate_per_s, self.plan.predicted_rate_per_s),

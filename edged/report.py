@@ -87,6 +87,8 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     """Stages that are still to be replaced, the one that is being replaced first."""
     problem: str = ""
     """Why the last plan was taken back; empty when it was not."""
+    unstored: str = ""
+    """Why the next start will not know what is in force, and what to do; empty when it will."""
 
 
 class PlanStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,7 +54,11 @@ class Rollout:
     def report(self) -> PlanReport:
         """How far it is."""
         return PlanReport(
-            plan=self._applied.plan, under_way=self._under_way, waiting=self.waiting, problem=self.problem
+            plan=self._applied.plan,
+            under_way=self._under_way,
+            waiting=self.waiting,
+            problem=self.problem,
+            unstored=self._applied.unstored,
         )
 
     @property

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from edged.cli.bounds import BOUND, aim_of
-from edged.cli.output import print_json
+from edged.cli.output import print_json, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.cli.what_if import show_what_if, taken, what_if_options
 
@@ -119,22 +119,29 @@ def _apply(session: Session, made: Plan, *, as_json: bool) -> None:
     from edged.cli.plan_apply import apply
     from edged.cli.plan_table import print_plan
 
-    changes = apply(session.admin, made)
+    done = apply(session.admin, made)
     if as_json:
-        print_json({"plan": made, "changes": changes})
+        print_json({"plan": made, "changes": done.changes, "unstored": done.unstored})
         return
     print_plan(made)
-    click.echo(f"plan {made.id} is in force" + ("" if changes else "; nothing had to change"))
+    click.echo(f"plan {made.id} is in force" + ("" if done.changes else "; nothing had to change"))
+    _warn(done.unstored)
 
 
 def _clear(session: Session, *, as_json: bool) -> None:
     from edged.cli.plan_apply import apply
 
-    changes = apply(session.admin, None)
+    done = apply(session.admin, None)
     if as_json:
-        print_json({"plan": None, "changes": changes})
+        print_json({"plan": None, "changes": done.changes, "unstored": done.unstored})
         return
     click.echo("the stages run by the configuration and the defaults; no plan is in force")
+    _warn(done.unstored)
+
+
+def _warn(unstored: str) -> None:
+    if unstored:
+        click.echo(f"warning: {visible(unstored)}", err=True)
 
 
 def _explain(prepared: Draft, made: Plan, stage: str, aim: Aim, *, as_json: bool) -> None:

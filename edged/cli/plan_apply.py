@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from edged.cli.output import progress_bar, visible
 from edged.errors import EdgedError, Unreachable
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 
 
-def apply(admin: AdminClient, plan: Plan | None) -> list[str]:
+class Applied(msgspec.Struct, frozen=True):
+    """How it ended."""
+
+    changes: list[str]
+    unstored: str
+    """See `PlanReport`."""
+
+
+def apply(admin: AdminClient, plan: Plan | None) -> Applied:
     """Apply a plan, None: clear it; wait for the last new worker, and return what changed.
 
     `ClickException` when the daemon took it back; Ctrl-C stops the waiting only.
@@ -35,7 +44,7 @@ def apply(admin: AdminClient, plan: Plan | None) -> list[str]:
         raise click.ClickException(f"{visible(report.problem)}; what served before serves on")
     if (report.plan and report.plan.id) != (plan and plan.id):
         raise click.ClickException("the daemon did not finish it: see `edgectl status` and `edgectl logs`")
-    return changes
+    return Applied(changes, report.unstored)
 
 
 def _followed(admin: AdminClient, count: int) -> PlanReport:

@@ -43,6 +43,8 @@ class AppliedPlan:
         self._path = state_dir / storage.PLAN
         self._store = store
         self.plan: Plan | None = None
+        self.unstored = ""
+        """Why what is in force could not be stored, and what to do; empty when it was."""
         self._problem = ""
         self._doubt = ""
         self._watch: Watch | None = None
@@ -74,10 +76,11 @@ class AppliedPlan:
 
     def keep(self) -> None:
         """Store what is in force, for the next start; a full disk is a note, not a failure."""
+        self.unstored = ""
         try:
             storage.keep_plan(self.plan, self._path)
         except StorageError as error:
-            self._problem = f"the plan in force is lost with the next restart: {error.message}"
+            self.unstored = f"{_forgotten(self.plan)}: {error.message}"
             logger.error("plan not stored", extra={"why": error.message})
 
     def look_again(self) -> None:
@@ -174,8 +177,7 @@ class AppliedPlan:
 
     def sentences(self, stages: Mapping[str, Stage]) -> Iterator[str]:
         """What an operator should read about the plan."""
-        if self._problem:
-            yield self._problem
+        yield from filter(None, (self._problem, self.unstored))
         if self._doubt and self.plan:
             yield (
                 f"plan {self.plan.id} rests on figures that no longer hold ({self._doubt}); "
@@ -190,6 +192,12 @@ class AppliedPlan:
             yield from overruled(self.plan, stages).values()
         for name, why in self._setbacks.items():
             yield f"stage {name} is not as planned but as by default: {why}"
+
+
+def _forgotten(plan: Plan | None) -> str:
+    if plan is None:
+        return "the next start takes up the former plan, unless edgectl plan --clear is run again by then"
+    return f"the next start does not know plan {plan.id}, unless it is applied again by then"
 
 
 def _check(plan: Plan, config: Config) -> None:

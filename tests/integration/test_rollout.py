@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from edged.errors import AlreadyRunning
+from edged.placement import storage
 from edged.placement.table import Choice, Plan
 from edged.report import StageStatus
 from edged.testing.daemon import RunningDaemon, running
@@ -127,6 +129,28 @@ def test_a_stage_that_does_not_come_back_is_told(box):
         assert "taken back: stage second: " in problem
         assert "; stage generator did not come back: " in problem
         assert problem in notes(daemon)
+
+
+def test_a_plan_that_cannot_be_stored_is_in_force_and_said_to_be_lost(box):
+    with box.start() as daemon:
+        in_the_way = box.state / storage.PLAN / "file"
+        in_the_way.parent.mkdir()
+        in_the_way.touch()
+        applied = box.ctl("--apply")
+        assert applied.returncode == 0
+        assert "is in force" in applied.stdout
+        told = daemon.admin.plan().unstored
+        assert f"cannot write the plan {box.state / storage.PLAN}" in told
+        assert told in applied.stderr
+        assert told in notes(daemon)
+        cleared = json.loads(box.ctl("--clear", "--json").stdout)
+        assert "takes up the former plan" in cleared["unstored"]
+        assert "cannot remove the plan" in cleared["unstored"]
+        in_the_way.unlink()
+        in_the_way.parent.rmdir()
+        assert json.loads(box.ctl("--apply", "--json").stdout)["unstored"] == ""
+        assert "next start" not in notes(daemon)
+        assert storage.load_plan(box.state / storage.PLAN) == daemon.admin.plan().plan
 
 
 def test_a_reload_does_not_come_between(box):

@@ -80,6 +80,24 @@ def test_a_stage_that_was_idle_is_idle_again_and_the_same_plan_fails_again(box):
             assert ask(daemon.client, "hello", "second").code == "stage_unavailable"
 
 
+def test_a_stage_that_is_placed_as_planned_but_down_is_tried_again(box):
+    faults = box.folder / "faults.toml"
+    config = CONFIG.replace("max_tokens = 24", f'max_tokens = 24, faults = "{faults}"')
+    with box.start(config):
+        plan = box.plan("--apply")
+    faults.write_text("[no fault]")
+    with running(box.folder, config, wait=False) as daemon:
+        daemon.wait_for(lambda _: of_stage(daemon, "generator").state == "failed", "the fault")
+        (change,) = daemon.admin.apply_plan(plan)
+        assert change.startswith("stage generator: is tried again (fault file")
+        assert "stage generator: fault file" in settled(daemon).problem
+        faults.unlink()
+        assert len(daemon.admin.apply_plan(plan)) == 1
+        assert settled(daemon).problem == ""
+        assert daemon.client.status().state == "ready"
+        assert daemon.admin.apply_plan(plan) == []
+
+
 def test_a_stage_that_a_plan_starts_forms_batches_as_configured(box):
     plan = box.plan()
     with running(box.folder, UNPLACED, wait=False) as daemon:

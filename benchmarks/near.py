@@ -24,7 +24,12 @@ from edged.messages import Batch, Done, SlotRef, Stop, Work
 from edged.transport.links import Router
 from edged.transport.slots import Arena, Geometry, create, read_only
 
-SLOTS = 8
+SHIPPED_SLOTS, LARGE_SLOTS = 32, 8
+
+
+def slots_for(size: int) -> int:
+    """As many slots as are shipped; eight of a large payload."""
+    return SHIPPED_SLOTS if size <= 256 << 10 else LARGE_SLOTS
 
 
 class Cost(NamedTuple):
@@ -64,15 +69,16 @@ class Hop:
 
     def __init__(self, folder: Path, mode: str, size: int, cpu: int) -> None:
         page = 4096
-        geometry = Geometry(SLOTS, -(-size // page) * page)
+        self._count = slots_for(size)
+        geometry = Geometry(self._count, -(-size // page) * page)
         self._descriptors = [create("sources", geometry), create("results", geometry)]
         self._sources = Arena(self._descriptors[0], geometry, writable=True)
         self._results = Arena(read_only(self._descriptors[1]), geometry, writable=False)
-        self._slots = Slots(RESULTS, SLOTS)
+        self._slots = Slots(RESULTS, self._count)
         self._router = Router(folder / "hop.sock")
         self._source = self._sources.write(SlotRef(ENTRY, 0, 1), os.urandom(size))
         readable = read_only(self._descriptors[0])
-        options = {"path": str(folder / "hop.sock"), "slots": SLOTS, "slot_bytes": geometry.slot_bytes}
+        options = {"path": str(folder / "hop.sock"), "slots": self._count, "slot_bytes": geometry.slot_bytes}
         options |= {
             "bytes": size,
             "mode": mode,
@@ -90,11 +96,12 @@ class Hop:
     def stream(self, messages: int) -> Cost:
         """Cost of a message when the producer always has credit."""
         began, cpu = time.perf_counter(), time.process_time()
-        asked = self._ask(min(SLOTS, messages))
+        half = self._count // 2
+        asked = self._ask(half) + self._ask(half)  # one batch is made while one is taken
         for arrived, done in enumerate(self._arrivals(), 1):
             self._take(done)
             if asked < messages and not self._router.pending():
-                asked += self._ask(min(SLOTS - self._slots.used, messages - asked))
+                asked += self._ask(min(self._count - self._slots.used, messages - asked))
             if arrived == messages:
                 break
         return self._cost(messages, began, cpu)
@@ -180,7 +187,7 @@ def pyzmq(size: int, messages: int, pins: tuple[int, int]) -> Cost:
 def python_queue(size: int, messages: int) -> Cost:
     """One run over `multiprocessing.Queue`: pickled through a pipe."""
     fork = get_context("fork")
-    results, spent = fork.Queue(maxsize=SLOTS), fork.Queue()
+    results, spent = fork.Queue(maxsize=slots_for(size)), fork.Queue()
 
     def produce() -> None:
         payload, began = np.frombuffer(os.urandom(size), np.uint8), time.process_time()
@@ -205,12 +212,12 @@ def python_queue(size: int, messages: int) -> Cost:
 def memcpy(size: int, messages: int) -> float:
     """Seconds to copy a payload, rotating over as many buffers as there are slots."""
     source = np.frombuffer(os.urandom(size), np.uint8)
-    targets = [np.empty(size, np.uint8) for _ in range(SLOTS)]
+    targets = [np.empty(size, np.uint8) for _ in range(slots_for(size))]
     for target in targets:
         np.copyto(target, source)
     began = time.perf_counter()
     for number in range(messages):
-        np.copyto(targets[number % SLOTS], source)
+        np.copyto(targets[number % len(targets)], source)
     return (time.perf_counter() - began) / messages
 
 

@@ -148,8 +148,9 @@ def _bounded(quick: bool) -> tuple[float, Detail]:
     before = resident_bytes(os.getpid())
     cost = near.edged("copy", 4 * KIB, messages, SPLIT)
     grown_mib = (resident_bytes(os.getpid()) - before) / MIB
-    over = [f"{cost.peak} of {near.SLOTS} slots out"] if cost.peak > near.SLOTS else []
-    return grown_mib, {"peak_slots": cost.peak, "slots": near.SLOTS, "messages": messages, "violations": over}
+    slots = near.slots_for(4 * KIB)
+    over = [f"{cost.peak} of {slots} slots out"] if cost.peak > slots else []
+    return grown_mib, {"peak_slots": cost.peak, "slots": slots, "messages": messages, "violations": over}
 
 
 def _kills(quick: bool) -> tuple[float, Detail]:

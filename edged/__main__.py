@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
 
 import click
+import uvloop
 
 from edged import __version__, log
 from edged.config import Config, load, locate
@@ -46,7 +46,7 @@ def _run(path: Path | None, overrides: tuple[str, ...]) -> int:
     async def serve() -> None:
         await Daemon(config, place, read).run(os.environ)
 
-    asyncio.run(serve())
+    uvloop.run(serve())
     return 0
 
 

@@ -106,7 +106,9 @@ class Arena:
     def __init__(self, descriptor: int, geometry: Geometry, *, writable: bool) -> None:
         self.geometry = geometry
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._map = mmap.mmap(descriptor, geometry.total_bytes, flags=mmap.MAP_SHARED, prot=protection)
+        self._map = mmap.mmap(
+            descriptor, geometry.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=protection
+        )
         self._view = memoryview(self._map)
 
     def slot(self, index: int) -> memoryview:

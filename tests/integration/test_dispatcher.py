@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import uvloop
 
 from edged.backend import Variant
 from edged.dispatch.dispatcher import Dispatcher
@@ -68,7 +69,7 @@ def test_a_deadline_passes_although_the_machine_cannot_be_read(tmp_path: Path, m
             assert dispatcher.self_test()
 
     monkeypatch.setattr(neighbours, "busy_cpu_s", fail)
-    asyncio.run(play())
+    uvloop.run(play())
 
 
 def test_what_batches_cost_is_learned_anew_after_a_change(tmp_path: Path) -> None:
@@ -89,4 +90,4 @@ def test_what_batches_cost_is_learned_anew_after_a_change(tmp_path: Path) -> Non
             assert stage.services <= 2
             assert stage.service_s == pytest.approx(0, abs=50)
 
-    asyncio.run(play())
+    uvloop.run(play())

@@ -11,6 +11,7 @@ from typing import Self
 import httpx
 import msgspec
 import pytest
+import uvloop
 from starlette.applications import Starlette
 
 from edged.api.connection import Limits
@@ -240,7 +241,7 @@ class Running:
         self._listener = bind_unix(path, 0o660)
         self.server = Server(app, [self._listener], limits, drain_s)
         self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._run()))
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -83,8 +83,17 @@ def pyzmq(options: dict[str, Any]) -> None:
     context.destroy(linger=0)
 
 
+def bare(options: dict[str, Any]) -> None:
+    """A DEALER that sends back what it gets."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.connect(f"ipc://{options['path']}")
+        socket.send(bytes(64))
+        for _ in range(options["messages"]):
+            socket.send(socket.recv())
+
+
 if __name__ == "__main__":
     chosen = json.loads(sys.argv[2])
     if chosen["cpu"] >= 0:
         os.sched_setaffinity(0, {chosen["cpu"]})
-    {"edged": edged, "pyzmq": pyzmq}[sys.argv[1]](chosen)
+    {"edged": edged, "pyzmq": pyzmq, "bare": bare}[sys.argv[1]](chosen)

@@ -107,15 +107,19 @@ def _round_trip(quick: bool) -> tuple[float, Detail]:
     trips = 1000 if quick else 4000
     found: dict[str, list[float]] = {pin: [] for pin in PINS}
     times: dict[str, list[float]] = {pin: [] for pin in PINS}
+    bare: dict[str, list[float]] = {pin: [] for pin in PINS}
     for _ in range(_rounds(quick)):
         for pin, pins in PINS.items():
             own = near.edged("echo", 4 * KIB, trips, pins, trips=True).wall_s
-            found[pin].append(own / near.eventfd_trip(trips, pins))
+            floor = near.eventfd_trip(trips, pins)
+            found[pin].append(own / floor)
+            bare[pin].append(near.bare_trip(trips, pins) / floor)
             times[pin].append(own * 1e6)
     split = statistics.median(found["split"])
     over = [f"across cores {split:.1f}, gate 3"] if split > 3 else []
     detail: Detail = {pin: spread(values) for pin, values in found.items()}
     detail |= {f"{pin}_us": spread(values) for pin, values in times.items()}
+    detail |= {f"bare_zeromq_{pin}": spread(values) for pin, values in bare.items()}
     return statistics.median(found["same"]), detail | {"violations": over}
 
 

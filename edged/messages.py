@@ -26,7 +26,7 @@ Priority = Literal["interactive", "batch"]
 # ---------------------------------------------------------------- descriptors
 
 
-class SlotRef(msgspec.Struct, frozen=True, array_like=True):
+class SlotRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A descriptor: where a payload lies and which writing of the slot it is.
 
     `generation` changes each time the slot is leased; `checksum` is of the `length` bytes
@@ -43,7 +43,7 @@ class SlotRef(msgspec.Struct, frozen=True, array_like=True):
 # ---------------------------------------------------------- daemon to worker
 
 
-class Work(msgspec.Struct, frozen=True, array_like=True, tag="work"):
+class Work(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="work"):
     """One item for a worker: read `source` in place, write the result into `target`."""
 
     request: int
@@ -59,30 +59,30 @@ class Work(msgspec.Struct, frozen=True, array_like=True, tag="work"):
     """How much of the text of those tokens the client already has."""
 
 
-class Batch(msgspec.Struct, frozen=True, array_like=True, tag="batch"):
+class Batch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="batch"):
     """A micro-batch: the items that a batch stage runs as one."""
 
     items: tuple[Work, ...]
 
 
-class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
+class Cancel(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="cancel"):
     """Stop working on an item; a generator stops within one token."""
 
     request: int
     attempt: int
 
 
-class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
+class Ping(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="ping"):
     """Asks the working loop, not a side thread, for a sign of life."""
 
     nonce: int
 
 
-class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
+class Stop(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="stop"):
     """Finish what was taken, then exit 0."""
 
 
-class Cores(msgspec.Struct, frozen=True, array_like=True, tag="cores"):
+class Cores(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="cores"):
     """A core lease: how many cores the worker may keep busy from its next step or run on; 0 is a pause.
 
     A worker starts with a lease of everything that its device has. One that cannot change its threads
@@ -92,7 +92,7 @@ class Cores(msgspec.Struct, frozen=True, array_like=True, tag="cores"):
     count: Annotated[int, msgspec.Meta(ge=0, le=4096)]
 
 
-class ClearCaches(msgspec.Struct, frozen=True, array_like=True, tag="clear_caches"):
+class ClearCaches(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="clear_caches"):
     """Empty the caches of the worker that have one of these names; no names means all."""
 
     names: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ ToWorker = Batch | Cancel | Ping | Stop | Cores | ClearCaches
 # ---------------------------------------------------------- worker to daemon
 
 
-class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+class Ready(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="ready"):
     """The model is loaded; `credit` items may be sent.
 
     `credit` counts what more the worker takes: the dispatcher adds what messages bring and
@@ -117,7 +117,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     """What `status` shows: context_tokens, fingerprint, ..."""
 
 
-class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
+class Done(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="done"):
     """An item's result is in its target slot."""
 
     request: int
@@ -129,7 +129,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     credit: Credit = 1
 
 
-class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+class Failed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="failed"):
     """An item failed alone; its worker lives on."""
 
     request: int
@@ -140,7 +140,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     credit: Credit = 1
 
 
-class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
+class Tokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="tokens"):
     """New tokens of a streaming answer: ids for the ledger, text for the client."""
 
     request: int
@@ -151,7 +151,7 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
     text: str
 
 
-class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
+class Gone(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="gone"):
     """A cancelled item was dropped; the worker has room again."""
 
     request: int
@@ -159,13 +159,13 @@ class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
     credit: Credit = 1
 
 
-class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
+class Pong(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="pong"):
     """The working loop is alive: the answer to a ping, and unasked during work that shows nothing else."""
 
     nonce: int
 
 
-class Fault(msgspec.Struct, frozen=True, array_like=True, tag="fault"):
+class Fault(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="fault"):
     """The worker cannot go on (a lost device, a model that does not load) and will exit."""
 
     code: str
@@ -183,7 +183,7 @@ class CacheCounters(msgspec.Struct, frozen=True, kw_only=True):
     evictions: int = 0
 
 
-class Caches(msgspec.Struct, frozen=True, array_like=True, tag="caches"):
+class Caches(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="caches"):
     """The counters of a worker's caches by name, when they have changed, at most once a second."""
 
     counters: dict[str, CacheCounters]

@@ -71,19 +71,26 @@ class Router:
 
     def receive(self) -> Iterator[tuple[str, FromWorker]]:
         """Yield what has arrived, without waiting; a malformed message counts as its sender's `Fault`."""
-        while self.pending():
-            worker = self._socket.recv(_NOW).decode(errors="replace")
-            frame = self._rest()
+        while (identity := self._identity()) is not None:
+            worker = identity.decode(errors="replace")
             messages: Sequence[FromWorker]
             try:
-                messages = _from_worker(frame)
+                messages = _from_worker(self._rest())
             except ProtocolError as error:
                 messages = [Fault(error.code, error.message)]
             for message in messages:
                 yield worker, message
+            if not self.pending():
+                return
+
+    def _identity(self) -> bytes | None:
+        try:
+            return self._socket.recv(_NOW)
+        except zmq.Again:
+            return None
 
     def _rest(self) -> bytes:
-        frame = b""
+        frame = self._socket.recv(_NOW)
         while self._socket.get(_MORE_FOLLOWS):
             frame += self._socket.recv(_NOW)
         return frame

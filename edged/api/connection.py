@@ -134,6 +134,11 @@ class Connection(HttpToolsProtocol):
             self.loop.call_soon(lambda: self._on_lost.get(key, _nothing)())  # noqa: PLW0108 (asked when due)
         return lambda: self._on_lost.pop(key, None) and None
 
+    @property
+    def body_complete(self) -> bool:
+        """Whether the request in hand has arrived whole."""
+        return self.cycle is not None and not self.cycle.more_body
+
     def data_received(self, data: bytes) -> None:
         """Parse; stray bytes between requests do not hold a connection open."""
         if self._refused:

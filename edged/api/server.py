@@ -14,8 +14,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, ExceptionHandler
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
 from edged.api.admin import Administration
 from edged.api.chat import Chat
@@ -45,12 +45,12 @@ def build_gateway(front: FrontDoor, config: Config) -> Gateway:
     return Gateway(front, config, Metrics(front.status))
 
 
-def build_client_app(gateway: Gateway) -> Starlette:
+def build_client_app(gateway: Gateway) -> ASGIApp:
     """Make the application of the client socket."""
     return _application([*_inference_routes(gateway), *_reading_routes(gateway)])
 
 
-def build_admin_app(gateway: Gateway, operator: Operator) -> Starlette:
+def build_admin_app(gateway: Gateway, operator: Operator) -> ASGIApp:
     """Make the application of the admin socket: reads, and everything that changes the daemon."""
     return _application([*_admin_routes(gateway, operator), *_reading_routes(gateway)])
 
@@ -156,10 +156,20 @@ def limits_of(config: Config) -> Limits:
     return Limits(connections=min(config.api.max_connections, room), message_bytes=most_bytes)
 
 
-def _application(routes: list[Route]) -> Starlette:
+def _application(routes: list[Route]) -> ASGIApp:
     handlers = {404: _not_found, 405: _wrong_method}
-    app = Starlette(routes=routes, exception_handlers=cast("dict[int, ExceptionHandler]", handlers))
-    app.router.redirect_slashes = False
+    refusing = Starlette(routes=routes, exception_handlers=cast("dict[int, ExceptionHandler]", handlers))
+    refusing.router.redirect_slashes = False
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        """Straight to the endpoint, which lets no error out; what has none is refused by Starlette."""
+        for route in routes:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                return await route.app(scope, receive, send)
+        return await refusing(scope, receive, send)
+
     return app
 
 

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 import uvloop
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from edged.api.connection import Limits
 from edged.api.gateway import Gateway
@@ -236,7 +236,7 @@ class FakeOperator:
 class Running:
     """A server in a thread of its own, with an event loop of its own."""
 
-    def __init__(self, app: Starlette, path: Path, limits: Limits, drain_s: float) -> None:
+    def __init__(self, app: ASGIApp, path: Path, limits: Limits, drain_s: float) -> None:
         self.path = path
         self._listener = bind_unix(path, 0o660)
         self.server = Server(app, [self._listener], limits, drain_s)

@@ -105,7 +105,7 @@ class Placement(Table, frozen=True):
     """Most memory of all workers together; 0 means three quarters of the machine's."""
     cores: Count = 0
     """CPU cores that stages may keep busy; 0 means all."""
-    leases: Literal["auto", "together", "turns", "split"] = "auto"
+    leases: Literal["auto", "together", "turns", "single", "split"] = "auto"
     """How stages on the same cores share them: all at once, in turns, or each on a part of them. `auto`:
     what the applied plan says, else what was measured to be best (docs/decisions/0013-core-leases.md)."""
     drift_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0

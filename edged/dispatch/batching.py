@@ -65,7 +65,12 @@ def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
         and not _would_blur(ledger, worker, suspect=suspect)
     ]
     turns = set() if stage.streaming else {turn.worker for turn in ledger.leases.turns.values()}
-    chosen = min(free, key=lambda worker: (worker.incarnation not in turns, by_room(worker)), default=None)
+    single = ledger.leases.mode == "single"
+
+    def rank(worker: Worker) -> tuple[bool, bool, tuple[int, str]]:
+        return single and worker.cores == 0, worker.incarnation not in turns, by_room(worker)
+
+    chosen = min(free, key=rank, default=None)
     return None if chosen is None or (chosen.cores == 0 and not stage.streaming) else chosen
 
 

@@ -6,6 +6,8 @@ A group is the workers whose core sets overlap. Its policy has three modes:
 - `turns`: one at a time, on every free core, the first token before the next one: batches go before running
   streams, so that many answers are decoded together. A batch is not interrupted, so streams that it stops go
   on beside it for `TURN_S` after every `PAUSE_S`; streams that stop others give way after `TURN_S`.
+- `single`: no more workers at once than cores are free, in the same order, and so a core each under load;
+  token workers that must share a core have it for `TURN_S` each. For stages with a worker for every core.
 - `split`: all at once, each on a share of the free cores, at least one; a worker alone gets all.
 
 A batch that takes no longer than `SHORT_S` (a question to embed) is no reason to take cores from anybody:
@@ -22,7 +24,7 @@ import msgspec
 
 from edged.backend import parse_cores
 
-Mode = Literal["together", "turns", "split"]
+Mode = Literal["together", "turns", "single", "split"]
 
 DEFAULT_MODE: Mode = "split"
 """Where no plan says otherwise; measured: docs/decisions/0013-core-leases.md."""
@@ -53,6 +55,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """A batch is in its hands (which nothing can stop), or it has live streams."""
     urgent: bool = True
     """Interactive work is among what it holds or could take."""
+    awaited: bool = False
+    """An answer among its streams has no token yet."""
     predicted_s: float = 0.0
     """Seconds of its next batch, or of a token step; 0 while nothing was measured."""
     waits_since: float = 0.0
@@ -145,13 +149,14 @@ def assign(claims: Sequence[Claim], cores: int, mode: Mode, turn: Turn, now: flo
             return Grant(_split(claims, cores))
         case "turns":
             return _turns(claims, cores, turn, now)
+        case "single":
+            return _single(claims, cores, turn, now)
 
 
 def _split(claims: Sequence[Claim], cores: int) -> dict[str, int]:
     """At least one core each; what is left over goes to those that are predicted to need it longest."""
     heavy = sorted((claim for claim in claims if not claim.short), key=lambda claim: -claim.predicted_s)
-    share, rest = divmod(cores, max(1, len(heavy)))
-    shares = {claim.worker: max(1, share + (place < rest)) for place, claim in enumerate(heavy)}
+    shares = {worker: max(1, count) for worker, count in _shared([c.worker for c in heavy], cores).items()}
     return shares | {claim.worker: 1 for claim in claims if claim.short}
 
 
@@ -166,6 +171,41 @@ def _turns(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant
     if turn.beside:
         granted |= dict.fromkeys(stopped, 1)
     return Grant(granted | {claim.worker: 1 for claim in claims if claim.short}, turn)
+
+
+def _single(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant:
+    """Batches in hand first, then by precedence; streams wait only while batches have every core."""
+    heavy = [claim for claim in claims if not claim.short]
+    fixed = [claim for claim in heavy if not (claim.streaming and claim.holding)]
+    streams = sorted((claim for claim in heavy if claim not in fixed), key=lambda claim: claim.worker)
+    fixed.sort(key=lambda claim: (not claim.holding, *_precedence(claim, now)))
+    turn = _rotate(streams, turn, now)
+    first = next((place for place, claim in enumerate(streams) if claim.worker == turn.worker), 0)
+    chosen = [claim.worker for claim in (*fixed, *streams[first:], *streams[:first])][:cores]
+    granted = dict.fromkeys((claim.worker for claim in heavy), 0) | _shared(chosen, cores)
+    stopped = [claim.worker for claim in streams if not granted[claim.worker]]
+    turn = _patience(turn, now, stopped=bool(streams) and len(stopped) == len(streams))
+    if turn.beside:
+        granted |= dict.fromkeys(stopped, 1)
+    return Grant(granted | {claim.worker: 1 for claim in claims if claim.short}, turn)
+
+
+def _shared(workers: Sequence[str], cores: int) -> dict[str, int]:
+    """Whole cores, as equal as they can be, the first workers more."""
+    share, rest = divmod(cores, max(1, len(workers)))
+    return {worker: share + (place < rest) for place, worker in enumerate(workers)}
+
+
+def _rotate(streams: Sequence[Claim], turn: Turn, now: float) -> Turn:
+    """The first place among the streams: for `TURN_S` each; where a first token is due, at once, longer."""
+    holder = next((claim for claim in streams if claim.worker == turn.worker), None)
+    held_s = now - turn.since
+    if holder and holder.awaited and held_s < PAUSE_S:
+        return turn
+    later = sorted(streams, key=lambda claim: (not claim.awaited, claim.worker <= turn.worker, claim.worker))
+    if holder and held_s < TURN_S and not later[0].awaited:
+        return turn
+    return _pass_on(turn, later[0].worker if later else "", now)
 
 
 def _patience(turn: Turn, now: float, *, stopped: bool) -> Turn:

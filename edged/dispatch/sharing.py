@@ -68,6 +68,7 @@ def _claim(ledger: Ledger, stage: Stage, worker: Worker) -> Claim:
         streaming=stage.streaming,
         holding=bool(held),
         urgent=urgent or any(request.priority == "interactive" for request in held),
+        awaited=stage.streaming and any(not request.tokens for request in held),
         predicted_s=size * stage.item_s,
         waits_since=min([stage.queue.oldest(), *(request.queued_at for request in held)]),
     )

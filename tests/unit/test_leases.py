@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from edged.dispatch.leases import (
     TURN_S,
     Claim,
     Leases,
+    Mode,
     Turn,
     assign,
     chosen,
@@ -55,7 +58,7 @@ turns = st.builds(Turn, worker=st.sampled_from(["", *"abcdefx"]), since=st.float
 
 @given(claims, st.integers(1, 8), turns, st.floats(10, 20))
 def test_in_every_mode_somebody_computes_and_nobody_has_more_than_there_is(given_claims, cores, turn, now):
-    for mode in ("together", "turns", "split"):
+    for mode in get_args(Mode):
         grant = assign(given_claims, cores, mode, turn, now)
         assert set(grant.cores) == {claim.worker for claim in given_claims}
         assert all(0 <= count <= cores for count in grant.cores.values())
@@ -70,8 +73,45 @@ def test_split_gives_everybody_a_core_and_wastes_none(given_claims, cores, turn,
     assert not heavy or sum(heavy) == max(cores, len(heavy))
 
 
+@given(claims, st.integers(1, 8), turns, st.floats(10, 20))
+def test_single_keeps_no_more_at_work_than_there_are_cores(given_claims, cores, turn, now):
+    grant = assign(given_claims, cores, "single", turn, now)
+    heavy = [claim for claim in given_claims if not claim.short]
+    at_work = sum(grant.cores[claim.worker] for claim in heavy)
+    assert grant.turn.beside or at_work == (cores if heavy else 0)
+
+
+def test_in_single_a_batch_goes_before_streams_and_streams_take_turns_on_what_is_left():
+    waiting = [streams("g"), streams("h"), batch("r")]
+    at, seen = 0.0, []
+    turn = Turn()
+    for _ in range(4):
+        grant = assign(waiting, 2, "single", turn, at)
+        assert grant.cores["r"] == 1
+        seen.append("g" if grant.cores["g"] else "h")
+        turn, at = grant.turn, at + TURN_S
+    assert seen in (["g", "h"] * 2, ["h", "g"] * 2)
+
+
+def test_in_single_whose_first_token_is_due_goes_before_other_streams_but_not_for_ever():
+    due = msgspec.structs.replace(streams("h"), awaited=True)
+    grant = assign([streams("g"), due, batch("r")], 2, "single", Turn("g", 1.0), 1.01)
+    assert (grant.cores["g"], grant.cores["h"]) == (0, 1)
+    later = assign([streams("g"), due, batch("r")], 2, "single", grant.turn, 1.01 + PAUSE_S - 0.01)
+    assert later.cores["h"] == 1
+    both = [msgspec.structs.replace(streams("g"), awaited=True), due, batch("r")]
+    assert assign(both, 2, "single", grant.turn, 1.02 + PAUSE_S).cores["g"] == 1
+
+
+def test_in_single_streams_that_batches_stop_go_on_beside_them():
+    everything = [streams("g"), batch("r", holding=True), batch("s", holding=True)]
+    stopped = assign(everything, 2, "single", Turn(), 1.0)
+    assert stopped.cores["g"] == 0
+    assert assign(everything, 2, "single", stopped.turn, 1.01 + PAUSE_S).cores["g"] == 1
+
+
 def test_whoever_is_alone_has_all_cores():
-    for mode in ("together", "turns", "split"):
+    for mode in get_args(Mode):
         assert assign([streams()], 4, mode, Turn("r", 0.0), 1.0).cores == {"g": 4}
         assert assign([batch("r")], 4, mode, Turn("g", 0.9), 1.0).cores == {"r": 4}
 

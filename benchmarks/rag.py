@@ -37,8 +37,8 @@ STRONGEST = ("lanes", "litserve-stream")
 """Measured when nothing has chosen yet."""
 ROUNDS = 2
 OURS = "edged"
-OUR_BEST = {1: ("turns", 2, 8), 4: ("turns", 2, 4), 16: ("together", 1, 8)}
-"""How cores are lent, threads of the generator and answers side by side, by the number of clients."""
+OUR_BEST = {1: ("turns", 1, 2, 8), 4: ("single", 2, 1, 4), 16: ("single", 2, 1, 8)}
+"""How cores are lent, workers of the heavy stages, threads of each and answers side by side, by clients."""
 Kind = Literal["same work", "as shipped"]
 
 
@@ -203,12 +203,13 @@ def our_config(asked: Asked) -> str:
     answers = "answers_cache_mib = 8" if asked.kind == "as shipped" else "answers_cache_mib = 0"
     if asked.kind == "as shipped" and planned():
         return base + f"[stages.generator]\noptions = {{ {answers} }}\n"
-    mode, threads, sequences = OUR_BEST[asked.clients]
+    mode, workers, threads, sequences = OUR_BEST[asked.clients]
+    encoder = "options = { threads = 1 }\n" if threads == 1 else ""
     return base + (
-        f"[placement]\nleases = '{mode}'\n[stages.reranker]\nmax_batch = 1\n[stages.generator]\n"
-        f"variant = 'q4_1'\nbackend = 'openvino'\nmax_batch = {sequences}\n"
-        f"options = {{ exact = false, threads = {threads}, max_num_batched_tokens = 512, "
-        f"running_batch_tokens = 256, {answers} }}\n"
+        f"[placement]\nleases = '{mode}'\n[stages.reranker]\nmax_batch = 1\nworkers = {workers}\n{encoder}"
+        f"[stages.generator]\nvariant = 'q4_1'\nbackend = 'openvino'\nworkers = {workers}\n"
+        f"max_batch = {sequences}\noptions = {{ exact = false, threads = {threads}, "
+        f"max_num_batched_tokens = 512, running_batch_tokens = 256, {answers} }}\n"
     )
 
 

@@ -89,8 +89,8 @@ class Bare(Protocol):
         """Start an answer."""
         ...
 
-    def step(self) -> Iterator[tuple[int, int, bool]]:
-        """Answer's number, new tokens, and whether that was all."""
+    def step(self) -> Iterator[tuple[int, list[int], bool]]:
+        """Answer's number, new tokens but no stop, and whether that was all."""
         ...
 
 
@@ -121,7 +121,7 @@ class BareOpenvino:
             self._requests, ov.Tensor(np.array([prompt], np.int64)), config
         )
 
-    def step(self) -> Iterator[tuple[int, int, bool]]:
+    def step(self) -> Iterator[tuple[int, list[int], bool]]:
         """See `Bare.step`."""
         self._pipeline.step()
         for number, handle in list(self._handles.items()):
@@ -131,7 +131,7 @@ class BareOpenvino:
             over = output.finish_reason != genai.GenerationFinishReason.NONE
             if over:
                 del self._handles[number]
-            yield number, sum(token not in self._stops for token in output.generated_ids), over
+            yield number, [token for token in output.generated_ids if token not in self._stops], over
 
 
 class BareLlamaCpp:
@@ -164,7 +164,7 @@ class BareLlamaCpp:
         """See `Bare.add`."""
         self._live[number] = [self._free.pop(), list(prompt), 0, max_tokens]
 
-    def step(self) -> Iterator[tuple[int, int, bool]]:
+    def step(self) -> Iterator[tuple[int, list[int], bool]]:
         """See `Bare.step`."""
         rows = self._decode()
         for number, row in rows.items():
@@ -176,7 +176,7 @@ class BareLlamaCpp:
                 runtime.llama_memory_seq_rm(self._memory, slot, -1, -1)
                 self._free.append(slot)
                 del self._live[number]
-            yield number, int(not ended), ended or left == 1
+            yield number, [] if ended else [token], ended or left == 1
 
     def _logits(self, row: int) -> Any:
         return runtime.llama_get_logits_ith(self._context, row)
@@ -225,8 +225,8 @@ class _Answering:
         """Answer everything."""
         while self._waiting or self._late or self._live:
             self._fill()
-            for number, count, over in self._engine.step():
-                self._heard[number].tokens += count
+            for number, tokens, over in self._engine.step():
+                self._heard[number].tokens += len(tokens)
                 self._heard[number].marks_s.append(time.perf_counter() - self._began)
                 self._live -= over
         return Result(

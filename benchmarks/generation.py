@@ -1,9 +1,9 @@
-"""P4, P4L: tokens through the daemon beside the bare engine. G1, G1L: running answers beside a long prompt.
+"""P4, P4L: tokens through the daemon and through the engine's own server. G1, G1L: beside a long prompt.
 
-Both sides have the same weights, prompts, threads, arithmetic and number of sequences. The engine's side is a
-program of its own (`_engines.py`) that serves nobody: no socket, no text. The daemon's side pays for its
-clients too, which take their share of the same cores. P4 has `exact = false` on both sides, and in the
-detail `exact = true`; G1 has what ships, `exact = true`.
+All sides have the same weights, prompts, threads, arithmetic and number of sequences. P4 divides by the least
+server around the engine (`_engine_server.py`), with the same clients on the same cores. Its detail has the
+engine's own program beside (`_engines.py`), which serves nobody: no socket, no text, no client. G1 compares
+with that one. P4 has `exact = false` on all sides, in the detail `exact = true`; G1 has what ships.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -29,6 +29,7 @@ from benchmarks.measurement import Row, percentile, say, spread
 from benchmarks.setting import ROOT, STATE, sample_models
 from benchmarks.throughput import daemon_cpu_s
 from edged.catalogue import Catalogue
+from edged.governor.sensors import cpu_s
 from edged.models.store import ModelStore
 from edged.testing.daemon import RunningDaemon, running
 
@@ -90,33 +91,29 @@ def threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def through_daemon(daemon: RunningDaemon, load: Load) -> Side:
-    """Clients in a process of their own; the CPU seconds are of the daemon and its workers."""
-    order = Order(socket=str(daemon.client.socket), model="generator", load=load)
-    before_s = daemon_cpu_s(daemon)
+def through(socket: Path, used_s: Callable[[], float], load: Load) -> Side:
+    """Clients in a process of their own; `used_s` gives the CPU seconds of the server."""
+    order = Order(socket=str(socket), model="generator", load=load)
+    before_s = used_s()
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks._streams"],
         input=msgspec.json.encode(order),
         stdout=subprocess.PIPE,
         check=True,
     )
-    used_s = daemon_cpu_s(daemon) - before_s
     result = msgspec.json.decode(done.stdout, type=Result)
-    return Side(result, used_s, result.cpu_s)
+    return Side(result, used_s() - before_s, result.cpu_s)
+
+
+def through_daemon(daemon: RunningDaemon) -> Ask:
+    """The daemon, asked over its socket."""
+    return partial(through, daemon.client.socket, partial(daemon_cpu_s, daemon))
 
 
 @contextmanager
 def bare(backend: str, sequences: int, *, exact: bool, step_tokens: int) -> Iterator[Ask]:
     """The engine's own program, loaded; ended on leaving."""
-    variant = ModelStore(STATE / "models", Catalogue.discover()).resolve(MODEL, VARIANTS[backend])
-    engine = Engine(
-        backend=backend,
-        path=str(variant.path),
-        threads=threads(),
-        sequences=sequences,
-        exact=exact,
-        step_tokens=step_tokens,
-    )
+    engine = _engine(backend, sequences, exact=exact, step_tokens=step_tokens)
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks._engines"],
         stdin=subprocess.PIPE,
@@ -144,6 +141,42 @@ def bare(backend: str, sequences: int, *, exact: bool, step_tokens: int) -> Iter
 
 
 @contextmanager
+def served(backend: str, sequences: int, *, exact: bool, step_tokens: int) -> Iterator[Ask]:
+    """The least server around the engine, loaded; ended on leaving."""
+    engine = _engine(backend, sequences, exact=exact, step_tokens=step_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        socket = Path(folder) / "engine.sock"
+        with subprocess.Popen(
+            [sys.executable, "-m", "benchmarks._engine_server", str(socket)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(msgspec.json.encode(engine) + b"\n")
+                process.stdin.flush()
+                if not process.stdout.readline():
+                    raise RuntimeError(f"the server on {backend} alone ended with {process.wait()}")
+                yield partial(through, socket, lambda: cpu_s(process.pid))
+            finally:
+                process.kill()
+
+
+def _engine(backend: str, sequences: int, *, exact: bool, step_tokens: int) -> Engine:
+    variant = ModelStore(STATE / "models", Catalogue.discover()).resolve(MODEL, VARIANTS[backend])
+    return Engine(
+        backend=backend,
+        path=str(variant.path),
+        threads=threads(),
+        sequences=sequences,
+        exact=exact,
+        step_tokens=step_tokens,
+    )
+
+
+@contextmanager
 def both(backend: str, sequences: int, *, exact: bool, step_tokens: int = 0) -> Iterator[tuple[Ask, Ask]]:
     """The daemon and the bare engine, loaded and warm; whoever is not asked is idle."""
     with (
@@ -151,35 +184,48 @@ def both(backend: str, sequences: int, *, exact: bool, step_tokens: int = 0) -> 
         running(Path(folder), config(backend, sequences, exact=exact)) as daemon,
         bare(backend, sequences, exact=exact, step_tokens=step_tokens or STEP_TOKENS[backend]) as alone,
     ):
-        sides = (partial(through_daemon, daemon), alone)
-        for ask in sides:
-            ask(Load(prompts=prompts(sequences, 10**6), streams=sequences, max_tokens=4))
+        sides = (through_daemon(daemon), alone)
+        _warm_up(sides, sequences)
         yield sides
+
+
+def _warm_up(sides: Sequence[Ask], sequences: int) -> None:
+    for ask in sides:
+        ask(Load(prompts=prompts(sequences, 10**6), streams=sequences, max_tokens=4))
 
 
 # -------------------------------------------------------------------- P4: tokens per second
 
 
 def generation(backend: str, streams: int, quick: bool) -> tuple[float, dict[str, Any]]:
-    """Tokens per second of all streams through the daemon, divided by the bare engine's."""
+    """Tokens per second of all streams through the daemon, divided by those of the engine's own server."""
     sample_models()
     step_tokens = STEP_TOKENS[backend] if quick else best_step_tokens(backend, streams)
     measure = partial(rates, backend, streams, step_tokens=step_tokens, quick=quick)
-    ours, theirs = measure(2 if quick else 7, exact=False)
-    ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(ours, theirs, strict=True)]
-    detail: dict[str, Any] = {
-        "ratio": spread(ratios),
-        "cpu_ratio": spread([_cpu(a) / _cpu(b) for a, b in zip(ours, theirs, strict=True)]),
-        "daemon": summary(ours),
-        "engine": summary(theirs),
+    sides = measure(2 if quick else 5, exact=False)
+    detail = _compared(sides) | {
         "engine_tokens_a_step": step_tokens,
-        "compared": f"{MODEL} {VARIANTS[backend]}, {threads()} threads, exact = false on both sides",
+        "compared": f"{MODEL} {VARIANTS[backend]}, {threads()} threads, exact = false on all sides",
     }
     if not quick:
-        ours, theirs = measure(3, exact=True)
-        exact = [a.tokens_per_s / b.tokens_per_s for a, b in zip(ours, theirs, strict=True)]
-        detail["exact"] = {"ratio": spread(exact), "daemon": summary(ours), "engine": summary(theirs)}
-    return statistics.median(ratios), detail
+        detail["exact"] = _compared(measure(3, exact=True))
+    return detail["ratio"]["median"], detail
+
+
+def _compared(sides: Sequence[list[Side]]) -> dict[str, Any]:
+    ours, server, alone = sides
+
+    def over(theirs: list[Side], figure: Callable[[Side], float]) -> dict[str, float]:
+        return spread([figure(a) / figure(b) for a, b in zip(ours, theirs, strict=True)])
+
+    return {
+        "ratio": over(server, lambda side: side.tokens_per_s),
+        "cpu_ratio": over(server, _cpu),
+        "ratio_to_engine_alone": over(alone, lambda side: side.tokens_per_s),
+        "daemon": summary(ours),
+        "server": summary(server),
+        "engine_alone": summary(alone),
+    }
 
 
 def best_step_tokens(backend: str, streams: int) -> int:
@@ -196,19 +242,24 @@ def best_step_tokens(backend: str, streams: int) -> int:
 
 def rates(
     backend: str, streams: int, rounds: int, *, exact: bool, step_tokens: int, quick: bool
-) -> tuple[list[Side], list[Side]]:
-    """Rounds of the same prompts on both sides, new ones each round, the order reversed."""
-    given: tuple[list[Side], list[Side]] = ([], [])
+) -> tuple[list[Side], list[Side], list[Side]]:
+    """Rounds of the same prompts on the daemon, the server and the engine alone, the order reversed each."""
+    given: tuple[list[Side], list[Side], list[Side]] = ([], [], [])
     count = max(2, streams) if quick else max(8, 3 * streams)
-    with both(backend, streams, exact=exact, step_tokens=step_tokens) as sides:
+    with (
+        both(backend, streams, exact=exact, step_tokens=step_tokens) as (daemon, alone),
+        served(backend, streams, exact=exact, step_tokens=step_tokens) as server,
+    ):
+        _warm_up([server], streams)
+        sides = (daemon, server, alone)
         for number in range(rounds):
             load = Load(
                 prompts=prompts(count, 1000 * number), streams=streams, max_tokens=24 if quick else 96
             )
-            for index in (0, 1) if number % 2 else (1, 0):
+            for index in range(3) if number % 2 else reversed(range(3)):
                 given[index].append(sides[index](load))
-            pair = [side[-1].tokens_per_s for side in given]
-            say(f"{backend} {streams}, exact {exact}: daemon {pair[0]:.1f}, engine {pair[1]:.1f} tokens/s")
+            last = ", ".join(f"{side[-1].tokens_per_s:.1f}" for side in given)
+            say(f"{backend} {streams}, exact {exact}: daemon, server, engine alone: {last} tokens/s")
     return given
 
 
@@ -300,7 +351,7 @@ def _rows() -> Iterator[Row]:
         for streams in STREAMS:
             yield Row(
                 id=f"{id_}@{streams}",
-                what=f"tokens/s of {streams} streams through the daemon / {backend} alone, its own batching",
+                what=f"tokens/s of {streams} streams through the daemon / the least server around {backend}",
                 unit="ratio",
                 gate=0.95,
                 goal=1.0,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edged.backend import parse_cores
+from edged.config.bands import governor_problems
 from edged.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def cross_check(config: Config) -> None:
 def _problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _queue_problems(config)
     yield from _library_problems(config)
+    yield from governor_problems(config)
     if config.api.socket == config.api.admin_socket:
         yield "api.admin_socket", f"= '{config.api.admin_socket}' is also api.socket; they have to differ"
     for name, stage in config.stages.items():

@@ -118,6 +118,135 @@ class Pipeline(Table, frozen=True):
     stages: tuple[str, ...]
 
 
+Celsius = Annotated[float, msgspec.Meta(ge=-40, le=150)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Rung(Table, frozen=True):
+    """A rung of the quality ladder: what it does, on top of what all rungs before it do."""
+
+    name: Name
+    candidates: Count = 0
+    """Most passages that the retriever hands on; 0: as configured."""
+    keep: Count = 0
+    """Most passages that an answer is written from; 0: as configured."""
+    answer_tokens: Count = 0
+    """Most new tokens of an answer; 0: as asked."""
+    variants: dict[Name, str] = {}
+    """Variant by stage; `lighter` means the next lighter one that is present."""
+    bypass_rerank: bool = False
+    """Leave the reranker out."""
+    peer: bool = False
+    """Hand generation to a peer."""
+    shed_batch: bool = False
+    """Refuse requests of priority `batch`."""
+    busy_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Share of the time that the box may work: what asks for more is refused, `batch` first."""
+    cost: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+    """Measured work of an answer in proportion to the first rung's; left out: estimated."""
+    quality: Share | None = None
+    """Measured quality of an answer in proportion to the first rung's; left out: assumed."""
+
+
+class ThermalBand(Table, frozen=True):
+    """Where a device is too hot for a better rung than `rung`, and where it is cool enough again."""
+
+    rung: Name
+    enter_c: Celsius
+    leave_c: Celsius
+
+
+class Thermal(Table, frozen=True):
+    """The bands of one kind of device."""
+
+    critical_c: Celsius
+    """From here on the floor is taken at once."""
+    bands: tuple[ThermalBand, ...]
+
+
+class Band(Table, frozen=True):
+    """The same for a share: of slots, of memory, of time."""
+
+    rung: Name
+    enter: Share
+    leave: Share
+
+
+def _ladder() -> tuple[Rung, ...]:
+    return (
+        Rung(name="full"),
+        Rung(name="fewer-passages", candidates=10, keep=2),
+        Rung(name="shorter-answers", answer_tokens=96),
+        Rung(name="lighter-models", variants={"generator": "lighter", "reranker": "lighter"}),
+        Rung(name="no-rerank", bypass_rerank=True),
+        Rung(name="peer", peer=True),
+        Rung(name="shed-batch", shed_batch=True),
+        Rung(name="shed-half", busy_share=0.5),
+        Rung(name="shed-most", busy_share=0.15),
+    )
+
+
+OVERLAP_C, STEP_C = 8.0, 3.0
+
+
+def _thermal(first_c: float, critical_c: float) -> Thermal:
+    bands = tuple(
+        ThermalBand(rung=rung.name, enter_c=first_c + STEP_C * k, leave_c=first_c + STEP_C * k - OVERLAP_C)
+        for k, rung in enumerate(_ladder()[1:])
+    )
+    return Thermal(critical_c=critical_c, bands=bands)
+
+
+def _temperature() -> dict[str, Thermal]:
+    """Below where silicon throttles by itself; storage and boards are damaged earlier than processors."""
+    return {
+        "cpu": _thermal(70.0, 95.0),
+        "igpu": _thermal(70.0, 95.0),
+        "npu": _thermal(70.0, 95.0),
+        "gpu": _thermal(62.0, 87.0),
+        "board": _thermal(60.0, 85.0),
+        "nvme": _thermal(55.0, 80.0),
+    }
+
+
+_LOAD = (
+    Band(rung="fewer-passages", enter=0.60, leave=0.20),
+    Band(rung="shorter-answers", enter=0.75, leave=0.30),
+    Band(rung="no-rerank", enter=0.85, leave=0.40),
+    Band(rung="shed-batch", enter=0.95, leave=0.50),
+)
+_MEMORY = (
+    Band(rung="lighter-models", enter=0.92, leave=0.80),
+    Band(rung="shed-batch", enter=0.96, leave=0.85),
+)
+_STALL = (Band(rung="shed-batch", enter=0.30, leave=0.05),)
+
+
+class Governor(Table, frozen=True):
+    """When quality and place are traded for heat, load and memory: bands over a ladder of rungs."""
+
+    floor: str = ""
+    """The lowest rung that may be taken; empty means the last."""
+    dwell_s: Seconds = 30.0
+    """Shortest time between two changes; only a critical temperature does not wait."""
+    climb_after_s: Seconds = 120.0
+    """How long all readings must allow a better rung before it is taken."""
+    retry_s: Seconds = 3600.0
+    """How long a climb that had to be taken back is not tried again while it is as hot as it was then."""
+    horizon_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 20.0
+    """How far ahead temperatures are predicted; 0: they are not."""
+    ladder: tuple[Rung, ...] = msgspec.field(default_factory=_ladder)
+    """Best first."""
+    temperature: dict[Name, Thermal] = msgspec.field(default_factory=_temperature)
+    """By kind of device: a device's name without its number."""
+    load: tuple[Band, ...] = msgspec.field(default_factory=lambda: _LOAD)
+    """By the share of the entry's slots that are taken."""
+    memory: tuple[Band, ...] = msgspec.field(default_factory=lambda: _MEMORY)
+    """By the share of memory that is in use, without what the kernel can take back."""
+    stall: tuple[Band, ...] = msgspec.field(default_factory=lambda: _STALL)
+    """By the share of the time in which some task waited for memory (PSI)."""
+
+
 class Config(Table, frozen=True):
     """The whole configuration."""
 
@@ -126,6 +255,7 @@ class Config(Table, frozen=True):
     queue: Queue = msgspec.field(default_factory=Queue)
     library: Library = msgspec.field(default_factory=Library)
     placement: Placement = msgspec.field(default_factory=Placement)
+    governor: Governor = msgspec.field(default_factory=Governor)
     stages: dict[Name, Stage] = {}
     pipelines: dict[Name, Pipeline] = {}
 
@@ -136,6 +266,7 @@ BUILT_IN: dict[str, Any] = {
         "reranker": {"kind": "reranker", "model": "ms-marco-minilm-l12-v2"},
         "generator": {"kind": "generator", "model": "smollm2-135m-instruct"},
     },
+    "governor": {"temperature": msgspec.to_builtins(_temperature())},
     "pipelines": {"rag": {"stages": ["retriever", "reranker", "generator"]}},
 }
 """The built-in layer: what an empty file means."""

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged.config import BUILT_IN, Config, load, schema
+from edged.config import BUILT_IN, Config, Governor, load, schema
 from edged.config import places as config_places
 from edged.config.layers import from_environment, from_flags, merge
 from edged.config.places import find_socket, locate
@@ -233,6 +233,12 @@ def test_the_example_holds_every_option_with_its_default():
     unwritable = {field.name for field in fields if field.default is None}
     assert set(example["stages"]["retriever"]) == {field.name for field in fields} - unwritable
     assert all(f"\n# {name} = " in text for name in unwritable)
+
+
+def test_the_example_holds_the_governors_defaults():
+    example = tomllib.loads((ROOT / "examples/edged.toml").read_text())["governor"]
+    assert set(example) == {field.name for field in msgspec.structs.fields(Governor)}
+    assert msgspec.convert(example, Governor) == Governor()
 
 
 def test_the_example_means_what_the_built_in_configuration_means():

@@ -10,6 +10,8 @@ from edged.messages import SlotRef
 from edged.transport.slots import Arena, Geometry, create, read_only
 from edged.workers.spec import ArenaSpec
 
+PROBE = b"edged self-test"
+
 
 class Arenas:
     """The daemon's side of every arena: made once, inherited by workers, closed at the end."""
@@ -39,6 +41,10 @@ class Arenas:
     def read(self, ref: SlotRef) -> memoryview:
         """Read in place; `CorruptSlot` where the checksum does not match."""
         return self._arenas[ref.arena].read(ref)
+
+    def intact(self, ref: SlotRef) -> bool:
+        """Whether a leased slot gives back what is written into it."""
+        return bytes(self.read(self.write(ref, PROBE))) == PROBE
 
     def inherited(self, own: int) -> Iterator[ArenaSpec]:
         """What a worker gets: its own stage's arena writable, the others not."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import inf
 
 from edged.dispatch.endings import abandon, end, refuse
-from edged.dispatch.events import Command, Died, IdleAsked, Kill, Send, Spawn
+from edged.dispatch.events import Command, Died, IdleAsked
 from edged.dispatch.ledger import Ledger, Stage, Worker
+from edged.dispatch.staffing import STAYING, discard, missing, spawn, stop, workers_of
+from edged.dispatch.trials import call_off, on_trial, vacated
 from edged.errors import Poisoned, StageUnavailable
-from edged.messages import Stop
 
 CRASH_WEIGHT = 8
 """A crash, a fault, a hang or an end for lack of memory speaks against what was being worked on."""
@@ -24,21 +25,6 @@ restart intensity, scaled to processes that load models)."""
 LOOP_WINDOW_S = 60.0
 RETRY_FAILED_S = 30.0
 MAX_BACKOFF_S = 5.0
-STAYING = frozenset({"starting", "ready"})
-
-
-def kill(worker: Worker, reason: str) -> list[Command]:
-    """Have a worker SIGKILLed; its slots stay leased until the kernel says that it is gone."""
-    if worker.state == "dying":
-        return []
-    worker.state, worker.credit, worker.fault = "dying", 0, worker.fault or reason
-    return [Kill(worker.incarnation, reason)]
-
-
-def stop(worker: Worker, now: float) -> list[Command]:
-    """Have a worker finish what it holds and exit."""
-    worker.state, worker.retiring, worker.credit, worker.heard_at = "stopping", False, 0, now
-    return [Send(worker.incarnation, Stop())]
 
 
 def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
@@ -51,7 +37,9 @@ def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
     weight = KILLED_WEIGHT if event.killed and worker.state != "dying" else CRASH_WEIGHT
     commands = _take_up_again(ledger, stage, worker, weight, now)
     if worker.state == "stopping" or worker.retiring or (ledger.draining and not ledger.requests):
-        return commands
+        return commands + vacated(ledger, stage)
+    if on_trial(stage, worker):
+        return commands + call_off(ledger, stage, worker.fault or event.reason, worker.fault_code)
     stage.restarts += 1
     if not worker.fruitful:
         stage.misfortunes.append((now, LOOP_LIMIT + 1 if worker.hopeless else weight))
@@ -89,7 +77,7 @@ def _poisoned(stage: Stage, worker: Worker) -> Poisoned:
 
 def _respawn(ledger: Ledger, stage: Stage, reason: str, now: float) -> list[Command]:
     """Start a replacement, later and later while nothing works; give up for a while in a crash loop."""
-    if _missing(ledger, stage) <= 0:
+    if missing(ledger, stage) <= 0:
         return []
     while stage.misfortunes and stage.misfortunes[0][0] < now - LOOP_WINDOW_S:
         stage.misfortunes.popleft()
@@ -97,23 +85,7 @@ def _respawn(ledger: Ledger, stage: Stage, reason: str, now: float) -> list[Comm
     if points > LOOP_LIMIT:
         return _give_up(ledger, stage, reason, now)
     delay_s = 0.0 if points <= CRASH_WEIGHT else min(MAX_BACKOFF_S, 0.1 * 2 ** (points / CRASH_WEIGHT))
-    return _spawn(stage, 1, delay_s)
-
-
-def _missing(ledger: Ledger, stage: Stage) -> int:
-    if stage.idle:
-        return -stage.starting
-    staying = [
-        worker
-        for name in stage.workers
-        if (worker := ledger.workers[name]).state in STAYING and not worker.retiring
-    ]
-    return stage.desired - len(staying) - stage.starting
-
-
-def _spawn(stage: Stage, count: int, delay_s: float = 0.0) -> list[Command]:
-    stage.starting += max(0, count)
-    return [Spawn(stage.name, delay_s)] * count
+    return spawn(stage, 1, delay_s)
 
 
 def _give_up(ledger: Ledger, stage: Stage, reason: str, now: float) -> list[Command]:
@@ -139,9 +111,9 @@ def retry_failed(ledger: Ledger, now: float) -> list[Command]:
         if stage.idle:
             commands += _refuse_waiting(ledger, stage, None)
         elif 0 < stage.retry_at <= now and not ledger.draining:
-            missing = _missing(ledger, stage)
-            stage.retry_at = now + RETRY_FAILED_S if missing > 0 else 0.0
-            commands += _spawn(stage, missing)
+            lacking = missing(ledger, stage)
+            stage.retry_at = now + RETRY_FAILED_S if lacking > 0 else 0.0
+            commands += spawn(stage, lacking)
     return commands
 
 
@@ -149,45 +121,31 @@ def replace(ledger: Ledger, stage: Stage) -> list[Command]:
     """Load beside, switch, drain, stop: the old workers serve until the new ones are ready."""
     stage.misfortunes.clear()
     stage.failed = stage.trouble = ""
+    stage.trial = None
     commands: list[Command] = []
-    for name in sorted(stage.workers):
-        worker = ledger.workers[name]
+    for worker in workers_of(ledger, stage):
         if worker.state == "starting":
-            worker.retiring = True
-            commands += kill(worker, "replaced before it was ready")
+            commands += discard(worker, "replaced before it was ready")
         elif worker.state == "ready":
             worker.retiring = True
-    return commands + _spawn(stage, _missing(ledger, stage))
+    return commands + spawn(stage, missing(ledger, stage))
 
 
 def idle(ledger: Ledger, event: IdleAsked, now: float) -> list[Command]:
     """Leave a stage without workers: those that serve finish what they hold, what waits is refused."""
     stage = ledger.stages[event.stage]
     stage.misfortunes.clear()
+    stage.trial = None
     stage.failed, stage.trouble, stage.retry_at, stage.desired = event.reason, "", inf, event.wanted
     commands: list[Command] = []
-    for worker in map(ledger.workers.__getitem__, sorted(stage.workers)):
+    for worker in workers_of(ledger, stage):
         if worker.state == "ready":
             commands += stop(worker, now)
         elif worker.state != "stopping":
-            worker.retiring = True
-            commands += kill(worker, "its stage has nothing to run any more")
+            commands += discard(worker, "its stage has nothing to run any more")
     return commands + _refuse_waiting(ledger, stage, None)
 
 
 def _refuse_waiting(ledger: Ledger, stage: Stage, again_s: float | None) -> list[Command]:
     error = StageUnavailable(f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=again_s)
     return [command for number in list(stage.queue) for command in abandon(ledger, number, error)]
-
-
-def wanted(ledger: Ledger, stage: Stage) -> bool:
-    """Whether a spawn that was decided on is still due; one too many (a reload meanwhile) is called off."""
-    if _missing(ledger, stage) >= 0:
-        return True
-    stage.starting -= 1
-    return False
-
-
-def start(ledger: Ledger, stage: Stage) -> list[Command]:
-    """Start the workers that a stage lacks."""
-    return _spawn(stage, _missing(ledger, stage))

@@ -10,24 +10,30 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from edged.dispatch.batching import adapt, dispatch
-from edged.dispatch.deaths import bury, idle, kill, replace, retry_failed, stop
+from edged.dispatch.deaths import bury, idle, replace, retry_failed
 from edged.dispatch.endings import abandon, end, refuse
 from edged.dispatch.events import (
+    Asked,
     Command,
     Deliver,
     Died,
     Event,
+    GiveUpAsked,
     IdleAsked,
     Left,
     ReplaceAsked,
+    ScaleAsked,
     Send,
     Spoke,
     Stream,
     Ticked,
+    TrialAsked,
     Waited,
 )
 from edged.dispatch.ledger import Ledger, Request, Worker
 from edged.dispatch.requests import StageTiming
+from edged.dispatch.staffing import kill, stop
+from edged.dispatch.trials import call_off, scale, try_out
 from edged.errors import (
     BY_CODE,
     Cancelled,
@@ -65,7 +71,7 @@ def decide_all(ledger: Ledger, events: Iterable[Event], now: float) -> list[Comm
     return commands + dispatch(ledger, now)
 
 
-def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:  # noqa: PLR0911 (one return an event)
+def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:
     match event:
         case Spoke(worker, message):
             return _heard(ledger, worker, message, now)
@@ -79,10 +85,23 @@ def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:  #
             return [*_overdue(ledger, now), *_silent(ledger, now), *retry_failed(ledger, now)]
         case Waited():
             return []
+        case _:
+            return _asked(ledger, event, now)
+
+
+def _asked(ledger: Ledger, event: Asked, now: float) -> list[Command]:
+    """What an operator, a plan or a reload wants of a stage."""
+    match event:
         case ReplaceAsked(stage):
             return replace(ledger, ledger.stages[stage])
         case IdleAsked():
             return idle(ledger, event, now)
+        case TrialAsked():
+            return try_out(ledger, event, now)
+        case ScaleAsked():
+            return scale(ledger, event, now)
+        case GiveUpAsked(stage, reason):
+            return call_off(ledger, ledger.stages[stage], reason)
         case _:
             assert_never(event)
 
@@ -105,6 +124,7 @@ def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[C
         case Gone():
             return _gone(ledger, worker, message, now)
         case Fault(code, text):
+            worker.fault_code = code
             worker.hopeless = issubclass(BY_CODE.get(code, EdgedError), ConfigError | ModelError)
             return kill(worker, text)
         case Pong():
@@ -120,10 +140,11 @@ def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[C
 def _ready(ledger: Ledger, worker: Worker, message: Ready, now: float) -> list[Command]:
     if worker.state != "starting":
         return []
-    worker.state, worker.credit = "ready", message.credit
+    worker.state, worker.loaded, worker.credit = "ready", True, message.credit
     worker.load_s, worker.details = message.load_s, message.details
     stage = ledger.stages[worker.stage]
     stage.failed = stage.trouble = ""
+    stage.trial = None
     if stage.changed:
         stage.forget_costs()
     retired = [

@@ -15,33 +15,39 @@ from typing import Literal, assert_never
 from edged.dispatch.admission import admit, enqueue
 from edged.dispatch.arenas import Arenas
 from edged.dispatch.channel import Channel
-from edged.dispatch.deaths import start, wanted
 from edged.dispatch.decide import decide, decide_all
 from edged.dispatch.endings import abandon_all
 from edged.dispatch.events import (
+    CalledOff,
     Command,
     Deliver,
     Died,
     Event,
+    GiveUpAsked,
     IdleAsked,
     Kill,
     Left,
     Refuse,
     ReplaceAsked,
+    ScaleAsked,
     Send,
     Spawn,
     Spoke,
     Stream,
     Ticked,
+    TrialAsked,
     Waited,
     Wake,
 )
 from edged.dispatch.leases import Mode
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
+from edged.dispatch.specs import Specs
+from edged.dispatch.staffing import start, wanted
 from edged.dispatch.surroundings import Surroundings
+from edged.dispatch.trials import proof_of
 from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
-from edged.messages import ClearCaches, Ready
+from edged.messages import ClearCaches
 from edged.transport.links import Router
 from edged.transport.slots import Geometry
 from edged.workers.process import Process, kill_all
@@ -54,7 +60,6 @@ LogFormat = Literal["auto", "text", "json"]
 BUSY_TICK_S = 0.1
 IDLE_TICK_S = 1.0
 SPAWN_AGAIN_S = 1.0
-PROBE = b"edged self-test"
 
 
 class Dispatcher:
@@ -67,11 +72,8 @@ class Dispatcher:
         self._endpoint = runtime_dir / "workers.sock"
         self.ledger = Ledger(Slots(ENTRY, geometry.slots))
         self._surroundings = Surroundings()
-        self.specs: dict[str, StageSpec] = {}
-        self._specs_of: dict[str, StageSpec] = {}
-        """By incarnation: what each live worker was started as."""
-        self._proven: dict[str, StageSpec] = {}
-        """By stage: what its newest worker that became ready was started as."""
+        self._specs = Specs(self.ledger)
+        self.specs, self.serving = self._specs.wanted, self._specs.serving
         self._processes: dict[str, Process] = {}
         self._channels: dict[int, Channel] = {}
         self._pending_spawns: set[asyncio.TimerHandle] = set()
@@ -111,8 +113,7 @@ class Dispatcher:
 
     def idle_stage(self, name: str, *, wanted: int, reason: str) -> None:
         """Have a stage run nothing, as one that was added idle."""
-        self.specs.pop(name, None)
-        self._proven.pop(name, None)
+        self._specs.forget(name)
         self.ledger.stages[name].max_batch = 1
         self._on(IdleAsked(name, reason, wanted))
 
@@ -129,6 +130,15 @@ class Dispatcher:
         stage.changed = True
         self.specs[spec.name] = spec
         self.restart_stage(spec.name)
+
+    def try_out(self, spec: StageSpec, asked: TrialAsked | ScaleAsked) -> None:
+        """Have a stage work in another way, and as before if its first new worker does not become ready."""
+        self._specs.try_out(spec)
+        self._on(asked)
+
+    def call_off(self, name: str, reason: str) -> None:
+        """End a trial that takes too long."""
+        self._on(GiveUpAsked(name, reason))
 
     def share_cores(self, mode: Mode, most: int) -> None:
         """Lend cores in this mode from now on, at most so many (0: all)."""
@@ -237,8 +247,7 @@ class Dispatcher:
         if ref is None:
             patience_s = max(stage.timeout_s for stage in self.ledger.stages.values()) + 2 * IDLE_TICK_S
             return self._loop.time() - self._heard_at < patience_s
-        written = self.arenas.write(ref, PROBE)
-        intact = bytes(self.arenas.read(written)) == PROBE
+        intact = self.arenas.intact(ref)
         self.ledger.release(ref)
         return intact
 
@@ -250,13 +259,10 @@ class Dispatcher:
     def _listen(self) -> None:
         if self._stopping:
             return
-        heard = [Spoke(worker, message) for worker, message in self._router.receive()]
-        if not heard:
+        if not (heard := [Spoke(worker, message) for worker, message in self._router.receive()]):
             return
         self._heard_at = self._loop.time()
-        for spoke in heard:
-            if isinstance(spoke.message, Ready) and (spec := self._specs_of.get(spoke.worker)):
-                self._proven[spec.name] = spec
+        self._specs.heard(heard)
         self._apply(decide_all(self.ledger, heard, self._heard_at))
 
     async def _tick(self) -> None:
@@ -281,20 +287,7 @@ class Dispatcher:
         level = logging.INFO if worker is not None and worker.state == "stopping" else logging.WARNING
         logger.log(level, "worker gone", extra={"worker": incarnation, "why": reason})
         self._on(Died(incarnation, reason, process.killed_from_outside and not starved))
-        self._keep_what_works(self._specs_of.pop(incarnation).name)
-
-    def _keep_what_works(self, name: str) -> None:
-        """After a change whose workers never became ready, replacements are what serves, not what failed."""
-        stage = self.ledger.stages[name]
-        if stage.trouble and name in self._proven:
-            self.specs[name] = self._proven[name]
-            stage.max_batch = self.specs[name].max_batch
-
-    def serving(self, name: str) -> StageSpec | None:
-        """What the newest ready worker of a stage runs; else what the next one will."""
-        ready = [w for w in self.ledger.stages[name].workers if self.ledger.workers[w].state == "ready"]
-        newest = max(ready, key=lambda w: self.ledger.workers[w].started_at, default=None)
-        return self._specs_of[newest] if newest else self.specs.get(name)
+        self._specs.died(incarnation)
 
     # ------------------------------------------------------------- commands
 
@@ -305,7 +298,7 @@ class Dispatcher:
         if not self._stopping and self._router.pending():
             self._loop.call_soon(self._listen)
 
-    def _carry_out(self, command: Command) -> None:
+    def _carry_out(self, command: Command) -> None:  # noqa: C901 (one case a command)
         match command:
             case Send(worker, message):
                 self._router.send(worker, message)
@@ -320,6 +313,8 @@ class Dispatcher:
                 logger.warning("killing worker", extra={"worker": worker, "why": reason})
                 if process := self._processes.get(worker):  # else its last word came behind its death
                     process.kill()
+            case CalledOff(stage):
+                self._specs.call_off(stage)
             case Wake(at):
                 self._wake_at(at)
             case Spawn(stage, delay_s):
@@ -377,7 +372,7 @@ class Dispatcher:
             logger.warning("worker not started", extra={"worker": incarnation, "why": str(error)})
             self._schedule_spawn(name, SPAWN_AGAIN_S)
             return
-        spec = self._specs_of[incarnation] = self.specs[name]
+        spec = self._specs.born(incarnation, name)
         self.ledger.workers[incarnation] = Worker(
             incarnation, name, now, now, device=spec.device, variant=spec.variant.name
         )
@@ -394,6 +389,7 @@ class Dispatcher:
             endpoint=self._endpoint,
             parent=os.getpid(),
             stage=self.specs[name],
+            trial=proof_of(self.ledger.stages[name]),
             arenas=tuple(self.arenas.inherited(self.ledger.stages[name].slots.arena)),
             log_level=self._log_level,
             log_format=self._log_format,

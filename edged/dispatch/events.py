@@ -64,7 +64,35 @@ class IdleAsked(msgspec.Struct, frozen=True):
     """How many it should have if it could."""
 
 
-Event = Spoke | Died | Left | Ticked | Waited | ReplaceAsked | IdleAsked
+class TrialAsked(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage is to work in another way, and to go on as before if that fails."""
+
+    stage: str
+    workers: int
+    max_batch: int
+    alone: bool
+    """Its old workers are to be gone before the new ones load."""
+    guarded: bool
+    """See `Trial`."""
+
+
+class ScaleAsked(msgspec.Struct, frozen=True):
+    """A stage is to have so many workers."""
+
+    stage: str
+    workers: int
+
+
+class GiveUpAsked(msgspec.Struct, frozen=True):
+    """A trial has taken too long."""
+
+    stage: str
+    reason: str
+
+
+Asked = ReplaceAsked | IdleAsked | TrialAsked | ScaleAsked | GiveUpAsked
+"""What an operator, a plan or a reload wants of a stage."""
+Event = Spoke | Died | Left | Ticked | Waited | Asked
 
 # ---------------------------------------------------------------------- commands
 
@@ -88,6 +116,12 @@ class Spawn(msgspec.Struct, frozen=True):
 
     stage: str
     delay_s: float
+
+
+class CalledOff(msgspec.Struct, frozen=True):
+    """From now on workers of a stage are what they were before its trial."""
+
+    stage: str
 
 
 class Wake(msgspec.Struct, frozen=True):
@@ -120,4 +154,4 @@ class Refuse(msgspec.Struct, frozen=True):
     error: EdgedError
 
 
-Command = Send | Kill | Spawn | Wake | Stream | Deliver | Refuse
+Command = Send | Kill | Spawn | CalledOff | Wake | Stream | Deliver | Refuse

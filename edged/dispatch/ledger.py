@@ -144,7 +144,11 @@ class Worker:
     load_s: float = 0.0
     device: str = ""
     variant: str = ""
+    loaded: bool = False
+    """It has been ready."""
     fault: str = ""
+    fault_code: str = ""
+    """Of `fault`, where the worker itself said it."""
     hopeless: bool = False
     """It said itself that trying again changes nothing: a bad option, a missing model."""
     details: dict[str, Any] = field(default_factory=dict)
@@ -157,6 +161,24 @@ class Worker:
         elapsed_s = now - request.sent_at
         held = self.company.area(now) - request.company_at_dispatch
         return max(1.0, held / elapsed_s) if elapsed_s > 0 else len(self.held) + 1.0
+
+
+Proof = Literal["", "warm", "guarded"]
+"""What a worker shows before it is ready: nothing; that it can work; also that it fits what is stored."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """What a stage goes back to if its first new worker dies before it is ready."""
+
+    desired: int
+    max_batch: int
+    alone: bool = False
+    """The old workers are to be gone before the new ones load: there is no memory for both."""
+    guarded: bool = False
+    """A new embedder is measured against the vectors of the library first."""
+    failed: str = ""
+    retry_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -201,6 +223,9 @@ class Stage:
     spread_s: float = 0.0
     """Smoothed distance of single services from `service_s`."""
     services: int = 0
+    trial: Trial | None = None
+    called_off: tuple[str, str] | None = None
+    """Why the last trial ended before anything was ready, and the error's code (empty: it has none)."""
     changed: bool = False
     """The next worker that becomes ready does the work in another way."""
     served_at: float = 0.0

@@ -11,7 +11,7 @@ import msgspec
 from edged import __version__
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.ledger import Ledger, Stage, Worker
-from edged.governor.sensors import load_average, resident_bytes, temperature
+from edged.governor.sensors import load_average, resident_bytes
 from edged.messages import CacheCounters
 from edged.placement.watch import Reading
 from edged.report import StageStatus, Status, WorkerStatus
@@ -31,7 +31,6 @@ def status(
     stages = tuple(
         _stage(dispatcher, stage, kinds.get(stage.name, ""), now) for stage in ledger.stages.values()
     )
-    heat = temperature()
     memory = sum(worker.memory_bytes for stage in stages for worker in stage.workers)
     loading = tuple(
         f"stage {stage.name}: a replacement is loading"
@@ -55,8 +54,8 @@ def status(
         entry_slots_used=ledger.entry.used,
         memory_bytes=memory + resident_bytes(os.getpid()),
         load_average=load_average(),
-        temperature_c=heat.celsius,
-        temperature_note=heat.note,
+        temperature_c=None,
+        temperature_note="",
         stages=stages,
         pipelines=dict(pipelines),
         notes=notes + loading + troubles,

@@ -19,6 +19,7 @@ from edged.documents.index import Generation, Manifest
 from edged.documents.kinds import Kind, Wanted
 from edged.documents.publish import Reading, publish_next, untold
 from edged.documents.recovery import known_manifest
+from edged.documents.sample import Sample, sample
 from edged.documents.store import DOCUMENT_COLUMNS, VISIBLE, Document, Store, connect
 from edged.errors import NotFound, StorageError
 from edged.messages import Passage
@@ -123,6 +124,19 @@ class Library:
         dense = self._generation.search(vectors, max(count, search.DEPTH))
         with translated(self.path):
             return search.search(self._connection, self._generation, queries, dense, count)
+
+    def sample(self, count: int) -> Sample:
+        """About `count` passages at even distances through the library, with their stored vectors."""
+        self.refresh()
+        if not (self._generation and self._connection):
+            return Sample(ids=[], texts=[], vectors=np.empty((0, 0), np.float32))
+        with translated(self.path):
+            return sample(self._connection, self._generation.manifest, count)
+
+    def nearest(self, vectors: npt.NDArray[np.float32], count: int) -> list[list[int]]:
+        """Ids of the `count` passages nearest to each vector, best first, in the generation in use."""
+        found = self._generation.search(vectors, count) if self._generation else [([], [])] * len(vectors)
+        return [ids for ids, _ in found]
 
     def documents(self) -> list[Document]:
         """All documents, by source."""

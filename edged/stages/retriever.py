@@ -64,6 +64,11 @@ class Retriever:
             check_family(self._library.manifest, self._encoder.fingerprint)
 
     @property
+    def encoder(self) -> Encoder:
+        """What its vectors come from."""
+        return self._encoder
+
+    @property
     def details(self) -> Mapping[str, Any]:
         """Model, fingerprint and limits; what the library holds changes, and is asked of the library."""
         return {

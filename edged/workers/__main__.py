@@ -17,6 +17,7 @@ from edged.transport.links import Dealer
 from edged.transport.slots import Arena
 from edged.workers.birth import pin, settle
 from edged.workers.loop import TokenLoop, serve_batches
+from edged.workers.proof import prove
 from edged.workers.spec import WorkerSpec, from_json
 
 logger = logging.getLogger("edged.worker")
@@ -46,13 +47,14 @@ def _serve(spec: WorkerSpec, link: Dealer) -> None:
     pin(spec.stage.device)
     arenas = {a.arena: Arena(a.descriptor, a.geometry, writable=a.writable) for a in spec.arenas}
     stage = build(spec.stage)
+    shown = prove(stage, spec.stage, guarded=spec.trial == "guarded") if spec.trial else {}
     load_s = time.perf_counter() - started
     if (streaming := as_streaming(stage)) is not None:
         credit = min(streaming.room, spec.stage.max_batch)
-        link.send(Ready(credit, os.getpid(), load_s, dict(stage.details)))
+        link.send(Ready(credit, os.getpid(), load_s, dict(stage.details) | shown))
         TokenLoop(streaming, link, arenas).run()
     else:
-        link.send(Ready(spec.stage.max_batch, os.getpid(), load_s, dict(stage.details)))
+        link.send(Ready(spec.stage.max_batch, os.getpid(), load_s, dict(stage.details) | shown))
         serve_batches(cast("BatchStage", stage), link, arenas)
     stage.close()
 

@@ -43,6 +43,9 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     arenas: tuple[ArenaSpec, ...]
     log_level: str
     log_format: Literal["auto", "text", "json"]
+    trial: Literal["", "warm", "guarded"] = ""
+    """What it shows before it is ready: `warm`: that it can work; `guarded`: also, for a retriever, that its
+    vectors agree with those of the library."""
 
 
 def to_json(spec: WorkerSpec) -> bytes:

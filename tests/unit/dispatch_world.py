@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from edged.dispatch.admission import admit, enqueue
-from edged.dispatch.deaths import start, wanted
+from edged.dispatch.staffing import start, wanted
 from edged.dispatch.decide import decide
 from edged.dispatch.events import (
     Command,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.dispatch.admission import admit, enqueue
-from edged.dispatch.deaths import start, wanted
+from edged.dispatch.staffing import start, wanted
 from edged.dispatch.decide import decide
 from edged.dispatch.events import (
     Command,

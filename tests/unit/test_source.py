@@ -27,7 +27,7 @@ PURE = (
         f"edged/dispatch/{name}.py"
         for name in (
             *("decide", "batching", "deaths", "endings", "ledger", "events", "leases", "sharing"),
-            *("admission", "controller", "forecast", "queues", "usage"),
+            *("admission", "controller", "forecast", "queues", "staffing", "trials", "usage"),
         )
     ),
     *(

@@ -7,40 +7,83 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 import psutil
 
+from edged.governor.readings import Battery, EnergyCounter, Memory, Readings
+from edged.governor.sysfs import Clocks, Thermometers, pressure
+
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-PLAUSIBLE_C = (-40.0, 150.0)
-"""Silicon outside this range is a broken sensor: a dead accelerator has been seen to report -89.7 °C."""
-
-
-class Temperature(msgspec.Struct, frozen=True):
-    """The hottest plausible sensor, or why there is none."""
-
-    celsius: float | None
-    note: str
+SLOW_S = 10.0
+"""Battery and swap are read this often: both cost more than all the rest."""
 
 
-def temperature() -> Temperature:
-    """Read all sensors and return the hottest that can be believed."""
-    readings = [
-        (entry.current, f"{chip} {entry.label}".strip())
-        for chip, entries in psutil.sensors_temperatures().items()
-        for entry in entries
-        if entry.current is not None
-    ]
-    if not readings:
-        return Temperature(None, "no temperature sensor on this machine: thermal policy is off")
-    low, high = PLAUSIBLE_C
-    absurd = [f"{name} {celsius:g} °C" for celsius, name in readings if not low <= celsius <= high]
-    plausible = [reading for reading in readings if low <= reading[0] <= high]
-    ignored = f"ignored absurd readings: {', '.join(absurd)}" if absurd else ""
-    if not plausible:
-        return Temperature(None, ignored)
-    celsius, name = max(plausible)
-    return Temperature(celsius, "; ".join(filter(None, (name, ignored))))
+class Sampler:
+    """Reads everything that the governor wants to know; it may block for as long as a driver does."""
+
+    def __init__(self, core_sets: Mapping[str, frozenset[int]]) -> None:
+        self._sets = core_sets
+        self._thermometers = Thermometers()
+        self._clocks = Clocks(frozenset().union(*core_sets.values()))
+        self._before_s: float | None = None
+        self._busy_s: dict[int, float] = {}
+        self._energy: dict[str, EnergyCounter] = {}
+        self._slow_at = -SLOW_S
+        self._battery: Battery | None = None
+        self._swap = (0, 0)
+
+    def sample(self, now: float) -> Readings:
+        """Read the machine; `now` is a monotonic clock. The first sample has no load and no power."""
+        elapsed_s = max(0.0, now - self._before_s) if self._before_s is not None else 0.0
+        self._before_s = now
+        if now - self._slow_at >= SLOW_S:
+            self._slow_at, self._battery, self._swap = now, battery(), _swap()
+        return Readings(
+            at_s=now,
+            temperatures=self._thermometers.read(now),
+            load=self._load(elapsed_s),
+            frequency=self._clocks.read(now),
+            memory=Memory(*_memory(), *self._swap),
+            pressure=pressure(),
+            battery=self._battery,
+            power_w=self._power_w(elapsed_s),
+        )
+
+    def _load(self, elapsed_s: float) -> dict[str, float]:
+        before, self._busy_s = self._busy_s, busy_by_core_s()
+        if elapsed_s <= 0:
+            return {}
+        share = {
+            core: min(1.0, max(0.0, busy - before.get(core, busy)) / elapsed_s)
+            for core, busy in self._busy_s.items()
+        }
+        return {
+            name: sum(share.get(core, 0.0) for core in cores) / max(len(cores), 1)
+            for name, cores in self._sets.items()
+        }
+
+    def _power_w(self, elapsed_s: float) -> float | None:
+        before, self._energy = self._energy, energy()
+        used_j = joules(before, self._energy)
+        return used_j / elapsed_s if used_j is not None and elapsed_s > 0 else None
+
+
+def battery() -> Battery | None:
+    """The first battery; None where there is none."""
+    try:
+        found = psutil.sensors_battery()
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Battery(float(found.percent), found.power_plugged)
+
+
+def _memory() -> tuple[int, int]:
+    memory = psutil.virtual_memory()
+    return int(memory.total), int(memory.available)
+
+
+def _swap() -> tuple[int, int]:
+    swap = psutil.swap_memory()
+    return int(swap.total), int(swap.free)
 
 
 def resident_bytes(pid: int) -> int:
@@ -76,13 +119,6 @@ def busy_s() -> float:
     return float(sum(spent_s for name, spent_s in times.items() if name not in _NOT_WORK))
 
 
-class EnergyCounter(msgspec.Struct, frozen=True):
-    """A running total of one package, which starts again at 0 behind `range_uj`."""
-
-    microjoules: int
-    range_uj: int
-
-
 def energy(root: Path = Path("/sys/class/powercap")) -> dict[str, EnergyCounter]:
     """Energy that each processor package has used (RAPL by powercap); empty where nothing measures it.
 
@@ -115,9 +151,17 @@ def busy_cpu_s(cores: Collection[int], stat: Path = Path("/proc/stat")) -> float
 
     By the numbers in the kernel's own lines (proc_stat(5)): a core that is offline has none and counts 0.
     """
-    wanted = {f"cpu{core}" for core in cores}
+    return sum(busy_s for core, busy_s in busy_by_core_s(stat).items() if core in cores)
+
+
+def busy_by_core_s(stat: Path = Path("/proc/stat")) -> dict[int, float]:
+    """The same for each core that is online, by its number."""
     lines = (line.split() for line in stat.read_text().splitlines())
-    return sum(_busy_ticks(ticks) for name, *ticks in filter(None, lines) if name in wanted) / TICKS_PER_S
+    return {
+        int(name[3:]): _busy_ticks(ticks) / TICKS_PER_S
+        for name, *ticks in filter(None, lines)
+        if name.startswith("cpu") and name != "cpu"
+    }
 
 
 def _busy_ticks(ticks: Sequence[str]) -> int:

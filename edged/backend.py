@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # A forward reference: clients that only need the messages start without paying for numpy.
 Array: TypeAlias = "npt.NDArray[Any]"
-Kind = Literal["cpu", "igpu", "gpu", "npu", "cuda", "webgpu", "simulated"]
+Kind = Literal["cpu", "igpu", "gpu", "npu", "cuda", "webgpu", "simulated", "remote"]
 Finish = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -88,6 +88,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Added to the logits of these token ids before anything else."""
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of a sequence as an engine counts them whose tokenizer is not the session's vocabulary."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class TokenEvent(msgspec.Struct, frozen=True):
     """What one step did for one sequence: new token ids, and, at the end, why it ended."""
 
@@ -95,6 +102,10 @@ class TokenEvent(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...] = ()
     finish: Finish | None = None
     error: str = ""
+    code: str = "backend"
+    """With `error`: the code of the `edged.errors` class that the request ends in."""
+    usage: Usage | None = None
+    """With the end, where the session's own count of tokens is not the engine's."""
 
 
 class TensorSession(Protocol):

@@ -230,6 +230,13 @@ class DeviceLost(BackendError):
     retryable = True
 
 
+class Upstream(EdgedError):
+    """A server to which a stage hands its work refused it, or answered what is no answer."""
+
+    code = "upstream"
+    status = 502
+
+
 def _leaves(cls: type[EdgedError]) -> list[type[EdgedError]]:
     return [cls] + [leaf for child in cls.__subclasses__() for leaf in _leaves(child)]
 

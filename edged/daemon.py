@@ -234,7 +234,7 @@ class Daemon:
         return msgspec.structs.replace(taken, plan=self._applied.status())
 
     def _plan_notes(self) -> tuple[str, ...]:
-        found = [*self._applied.sentences(self.config.stages), self._rollout.problem]
+        found = [*self._applied.sentences(self.config), self._rollout.problem]
         if self._applied.plan is None and self._calibration.usable and not self._rollout.report.under_way:
             found.append(UNUSED)
         return tuple(filter(None, found))

@@ -10,6 +10,7 @@ import msgspec
 from edged.dispatch.leases import Mode
 from edged.placement.flow import flow
 from edged.placement.limits import Limits
+from edged.placement.modes import unsuited
 from edged.placement.prices import Option
 from edged.placement.search import Found, Goal, Machine, Quantity, Task, amount
 
@@ -54,9 +55,10 @@ class Aim(msgspec.Struct, frozen=True, kw_only=True):
 class Judge:
     """Values assignments by an aim."""
 
-    def __init__(self, aim: Aim, limits: Limits, machine: Machine) -> None:
+    def __init__(self, aim: Aim, limits: Limits, machine: Machine, found: Found) -> None:
         self._aim, self._machine, self._limits = aim, machine, limits
         self._ceilings = aim.ceilings(limits)
+        self._strict = not any(unsuited(option, found.mode, machine.cores) for option in found.options)
 
     def value(self, options: Sequence[Option], mode: Mode) -> float:
         """The objective: the more the better for throughput, the less the better else."""
@@ -70,7 +72,10 @@ class Judge:
         return sum(amount(option, quantity, joules=self._machine.joules) for option in options)
 
     def objection(self, options: Sequence[Option], mode: Mode) -> str:
-        """The bound that an assignment breaks; empty when it keeps all."""
+        """The bound that an assignment breaks, or why its mode does not suit it; empty when it keeps all."""
+        unfit = (unsuited(option, mode, self._machine.cores) for option in options if self._strict)
+        if why := next(filter(None, unfit), ""):
+            return why
         for quantity, most in self._ceilings.items():
             if (total := self.total(options, quantity)) > most:
                 if quantity == "memory_bytes":

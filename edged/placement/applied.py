@@ -15,7 +15,14 @@ from edged.models.store import ModelStore
 from edged.placement import storage
 from edged.placement.defaults import place, workers_of
 from edged.placement.fingerprint import known_fingerprint
-from edged.placement.standing import choice_of, contradiction, foreign, outdated, overruled
+from edged.placement.standing import (
+    choice_of,
+    contradiction,
+    foreign,
+    outdated,
+    overruled,
+    shared_otherwise,
+)
 from edged.placement.table import Choice, Plan
 from edged.placement.watch import Reading, Watch
 from edged.report import PlanStatus
@@ -91,7 +98,9 @@ class AppliedPlan:
     def compare(self, readings: Mapping[str, Reading], config: Config, now: float) -> None:
         """Compare the plan with what stages do that run by it; to be called about once a second."""
         if self.plan is not None and self._watch is not None:
-            unplanned = overruled(self.plan, config.stages).keys() | self._setbacks.keys()
+            unplanned = {*overruled(self.plan, config.stages), *self._setbacks}
+            if shared_otherwise(self.plan, config.placement.leases):
+                unplanned = set(self.plan.choices)
             self._watch.look(readings, now, config.placement.drift_s, unplanned)
 
     # ------------------------------------------------------------- placing
@@ -175,7 +184,7 @@ class AppliedPlan:
             paces=watch.paces(),
         )
 
-    def sentences(self, stages: Mapping[str, Stage]) -> Iterator[str]:
+    def sentences(self, config: Config) -> Iterator[str]:
         """What an operator should read about the plan."""
         yield from filter(None, (self._problem, self.unstored))
         if self._doubt and self.plan:
@@ -189,7 +198,8 @@ class AppliedPlan:
                 "then edgectl plan, which shows what is best now"
             )
         if self.plan:
-            yield from overruled(self.plan, stages).values()
+            yield from overruled(self.plan, config.stages).values()
+            yield from filter(None, (shared_otherwise(self.plan, config.placement.leases),))
         for name, why in self._setbacks.items():
             yield f"stage {name} is not as planned but as by default: {why}"
 

@@ -15,6 +15,11 @@ by the excess e(s, j) that the pair measurement shows over fair sharing. So c(s)
 bisection does. With core sets, every union of sets bounds the stages that are confined to it; by Hall's
 theorem these bounds together are exact for work that can be divided.
 
+`single`: as `together`, but each worker has one core and one thread, so that a request costs the CPU seconds
+of one thread, and no more workers run than there are cores. On the k - 1 other cores stage j is met for its
+share of their time, min(1, X c(j) (k - 1) / k), and e(s, j) counts where forms of one thread were measured
+side by side. Planned for stages with a worker for every core (`modes.py`).
+
 `turns`: one worker runs at a time on k cores, the others stand still: X * (sum of w(s)) <= 1, without
 contention. A batch of at most `SHORT_S` runs beside and takes its CPU seconds only.
 
@@ -34,8 +39,10 @@ from operator import or_
 
 import msgspec
 
-from edged.dispatch.leases import SHORT_S, Mode
-from edged.placement.interference import Excess, excesses, mask
+from edged.dispatch.leases import Mode
+from edged.placement.cores import mask
+from edged.placement.interference import Excess, Interference, excesses
+from edged.placement.modes import least_core_seconds, met_s, most_per_s, one_core_s, short
 from edged.placement.prices import Option
 
 BISECTIONS = 40
@@ -51,34 +58,36 @@ class Flow(msgspec.Struct, frozen=True):
     utilisation: tuple[float, ...]
 
 
-def least_core_seconds(option: Option, mode: Mode, cores: int) -> float:
-    """A bound from below on what a request takes of the CPU in this stage, whatever the others are."""
-    own = mask(option.form.device, cores).bit_count()
-    if not own or mode == "together" or (mode == "turns" and _short(option)):
-        return option.cpu_s
-    if mode == "turns":
-        return own * option.batch_s / option.batch
-    return min(
-        n * option.core_s[min(n, own) - 1]
-        for width in range(own, cores + 1)
-        for n in (width, max(1, width // 2), max(1, width - width // 2))
-    )
+class _Demands(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a group in which the kernel, or a lease of a core each, divides the cores; entries by stage."""
+
+    masks: Sequence[int]
+    cost: Sequence[float]
+    """Core-seconds per request."""
+    caps: Sequence[float]
+    met: Sequence[float]
+    """Seconds per request in which others find the stage beside them."""
 
 
 def flow(
-    options: Sequence[Option], mode: Mode, cores: int, excess: Excess, at_least_per_s: float = 0.0
+    options: Sequence[Option],
+    mode: Mode,
+    cores: int,
+    interference: Interference,
+    at_least_per_s: float = 0.0,
 ) -> Flow:
     """The rate at saturation, by the model; any smaller one where it does not reach `at_least_per_s`."""
     rates = [*_accelerator_rates(options), _host_rate(options, mode, cores)]
-    busy = [1 / option.rate_per_s for option in options]
+    caps = [most_per_s(option, mode) for option in options]
+    busy = [1 / cap for cap in caps]
     for members in _groups(options, cores):
         group = [options[index] for index in members]
-        rate, seconds = _group_flow(group, mode, cores, excess, at_least_per_s)
+        rate, seconds = _group_flow(group, mode, cores, interference.under(mode), at_least_per_s)
         rates.append(rate)
         for index, each in zip(members, seconds, strict=True):
             busy[index] = max(busy[index], each)
     if mode != "turns":
-        rates += [option.rate_per_s for option in options]
+        rates += caps
     rate = min(rates)
     bottleneck = max(range(len(options)), key=lambda index: busy[index])
     scale = max(rate, 1 / busy[bottleneck] if len(options) > 1 else rate)
@@ -120,27 +129,35 @@ def _group_flow(
     masks = [mask(option.form.device, cores) for option in group]
     width = reduce(or_, masks).bit_count()
     match mode:
-        case "together":
+        case "together" | "single":
             matrix = excesses(excess, [option.form for option in group])
-            return _together(group, masks, matrix, at_least_per_s)
+            return _shared(_demands(group, masks, mode), matrix, at_least_per_s)
         case "turns":
             return _turns(group, width)
         case "split":
             return _split(group, masks, width)
 
 
-def _together(
-    group: Sequence[Option], masks: Sequence[int], matrix: Sequence[Sequence[float]], at_least_per_s: float
+def _demands(group: Sequence[Option], masks: Sequence[int], mode: Mode) -> _Demands:
+    width = reduce(or_, masks).bit_count()
+    return _Demands(
+        masks=masks,
+        cost=[one_core_s(option) if mode == "single" else option.cpu_s for option in group],
+        caps=[most_per_s(option, mode) for option in group],
+        met=[met_s(option, mode, width) for option in group],
+    )
+
+
+def _shared(
+    demands: _Demands, matrix: Sequence[Sequence[float]], at_least_per_s: float
 ) -> tuple[float, Sequence[float]]:
+    cost, caps, masks = demands.cost, demands.caps, demands.masks
     sets = sorted(set(masks))
     unions = {reduce(or_, some) for size in range(1, len(sets) + 1) for some in combinations(sets, size)}
-    cost = [option.cpu_s for option in group]
-    caps = [option.rate_per_s for option in group]
-    alone = [1 / cap for cap in caps]
     most = _uncontended(cost, caps, masks, unions)
 
     def carries(rate: float) -> bool:
-        factors = _factors(matrix, [min(1.0, rate * each) for each in alone])
+        factors = _factors(matrix, [min(1.0, rate * each) for each in demands.met])
         slowed = [each * factor for each, factor in zip(cost, factors, strict=True)]
         slower = [cap / factor for cap, factor in zip(caps, factors, strict=True)]
         return _uncontended(slowed, slower, masks, unions) >= rate
@@ -175,7 +192,7 @@ def _uncontended(
 
 
 def _turns(group: Sequence[Option], width: int) -> tuple[float, Sequence[float]]:
-    seconds = [option.cpu_s / width if _short(option) else option.batch_s / option.batch for option in group]
+    seconds = [option.cpu_s / width if short(option) else option.batch_s / option.batch for option in group]
     return 1 / sum(seconds), seconds
 
 
@@ -195,7 +212,3 @@ def _split(group: Sequence[Option], masks: Sequence[int], width: int) -> tuple[f
 
 def _on(option: Option, own: int, cores: int) -> float:
     return option.core_s[min(cores, own.bit_count()) - 1]
-
-
-def _short(option: Option) -> bool:
-    return not option.streaming and option.batch_s <= SHORT_S

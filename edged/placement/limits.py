@@ -14,7 +14,7 @@ from edged.placement.table import Fingerprint, Form
 MEMORY_SHARE = 0.75
 """Of the machine's memory, when no budget is given: a replacement loads beside what it replaces."""
 MIB = 1 << 20
-MODES: tuple[Mode, ...] = ("split", "together", "turns")
+MODES: tuple[Mode, ...] = ("split", "single", "together", "turns")
 """Of equals the first: it is what applies where no plan says otherwise."""
 
 

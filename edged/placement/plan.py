@@ -20,6 +20,7 @@ from edged.placement.completeness import lacking
 from edged.placement.flow import Flow, flow
 from edged.placement.interference import Interference
 from edged.placement.limits import Limits, Wishes
+from edged.placement.modes import suited
 from edged.placement.prices import Option, Prices
 from edged.placement.search import Found, Machine, Task, best
 from edged.placement.table import Choice, Form, Plan, Table
@@ -45,15 +46,27 @@ class Planner:
         return self._written(found, aim)
 
     def search(self, aim: Aim) -> Found:
-        """The best assignment in two steps, see the module; `NotFound` as `plan`."""
+        """The best assignment in two steps, see the module; `NotFound` as `plan`.
+
+        A mode that the operator wrote is kept where no assignment suits it.
+        """
         offers = [self._options(name) for name in self._offers]
-        ceilings = aim.ceilings(self._limits)
-        floor = aim.rate_per_s or 0.0
-        first = Task(goal=GOALS[aim.objective], ceilings=ceilings, floor_per_s=floor)
-        found = best(offers, self._limits.modes, first, self._machine)
+        found = self._best(self._suited(offers), aim)
+        if found is None and len(self._limits.modes) == 1:
+            found = self._best(dict.fromkeys(self._limits.modes, offers), aim)
         if found is None:
             raise NotFound(self._why_nothing(aim), param="objective")
-        return best(offers, self._limits.modes, second_task(first, found, aim), self._machine) or found
+        return found
+
+    def _best(self, by_mode: Mapping[Mode, Sequence[Sequence[Option]]], aim: Aim) -> Found | None:
+        ceilings = aim.ceilings(self._limits)
+        first = Task(goal=GOALS[aim.objective], ceilings=ceilings, floor_per_s=aim.rate_per_s or 0.0)
+        found = best(by_mode, first, self._machine)
+        return found and (best(by_mode, second_task(first, found, aim), self._machine) or found)
+
+    def _suited(self, offers: Sequence[Sequence[Option]]) -> dict[Mode, Sequence[Sequence[Option]]]:
+        """By mode what there is for each stage."""
+        return {mode: suited(offers, mode, self._limits.cores) for mode in self._limits.modes}
 
     def explain(self, stage: str, plan: Plan, aim: Aim) -> list[Verdict]:
         """Every candidate of a stage and why it was not chosen, the others staying as planned."""
@@ -63,7 +76,7 @@ class Planner:
             )
         found = self._found(plan)
         place = list(self._offers).index(stage)
-        judged = verdicts(self._offers[stage], place, found, aim.objective, self._judge(aim))
+        judged = verdicts(self._offers[stage], place, found, aim.objective, self._judge(aim, found))
         return with_dominance(judged)
 
     def _options(self, name: str) -> tuple[Option, ...]:
@@ -97,8 +110,8 @@ class Planner:
     def _flow(self, options: Sequence[Option], mode: Mode) -> Flow:
         return flow(options, mode, self._limits.cores, self._machine.interference)
 
-    def _judge(self, aim: Aim) -> Judge:
-        return Judge(aim, self._limits, self._machine)
+    def _judge(self, aim: Aim, found: Found) -> Judge:
+        return Judge(aim, self._limits, self._machine, found)
 
     def _written(self, found: Found, aim: Aim) -> Plan:
         running = self._flow(found.options, found.mode)
@@ -123,7 +136,7 @@ class Planner:
 
     def _choices(self, found: Found, running: Flow, aim: Aim) -> Iterator[Choice]:
         for place, (offer, option) in enumerate(zip(self._offers.values(), found.options, strict=True)):
-            rivals = verdicts(offer, place, found, aim.objective, self._judge(aim))
+            rivals = verdicts(offer, place, found, aim.objective, self._judge(aim, found))
             runner_up, why = reason(rivals)
             yield Choice(
                 form=option.form,

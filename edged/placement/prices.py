@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from edged.placement.cores import mask
 from edged.placement.limits import Limits, Wishes
 from edged.placement.table import Form, Point, Table
 
 MOST_WORKERS = 8
+MOST_WORKERS_OF_ONE_THREAD = 64
+"""Where a stage has one for every core; as in `[stages]`."""
 KEEPS_THREADS = frozenset({("openvino", True), ("simulated", True), ("simulated", False)})
 """Backend and whether it streams: what does not change its threads while it runs."""
 Siblings = Mapping[int, Mapping[int, Point]]
@@ -39,6 +42,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     joules: float | None
     memory_bytes: int
     streaming: bool
+    fixed: bool = False
+    """The operator says how many workers."""
 
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +126,7 @@ class Prices:
                 continue
             for workers in _worker_counts(form, wishes, limits):
                 option = self._option(form, points[batch], workers, limits.cores)
+                option = msgspec.structs.replace(option, fixed=wishes.workers is not None)
                 if option.memory_bytes > limits.memory_bytes:
                     need = f"needs {option.memory_bytes >> 20} MiB of {limits.memory_bytes >> 20}"
                     yield Rejection(form=form, batch=batch, workers=workers, why=need)
@@ -177,4 +183,6 @@ def _worker_counts(form: Form, wishes: Wishes, limits: Limits) -> tuple[int, ...
     if wishes.workers is not None:
         return (wishes.workers,)
     most = limits.cores // form.threads if form.threads else 1
-    return tuple(range(1, min(most, MOST_WORKERS) + 1)) or (1,)
+    few = tuple(range(1, min(most, MOST_WORKERS) + 1)) or (1,)
+    own = mask(form.device, limits.cores).bit_count()
+    return (*few, own) if form.threads == 1 and MOST_WORKERS < own <= MOST_WORKERS_OF_ONE_THREAD else few

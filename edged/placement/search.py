@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.dispatch.leases import Mode
-from edged.placement.flow import flow, least_core_seconds
-from edged.placement.interference import Interference, mask
+from edged.placement.cores import mask
+from edged.placement.flow import flow
+from edged.placement.interference import Interference
+from edged.placement.modes import least_core_seconds, met_s, most_per_s, one_core_s
 from edged.placement.prices import Option
 from edged.placement.table import Form
 
@@ -72,12 +74,10 @@ def amount(option: Option, quantity: Quantity, *, joules: bool) -> float:
     return float(getattr(option, quantity))
 
 
-def best(
-    offers: Sequence[Sequence[Option]], modes: Sequence[Mode], task: Task, machine: Machine
-) -> Found | None:
+def best(by_mode: Mapping[Mode, Sequence[Sequence[Option]]], task: Task, machine: Machine) -> Found | None:
     """The best assignment in any of the modes; of equals the first mode, then the first options."""
     found: Found | None = None
-    for mode in modes:
+    for mode, offers in by_mode.items():
         found = _Search(offers, mode, task, machine).run(found)
     return found
 
@@ -90,7 +90,7 @@ class _Useful:
         self.amounts = amounts(options, joules=machine.joules)
         self.cost: Vector = np.array([least_core_seconds(o, mode, machine.cores) for o in options])
         # In turns the workers of a stage run one at a time, which the cost says already.
-        caps = [float("inf") if mode == "turns" else option.rate_per_s for option in options]
+        caps = [float("inf") if mode == "turns" else most_per_s(option, mode) for option in options]
         self.cap: Vector = np.array(caps)
 
     def __len__(self) -> int:
@@ -109,6 +109,7 @@ class _Search:
     def __init__(self, offers: Sequence[Sequence[Option]], mode: Mode, task: Task, machine: Machine) -> None:
         self._mode: Mode = mode
         self._task, self._machine = task, machine
+        self._excess = machine.interference.under(mode)
         self._limits: Vector = np.array([task.ceilings.get(quantity, np.inf) for quantity in QUANTITIES])
         self._goal = -1 if task.goal == "rate" else QUANTITIES.index(task.goal)
         useful = [self._useful(index, offers) for index in range(len(offers))]
@@ -138,7 +139,7 @@ class _Search:
     @property
     def _contended(self) -> bool:
         """Whether stages slow one another down by more than sharing cores."""
-        return self._mode == "together" and not self._machine.interference.nothing_known
+        return self._mode in {"together", "single"} and not self._machine.interference.nothing_known
 
     def _stretch(self) -> None:
         """Raise the least costs by the contention that no assignment escapes that is fast enough to count."""
@@ -156,20 +157,20 @@ class _Search:
         return any(not mask(option.form.device, self._machine.cores) for option in options)
 
     def _least_factors(self, stage: _Useful, rate: float) -> Vector:
-        excess, cores = self._machine.interference, self._machine.cores
-        added: dict[Form, float] = {}
-        for form in {option.form for option in stage.options}:
-            added[form] = sum(
-                min(
-                    min(1.0, rate / option.rate_per_s) * (excess(form, option.form) - 1)
-                    if mask(form.device, cores) & mask(option.form.device, cores)
-                    else 0.0
-                    for option in other.options
-                )
-                for other in self._stages
-                if other is not stage
-            )
+        others = [other for other in self._stages if other is not stage]
+        added = {
+            form: sum(min(self._least_added(form, o, rate) for o in other.options) for other in others)
+            for form in {option.form for option in stage.options}
+        }
         return np.array([1 + added[option.form] for option in stage.options])
+
+    def _least_added(self, form: Form, beside: Option, rate: float) -> float:
+        """The share by which a form is slower beside an option, in the smallest group that has both."""
+        own, theirs = (mask(device, self._machine.cores) for device in (form.device, beside.form.device))
+        if not own & theirs:
+            return 0.0
+        met = min(1.0, rate * met_s(beside, self._mode, (own | theirs).bit_count()))
+        return met * (self._excess(form, beside.form) - 1)
 
     # --------------------------------------------------------------- dominance
 
@@ -193,7 +194,7 @@ class _Search:
     def _within(self, option: Option) -> bool:
         """Whether it keeps every bound if the other stages take nothing."""
         alone = amounts([option], joules=self._machine.joules)[0]
-        fast = self._mode == "turns" or option.rate_per_s >= self._task.floor_per_s
+        fast = self._mode == "turns" or most_per_s(option, self._mode) >= self._task.floor_per_s
         return fast and bool((alone <= self._limits).all())
 
     def _criteria(self, option: Option) -> tuple[float, ...]:
@@ -211,6 +212,8 @@ class _Search:
         match self._mode:
             case "together":
                 return option.cpu_s, -option.rate_per_s
+            case "single":
+                return option.cpu_s, one_core_s(option), -most_per_s(option, self._mode)
             case "turns":
                 return option.cpu_s, option.batch_s, option.batch_s / option.batch
             case "split":
@@ -220,7 +223,7 @@ class _Search:
         """Where it runs, and how it gets on with the others: options that differ here do not compare."""
         if not self._contended:
             return (form.device,)
-        excess = self._machine.interference
+        excess = self._excess
         return (form.device, tuple((excess(form, other), excess(other, form)) for other in others))
 
     # ------------------------------------------------------------------ bounds

@@ -68,6 +68,13 @@ def overruled(plan: Plan, stages: Mapping[str, Stage]) -> dict[str, str]:
     return {name: sentence for name, sentence in found.items() if sentence}
 
 
+def shared_otherwise(plan: Plan, leases: str) -> str:
+    """What to say where the configuration has cores shared otherwise than planned; empty where it has not."""
+    if leases in {"auto", plan.lease_mode}:
+        return ""
+    return f"cores are not shared {plan.lease_mode} as planned: the configuration says leases = {leases}"
+
+
 def _overruled(name: str, choice: Choice, stage: Stage | None) -> str:
     if stage is None:
         return f"the plan names the stage {name!r}, which is gone"

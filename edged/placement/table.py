@@ -59,6 +59,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     length: int
     """Tokens of one text (encoders; for a reranker question and passage) or of one prompt (generators),
     as this form's tokenizer counts them; differs a little between forms at the same `work`."""
+    cached_tokens: int = 0
+    """Of `length`: those that a generator did not read, because an earlier prompt began alike."""
     new_tokens: int = 0
     """Generated per request; 0 for encoders. A model may end early: then fewer than `workload` says."""
     wall_s: float
@@ -136,7 +138,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
     form: Form
     batch: int
-    workers: int
+    workers: int = 1
     predicted_rate_per_s: float
     """Requests per second of this stage when it never waits."""
     latency_s: float

@@ -77,6 +77,8 @@ class _Gauge:
     """One stage: a window that is open, and what closed ones say."""
 
     expected: Expected
+    workers: int
+    """As planned: another number says nothing about the plan."""
     since: float = 0.0
     first: Reading | None = None
     looks: int = 0
@@ -89,8 +91,8 @@ class _Gauge:
 
     def look(self, reading: Reading, now: float, patience_s: float) -> None:
         first = self.first
-        if first is None or reading.done < first.done or reading.workers != first.workers:
-            self._open(reading, now)
+        if first is None or reading.done < first.done or reading.workers != self.workers:
+            self._open(reading if reading.workers == self.workers else None, now)
             return
         self.looks += 1
         self.waiting += reading.queued > 0
@@ -104,7 +106,7 @@ class _Gauge:
             self._judge(first, reading, lasted_s, patience_s)
         self._open(reading, now)
 
-    def _open(self, reading: Reading, now: float) -> None:
+    def _open(self, reading: Reading | None, now: float) -> None:
         self.first, self.since, self.looks, self.waiting = reading, now, 0, 0
 
     def _saturated(self, first: Reading, last: Reading, lasted_s: float) -> bool:
@@ -138,7 +140,8 @@ class Watch:
     ) -> None:
         """Take note of how things stand; `patience_s` of saturated time change its mind, 0: never.
 
-        Stages that run otherwise than planned are not judged, and what was said of them is forgotten.
+        Stages that run otherwise than planned are not judged, and what was said of them is forgotten; while
+        workers are missing, or new ones load beside the old, nothing is learnt.
         """
         for name, choice in self.plan.choices.items():
             if name in unplanned:
@@ -148,7 +151,7 @@ class Watch:
                     self.plan.predicted_rate_per_s,
                     max(choice.predicted_rate_per_s, self.plan.predicted_rate_per_s),
                 )
-                gauge = self._gauges.setdefault(name, _Gauge(rates))
+                gauge = self._gauges.setdefault(name, _Gauge(rates, choice.workers))
                 gauge.look(readings[name], now, patience_s)
 
     def paces(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ from edged.errors import NotFound
 from edged.placement.aim import INDIFFERENCE, Aim
 from edged.placement.flow import flow
 from edged.placement.limits import MODES
+from edged.placement.modes import suited
 from edged.placement.plan import Planner
 from edged.placement.prices import Prices
 from edged.placement.search import QUANTITIES, amount
@@ -70,11 +71,17 @@ def aims(draw):
 
 
 def brute_force(planner: Planner, aim: Aim):
-    """Every assignment in every mode that keeps the bounds, with its rate and quantities."""
+    """Every assignment that keeps the bounds in every mode that it suits, with its rate and quantities."""
+    offers, modes, cores = [o.options for o in planner._offers.values()], planner._limits.modes, 2
+    found = list(worth(planner, aim, {mode: suited(offers, mode, cores) for mode in modes}))
+    return found if found or len(modes) > 1 else list(worth(planner, aim, dict.fromkeys(modes, offers)))
+
+
+def worth(planner: Planner, aim: Aim, by_mode):
     machine = planner._machine
     ceilings = aim.ceilings(planner._limits)
-    for mode in MODES:
-        for chosen in product(*(offer.options for offer in planner._offers.values())):
+    for mode, offers in by_mode.items():
+        for chosen in product(*offers):
             rate = flow(chosen, mode, machine.cores, machine.interference).rate_per_s
             totals = {q: sum(amount(o, q, joules=machine.joules) for o in chosen) for q in QUANTITIES}
             if rate >= (aim.rate_per_s or 0) and all(totals[q] <= most for q, most in ceilings.items()):
@@ -86,11 +93,18 @@ def objective(aim: Aim, rate: float, totals: dict[str, float]) -> float:
 
 
 @settings(max_examples=100, deadline=None)
-@given(tables(), aims(), st.integers(200, 1200))
-def test_it_finds_what_trying_everything_finds(measured, aim, memory_mib):
+@given(
+    tables(),
+    aims(),
+    st.integers(200, 1200),
+    st.sampled_from([MODES, MODES, ("single",), ("single", "together")]),
+    st.sampled_from([None, None, None, 1, 2]),
+)
+def test_it_finds_what_trying_everything_finds(measured, aim, memory_mib, modes, workers):
     stages = sorted({each.form.stage for each in measured.points})
-    planner = Planner(measured, wishes(stages), limits(memory_bytes=memory_mib << 20))
-    everything = list(brute_force(planner, aim)) if all(o.options for o in planner._offers.values()) else []
+    allowed = limits(memory_bytes=memory_mib << 20, modes=modes)
+    planner = Planner(measured, wishes(stages, workers=workers), allowed)
+    everything = brute_force(planner, aim) if all(o.options for o in planner._offers.values()) else []
     if not everything:
         with pytest.raises(NotFound):
             planner.plan(aim)

@@ -32,6 +32,7 @@ class Stage:
 
     def __init__(self, plan: Plan, patience_s: float = PATIENCE_S) -> None:
         self.watch, self.patience_s = Watch(plan), patience_s
+        self.workers = plan.choices["generator"].workers
         self.now, self.done, self.busy_s = 100.0, 0.0, 0.0
 
     def run(
@@ -40,8 +41,8 @@ class Stage:
         for _ in range(seconds):
             self.now += 1
             self.done += per_s * busy
-            self.busy_s += busy
-            reading = Reading(int(self.done), self.busy_s, 1, queued)
+            self.busy_s += busy * self.workers
+            reading = Reading(int(self.done), self.busy_s, self.workers, queued)
             unplanned = () if planned else ("generator",)
             self.watch.look({"generator": reading}, self.now, self.patience_s, unplanned)
         return list(self.watch.complaints())
@@ -91,6 +92,20 @@ def test_a_stage_that_runs_otherwise_than_planned_is_not_judged_and_what_was_sai
     assert (stage.watch.paces(), stage.watch.rate_per_s()) == ({}, None)
     assert not stage.run(1000, 5, planned=False)
     assert not stage.run(40, 5), "from the beginning, once it runs as planned again"
+
+
+def test_workers_that_are_missing_or_loading_say_nothing_and_forget_nothing(plan):
+    stage = Stage(plan)
+    planned = stage.workers
+    assert planned == 2
+    for workers in (1, 3):
+        stage.workers = workers
+        assert not stage.run(1000, 5)
+    stage.workers = planned
+    told = stage.run(200, 5)
+    assert "finishes 5 requests per second" in told[0]
+    stage.workers = 1
+    assert stage.run(1000, 11) == told
 
 
 def test_switched_off_it_is_silent(plan):

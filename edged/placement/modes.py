@@ -1,0 +1,81 @@
+"""What a lease mode makes of an option, whatever the other stages are: pure. See `flow.py` for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edged.dispatch.leases import SHORT_S, Mode
+from edged.placement.cores import mask
+from edged.placement.prices import Option
+
+
+def short(option: Option) -> bool:
+    """Whether its batches are over before a lease bothers."""
+    return not option.streaming and option.batch_s <= SHORT_S
+
+
+def unsuited(option: Option, mode: Mode, cores: int) -> str:
+    """Why a planner does not think of an option in a mode; empty where it does.
+
+    `single` is for stages with a worker of one thread for every core: with fewer workers cores stand idle
+    while work waits, which the model of rates does not see. In the other modes a stage with more workers than
+    half of the cores crowds the others: they take the caches from each other (measured:
+    docs/decisions/0013-core-leases.md). Short batches and accelerators wait for no core, and a number of
+    workers that the operator fixed is his.
+    """
+    own = mask(option.form.device, cores).bit_count()
+    if not own or short(option):
+        return ""
+    if mode != "single":
+        most = max(1, own // 2)
+        if option.fixed or option.workers <= most:
+            return ""
+        return (
+            f"it crowds the other stages: cores are shared {mode}, at most {most} workers each on {own} cores"
+        )
+    if option.form.threads == 1 and (option.fixed or option.workers == own):
+        return ""
+    return f"cores are shared single, which wants a worker of one thread for each of {own} cores"
+
+
+def suited(offers: Sequence[Sequence[Option]], mode: Mode, cores: int) -> tuple[tuple[Option, ...], ...]:
+    """What there is for each stage in a mode."""
+    return tuple(tuple(option for option in each if not unsuited(option, mode, cores)) for each in offers)
+
+
+def one_core_s(option: Option) -> float:
+    """Seconds of a core that a request takes when each worker has one core."""
+    return option.cpu_s if option.form.threads == 1 else option.core_s[0]
+
+
+def most_per_s(option: Option, mode: Mode) -> float:
+    """Requests per second of a stage that never waits for cores or work."""
+    if mode == "single" and option.form.threads:
+        return min(option.rate_per_s, option.workers / option.core_s[0])
+    return option.rate_per_s
+
+
+def least_core_seconds(option: Option, mode: Mode, cores: int) -> float:
+    """A bound from below on what a request takes of the CPU in this stage, whatever the others are."""
+    own = mask(option.form.device, cores).bit_count()
+    if not own or mode == "together" or (mode == "turns" and short(option)):
+        return option.cpu_s
+    if mode == "single":
+        return one_core_s(option)
+    if mode == "turns":
+        return own * option.batch_s / option.batch
+    return min(
+        n * option.core_s[min(n, own) - 1]
+        for width in range(own, cores + 1)
+        for n in (width, max(1, width // 2), max(1, width - width // 2))
+    )
+
+
+def met_s(option: Option, mode: Mode, cores: int) -> float:
+    """Seconds per request in which a worker of a group of so many cores finds this stage beside it.
+
+    In `single` each of the other cores runs it for its share of the time.
+    """
+    if mode == "single":
+        return one_core_s(option) * (cores - 1) / cores
+    return 1 / option.rate_per_s

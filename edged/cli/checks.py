@@ -27,7 +27,7 @@ def _problems(stage: Stage) -> Iterator[tuple[str, str]]:
 
     if stage.backend and stage.backend not in names():
         yield "backend", f"unknown backend {stage.backend!r}; installed: {', '.join(names())}"
-    if stage.backend == "simulated" or not stage.model:
+    if stage.weightless or not stage.model:
         return
     try:
         model = Catalogue.discover().model(stage.model)
@@ -46,7 +46,7 @@ def absent(config: Config) -> Iterator[str]:
 
     store = ModelStore(config.daemon.state_dir / "models", Catalogue.discover())
     for name, stage in config.stages.items():
-        if stage.workers != 0 and stage.model and stage.backend != "simulated" and not _here(store, stage):
+        if stage.workers != 0 and stage.model and not stage.weightless and not _here(store, stage):
             wanted = f"{stage.model} {stage.variant}".rstrip()
             yield (
                 f"stages.{name}.model: {wanted} is not on this machine ({store.path}); "

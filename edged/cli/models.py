@@ -74,7 +74,7 @@ def pull(session: Session, name: str | None, variant: str, as_json: bool) -> Non
 
 def _needed(session: Session) -> list[tuple[str, str]]:
     stages = session.config.stages.values()
-    pairs = [(stage.model, stage.variant) for stage in stages if stage.model and stage.backend != "simulated"]
+    pairs = [(stage.model, stage.variant) for stage in stages if stage.model and not stage.weightless]
     return list(dict.fromkeys(pairs))
 
 

@@ -57,10 +57,10 @@ def _library_problems(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _stage_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
-    if not stage.model and stage.backend != "simulated":
+    if not stage.model and not stage.weightless:
         yield (
             f"{name}.model",
-            "is empty; name a model (see `edgectl models list`) or set backend = 'simulated'",
+            "is empty; name a model (see `edgectl models list`) or set backend = 'openai' or 'simulated'",
         )
     for option, value in (("model", stage.model), ("variant", stage.variant), ("backend", stage.backend)):
         if value and not _NAME.fullmatch(value):

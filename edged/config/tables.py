@@ -70,7 +70,7 @@ class Stage(Table, frozen=True):
 
     kind: Literal["retriever", "reranker", "generator", "tensor"]
     model: str = ""
-    """Name in the catalogue; empty only for kind `tensor` on the simulated backend."""
+    """Name in the catalogue; any name, or none, with the backends `simulated` and `openai`."""
     variant: str = ""
     """Empty means what the applied plan says, else the best variant that is present and that the backend
     opens."""
@@ -94,6 +94,11 @@ class Stage(Table, frozen=True):
     load_timeout_s: Seconds = 300.0
     options: dict[str, Any] = {}
     """For the stage (`candidates`, `keep`, `max_tokens`) and for the backend (`threads`, ...)."""
+
+    @property
+    def weightless(self) -> bool:
+        """Whether its backend opens no weights on this machine, so that no catalogue need know its model."""
+        return self.backend in {"simulated", "openai"}
 
 
 class Placement(Table, frozen=True):

@@ -24,12 +24,15 @@ RUNTIMES: dict[str, tuple[str, str]] = {
     "onnx": ("onnxruntime", "edged"),
     "openvino": ("openvino", "edged"),
     "llama_cpp": ("llama_cpp", "edged[llama]"),
+    "openai": ("httpx", "edged[openai]"),
 }
 """Module whose presence makes a backend usable, and what to install for it; looked for, not imported."""
 
 
 DEVICE, WORKERS, MAX_BATCH = "cpu", 1, 8
 """Of a stage for which neither the operator nor a plan says anything."""
+REMOTE = "remote"
+"""The device of a stage whose work a server does."""
 
 
 def place(
@@ -42,7 +45,7 @@ def place(
     if choice is not None:
         stage = filled(stage, choice)
     if stage.backend:
-        _check_runtime(name, stage.backend)
+        usable(name, stage.backend)
     variant = _variant(name, stage, store)
     backend = stage.backend or _first_present(variant, store)
     own_cache = {"cache_dir": str(config.daemon.state_dir / "cache")} if backend == "openvino" else {}
@@ -50,7 +53,7 @@ def place(
         name=name,
         kind=stage.kind,
         backend=backend,
-        device=stage.device or DEVICE,
+        device=stage.device or (REMOTE if backend == "openai" else DEVICE),
         max_batch=stage.max_batch or MAX_BATCH,
         variant=variant,
         options=own_cache | stage.options,
@@ -89,7 +92,8 @@ def _installed(backend: str) -> bool:
     return backend in names() and (not module or find_spec(module) is not None)
 
 
-def _check_runtime(stage: str, backend: str) -> None:
+def usable(stage: str, backend: str) -> None:
+    """`ConfigError` unless the backend is installed with its runtime; it names what there is."""
     if backend not in names():
         raise ConfigError(
             f"stage {stage!r} asks for the unknown backend {backend!r}; installed: {', '.join(names())}",
@@ -105,9 +109,9 @@ def _check_runtime(stage: str, backend: str) -> None:
 
 
 def _variant(name: str, stage: Stage, store: ModelStore) -> Variant:
-    if stage.backend == "simulated":
+    if stage.weightless:
         return Variant(
-            model=stage.model or name,
+            model=str(stage.options.get("model") or stage.model or name),
             name=stage.variant or "none",
             task="generate" if stage.kind == "generator" else "tensor",
             format="none",

@@ -125,8 +125,8 @@ def allowed_variants(
     if stage.variant:
         return (stage.variant,), f"the configuration says variant = {stage.variant}"
     manifest = catalogue.models.get(stage.model)
-    if manifest is None or stage.backend == "simulated":
-        return ("none",), "the model is in no catalogue, or only simulated"
+    if manifest is None or stage.weightless:
+        return ("none",), "the model is in no catalogue, or its backend opens no weights here"
     default, names = manifest.variant().name, [rung.name for rung in manifest.variants]
     if stage.kind == "retriever":
         return (default,), f"the index was made with variant {default}"

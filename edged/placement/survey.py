@@ -55,7 +55,7 @@ def stages_of(config: Config, names: Sequence[str]) -> dict[str, Stage]:
 
 def present(stage: Stage, name: str, store: ModelStore) -> list[Present]:
     """The variants of a stage's model that are here, the default first, then best first."""
-    if stage.backend == "simulated":
+    if stage.weightless:
         variant = Variant(
             model=stage.model or name,
             name=stage.variant or "none",

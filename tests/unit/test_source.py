@@ -38,6 +38,7 @@ PURE = (
         )
     ),
     *(f"edged/placement/{name}.py" for name in ("curves", "rehearsal", "sequences", "silicon")),
+    *(f"edged/governor/{name}.py" for name in ("bands", "events", "ladder")),
     "edged/documents/chunk.py",
     "edged/stages/citations.py",
 )

@@ -27,6 +27,7 @@ from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.requests import Submission
 from edged.dispatch.status import readings, stage_state, status
 from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
+from edged.governor.watch import MachineWatch
 from edged.models.store import ModelStore
 from edged.placement.applied import AppliedPlan, Step
 from edged.placement.notes import UNUSED, CalibrationNotes
@@ -63,6 +64,7 @@ class Daemon:
         self._reload: asyncio.Task[None] | None = None
         self._applied = AppliedPlan(config.daemon.state_dir, self._store)
         self._rollout = Rollout(self._dispatcher, self._applied)
+        self._machine = MachineWatch(self._dispatcher, lambda: self.config)
         self._announced = False
 
     # ------------------------------------------------------------------ life
@@ -109,10 +111,12 @@ class Daemon:
         logger.info("listening", extra={"socket": str(self.config.api.socket)})
         supervision = loop.create_task(self._report_to_service_manager(), name="service manager")
         watch = loop.create_task(self._watch_rates(), name="watch over the plan")
+        machine = loop.create_task(self._machine.run(), name="watch over the machine")
         await self._stop.wait()
         await self._drain()
         supervision.cancel()
         watch.cancel()
+        machine.cancel()
         for path, listener in self._bound.items():
             unlink_own(listener, path)
         async with asyncio.TaskGroup() as group:
@@ -231,7 +235,7 @@ class Daemon:
             kinds={name: stage.kind for name, stage in self.config.stages.items()},
             notes=(*self._calibration.sentences(), *self._plan_notes()),
         )
-        return msgspec.structs.replace(taken, plan=self._applied.status())
+        return msgspec.structs.replace(taken, plan=self._applied.status(), **self._machine.status())
 
     def _plan_notes(self) -> tuple[str, ...]:
         found = [*self._applied.sentences(self.config), self._rollout.problem]

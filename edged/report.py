@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edged.governor.readings import Senses
 from edged.messages import CacheCounters
 from edged.placement.table import Plan
 
@@ -75,6 +76,8 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the last minute in which the stage held work, 0..1, averaged over its workers."""
     caches: dict[str, CacheCounters] = {}
     """Of all workers together, by cache."""
+    override: str = ""
+    """What `edgectl stage swap` or `scale` changed against configuration and plan; empty where nothing."""
 
 
 class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +92,30 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     """Why the last plan was taken back; empty when it was not."""
     unstored: str = ""
     """Why the next start will not know what is in force, and what to do; empty when it will."""
+
+
+class SwapReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest change of a stage by `edgectl stage swap` or `scale`, as the admin socket tells it."""
+
+    stage: str = ""
+    """Empty while there was none since the start."""
+    under_way: bool = False
+    phase: Literal["", "stopping", "loading", "draining"] = ""
+    """`stopping`: the old workers finish before the new ones load; `draining`: they finish behind them."""
+    changes: tuple[str, ...] = ()
+    one_copy: bool = False
+    """Whether the old workers had to be gone before the new ones were loaded, and work waited meanwhile."""
+    memory: str = ""
+    """Why that was so, or was not: the figures."""
+    problem: str = ""
+    """Why the stage runs as before; empty when it does not."""
+    code: str = ""
+    """Of the error behind `problem`."""
+    took_s: float = 0.0
+    agreement: dict[str, float] = {}
+    """Of a new embedder with the stored vectors, where it was measured: see `Agreement`."""
+    overrides: dict[str, str] = {}
+    """By stage: what it runs otherwise than the configuration and the plan say, until the next start."""
 
 
 class PlanStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,5 +158,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     pipelines: dict[str, tuple[str, ...]]
     plan: PlanStatus | None = None
     """The applied plan beside what is observed; None while none is applied."""
+    senses: Senses | None = None
+    """Temperatures by device, which of them to believe, clocks, memory, pressure; None before the first sample."""
     notes: tuple[str, ...] = ()
     """Sentences that an operator should read: no calibration, stale index, ..."""

@@ -230,6 +230,8 @@ _STALL = (Band(rung="shed-batch", enter=0.30, leave=0.05),)
 class Governor(Table, frozen=True):
     """When quality and place are traded for heat, load and memory: bands over a ladder of rungs."""
 
+    sample_s: Annotated[float, msgspec.Meta(ge=0.05, le=10)] = 1.0
+    """How often the machine is sampled: temperatures, load, clocks, memory, pressure."""
     floor: str = ""
     """The lowest rung that may be taken; empty means the last."""
     dwell_s: Seconds = 30.0

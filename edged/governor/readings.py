@@ -88,3 +88,56 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     battery: Battery | None = None
     power_w: float | None = None
     """Of all processor packages since the sample before."""
+
+
+class DeviceHeat(msgspec.Struct, frozen=True, kw_only=True):
+    """The temperature of one device, and where it goes."""
+
+    device: str
+    celsius: float | None
+    """What its believable sensors agree on now; None when there is none: unknown, not cool."""
+    filtered_c: float | None
+    """The same without noise."""
+    why: str = ""
+    """Why it is unknown."""
+    sensors: tuple[str, ...] = ()
+    """Those that voted."""
+    outvoted: tuple[str, ...] = ()
+    predicted_c: dict[str, float] = {}
+    """By seconds ahead, if the load stays; empty until the load has moved for long enough."""
+    error_c: float | None = None
+    """`filtered_c`, less what was predicted ten seconds ago."""
+    mean_error_c: float | None = None
+    """The same without its sign, averaged over a minute."""
+    ambient_c: float | None = None
+    """Fitted: where it settles without load."""
+    rise_c: float | None = None
+    """Fitted: by how much more at full load."""
+    tau_s: float | None = None
+    """Fitted: time constant."""
+
+
+class IgnoredSensor(msgspec.Struct, frozen=True):
+    """A sensor that is not believed."""
+
+    sensor: str
+    device: str
+    reason: str
+    """`absurd`, `stuck`, `jumping` or `missing`."""
+    why: str
+    celsius: float | None
+
+
+class Senses(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of the machine at one sample."""
+
+    readings: Readings
+    devices: tuple[DeviceHeat, ...] = ()
+    """Those that have, or had, a sensor."""
+    ignored: tuple[IgnoredSensor, ...] = ()
+    ignored_readings: dict[str, int] = {}
+    """Since the start, by reason."""
+    throttling: str = ""
+    """What holds the clocks down; empty when nothing does."""
+    problem: str = ""
+    """Why there is no newer sample; empty when this is the present."""

@@ -35,7 +35,12 @@ class Task(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
     """Sampling in the server's words, and the model."""
     max_tokens: int
-    """May follow behind what is known."""
+    """Of ours, may follow behind what is known."""
+
+    @property
+    def limit(self) -> int:
+        """Of the server's tokens, may be in the whole answer."""
+        return self.asked.known + self.max_tokens
 
 
 class Ending(msgspec.Struct):
@@ -56,8 +61,8 @@ class Conversation:
         self.ending = Ending()
         self._server, self._dialect, self._breaker = server, dialect, breaker
         self._said = task.asked.text if task.asked.turns else ""
-        self._count = 0
-        """Tokens given so far."""
+        self._spent = task.asked.spent
+        """Of the server's tokens, on the answer so far."""
 
     async def run(self, tries: int, news: Callable[[], None]) -> None:
         """Ask until the answer is complete, `tries` times at most; the last event says how it ended."""
@@ -90,11 +95,10 @@ class Conversation:
 
     async def _ask(self, news: Callable[[], None]) -> None:
         task = self.task
-        room = task.max_tokens - self._count
-        request = request_for(task.asked, self._said, max(1, room), self._dialect)
+        request = request_for(task.asked, self._said, max(1, task.limit - self._spent), self._dialect)
+        continued = self._spent
         if request.repeated:
-            request.body["max_tokens"] = task.asked.known + task.max_tokens
-        continued = 0 if request.repeated else task.asked.known + self._count
+            request.body["max_tokens"], continued = task.limit, 0
         repetition = Repetition(request.repeated)
         self.ending = Ending()
         stream = self._server.stream(request.path, task.fields | request.body)
@@ -120,13 +124,13 @@ class Conversation:
         if fresh is None:
             raise _diverged(self._server.name)
         self._said += fresh
-        for token in answer_tokens(fresh):
-            self._count += 1
+        inside = len(fresh) < len(said.text)
+        self._spent += bool(fresh) and not inside
+        for token in answer_tokens(fresh, inside=inside):
             await self._tell(TokenEvent(self.task.sequence, (token,)), news)
         self.ending.finish = said.finish or self.ending.finish
         if said.completion_tokens >= 0:
-            prompt_tokens = max(0, said.prompt_tokens - continued) if self.task.asked.turns else 0
-            prompt_tokens = prompt_tokens or said.prompt_tokens
+            prompt_tokens = max(0, said.prompt_tokens - continued)
             self.ending.usage = Usage(prompt_tokens, said.completion_tokens + continued)
             self.ending.cached_tokens = said.cached_tokens
 

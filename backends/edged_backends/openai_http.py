@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -70,7 +70,8 @@ class Server:
                 stack.push_async_callback(reply.aclose)
                 if reply.status_code != httpx.codes.OK:
                     raise refusal(self.name, self._target.model, reply, await self._head(reply))
-                async for said in self._chunks(reply):
+                chunks = await stack.enter_async_context(aclosing(self._chunks(reply)))
+                async for said in chunks:
                     yield said
             except (httpx.HTTPError, httpx.StreamError, ssl.SSLError) as error:
                 raise unreachable(self.name, error) from error
@@ -79,21 +80,22 @@ class Server:
         """Close every connection."""
         await self._client.aclose()
 
-    async def _chunks(self, reply: httpx.Response) -> AsyncIterator[Said]:
+    async def _chunks(self, reply: httpx.Response) -> AsyncGenerator[Said]:
         kind = reply.headers.get("content-type", "")
         if not kind.startswith("text/event-stream"):
             head = shown(await self._head(reply))
             raise Upstream(f"{self.name} does not stream: it answered {shown(kind) or 'no type'}: {head}")
-        lines, data = EventLines(), reply.aiter_raw()
-        while (piece := await self._within(anext(data, b""))) != b"":
-            for payload in lines.push(piece):
-                yield read_chunk(payload)
+        lines = EventLines()
+        async with aclosing(_pieces(reply)) as pieces:
+            while piece := await self._within(anext(pieces, b"")):
+                for payload in lines.push(piece):
+                    yield read_chunk(payload)
 
     async def _head(self, reply: httpx.Response) -> bytes:
         head = b""
-        data = reply.aiter_raw()
-        while len(head) < MAX_REFUSAL_BYTES and (piece := await self._within(anext(data, b""))):
-            head += piece
+        async with aclosing(_pieces(reply)) as pieces:
+            while len(head) < MAX_REFUSAL_BYTES and (piece := await self._within(anext(pieces, b""))):
+                head += piece
         return head
 
     async def _within(self, awaited: Any) -> Any:
@@ -117,6 +119,14 @@ class Server:
         key = read_key(self._target.api_key_file)
         wanted = {"content-type": "application/json", "accept-encoding": "identity"}
         return wanted | ({"authorization": f"Bearer {key}"} if key else {})
+
+
+async def _pieces(reply: httpx.Response) -> AsyncGenerator[bytes]:
+    """The body as it comes in, without empty pieces."""
+    async with aclosing(cast("AsyncGenerator[bytes]", reply.aiter_raw())) as pieces:
+        async for piece in pieces:
+            if piece:
+                yield piece
 
 
 class _Models(msgspec.Struct, frozen=True):

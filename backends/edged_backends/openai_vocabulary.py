@@ -18,8 +18,9 @@ ROLES = ("system", "user", "assistant")
 CONTROL = tuple(f"<|edged:{name}|>" for name in (*ROLES, "end"))
 _ASSISTANT, _END = 2, 3
 _SPLIT = re.compile("(" + "|".join(map(re.escape, CONTROL)) + ")")
-_MARK = b"\x01"
-"""In front of a piece's bytes, so that leading zeros survive and no piece has a control token's number."""
+_MARK, _MORE = b"\x01", b"\x02"
+"""In front of a piece's bytes, so that leading zeros survive and no piece has a control token's number; the
+second says that the piece belongs to the one before: the server said both at once, as a token of its own."""
 PROMPT_PIECE_BYTES = 4
 """About the bytes of an English token: the estimate by which passages are fitted to the context."""
 ANSWER_PIECE_BYTES = 7
@@ -60,11 +61,18 @@ class Asked(msgspec.Struct, frozen=True):
     """What the answer already says, or the whole prompt when there are no turns."""
     known: int = 0
     """Tokens of what the answer already says."""
+    spent: int = 0
+    """Of the server's own tokens that was: see `said_at_once`."""
 
 
-def answer_tokens(text: str) -> list[int]:
-    """The ids of a part of an answer."""
-    return [*_pieces(text, ANSWER_PIECE_BYTES)]
+def answer_tokens(text: str, *, inside: bool = False) -> list[int]:
+    """The ids of what a server said at once: a token and what belongs to it, or, `inside` one, the rest of it."""
+    return [*_pieces(text, ANSWER_PIECE_BYTES, _MORE if inside else _MARK, _MORE)]
+
+
+def said_at_once(tokens: Sequence[int]) -> int:
+    """How many tokens of its own the server is likely to have spent on a part of an answer."""
+    return sum(_data(token)[:1] != _MORE for token in tokens)
 
 
 def asked(tokens: Sequence[int]) -> Asked:
@@ -80,7 +88,7 @@ def asked(tokens: Sequence[int]) -> Asked:
         for start, stop in pairwise(openers)
     ]
     said = tokens[openers[-1] + 1 :]
-    return Asked(tuple(turns), vocabulary.decode(said), len(said))
+    return Asked(tuple(turns), vocabulary.decode(said), len(said), said_at_once(said))
 
 
 def unmarked(text: str) -> str:
@@ -99,16 +107,19 @@ def _tokens(part: str, *, special: bool) -> Iterator[int]:
         yield from _pieces(part, PROMPT_PIECE_BYTES)
 
 
-def _pieces(text: str, size: int) -> Iterator[int]:
+def _pieces(text: str, size: int, first: bytes = _MARK, other: bytes = _MARK) -> Iterator[int]:
     data = text.encode("utf-8", "replace")
     for start in range(0, len(data), size):
-        yield int.from_bytes(_MARK + data[start : start + size], "big")
+        yield int.from_bytes((other if start else first) + data[start : start + size], "big")
 
 
 def _bytes(token: int) -> bytes:
-    if 0 <= token <= _END:
-        return b""
-    data = token.to_bytes(max(1, -(-token.bit_length() // 8)), "big") if token > 0 else b""
-    if data[:1] != _MARK or not 1 < len(data) <= 1 + ANSWER_PIECE_BYTES:
+    return b"" if 0 <= token <= _END else _data(token)[1:]
+
+
+def _data(token: int) -> bytes:
+    """A piece's mark and bytes; `BackendError` for what is no piece."""
+    data = token.to_bytes(-(-token.bit_length() // 8), "big") if token > _END else b""
+    if data[:1] not in {_MARK, _MORE} or not 1 < len(data) <= 1 + ANSWER_PIECE_BYTES:
         raise BackendError(f"token {token} is not one of the backend openai; another backend's answer?")
-    return data[1:]
+    return data

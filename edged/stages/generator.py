@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from edged.backend import Finish, Sampling, TokenEvent, TokenSession, Variant
-from edged.errors import BackendError, BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError
+from edged.backend import Finish, Sampling, TokenEvent, TokenSession, Usage, Variant
+from edged.errors import BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError, from_code
 from edged.messages import Answer, CacheCounters, ChatTask, Citation, decoder, encode
 from edged.stages.answers import Answers, greedy
 from edged.stages.caches import identity_of, limit_option
@@ -209,11 +209,14 @@ class Generator:
             return None
         live.replay = rest
         fresh = event.tokens[len(expected) :]
-        return TokenEvent(event.sequence, fresh, event.finish) if fresh or event.finish else None
+        last = msgspec.structs.replace(event, tokens=fresh)
+        return last if fresh or event.finish else None
 
     def _advance(self, live: _Live, event: TokenEvent) -> tuple[list[Event], bool]:
         if event.finish == "error":
-            raise BackendError(event.error or "the runtime gave up on this sequence and did not say why")
+            raise from_code(
+                event.code, event.error or "the runtime gave up on this sequence and did not say why"
+            )
         if event.finish == "cancelled":
             raise Cancelled("the runtime cancelled this sequence")
         events: list[Event] = []
@@ -224,17 +227,17 @@ class Generator:
             live.said += event.tokens
         in_circles = live.grounded and circling(live.stream.text)
         finish: Finish | None = "stop" if live.stream.stopped or in_circles else event.finish
-        return (events + self._finish(live, finish), True) if finish else (events, False)
+        return (events + self._finish(live, finish, event.usage), True) if finish else (events, False)
 
-    def _finish(self, live: _Live, finish: Finish) -> list[Event]:
+    def _finish(self, live: _Live, finish: Finish, usage: Usage | None = None) -> list[Event]:
         rest, text = live.stream.finish(), live.stream.text
         citations = renumbered(text, cite(text, live.prompt.passages)) if live.grounded else ()
         note = self._note(live, text, citations) if live.grounded else ""
         answer = Answer(
             text=text + note,
             finish="length" if finish == "length" else "stop",
-            prompt_tokens=len(live.prompt.tokens),
-            completion_tokens=live.count,
+            prompt_tokens=usage.prompt_tokens if usage else len(live.prompt.tokens),
+            completion_tokens=usage.completion_tokens if usage else live.count,
             model=self._model,
             citations=citations,
             resumed=int(live.resumed),

@@ -8,6 +8,7 @@ that it was opened with pays nothing for the smaller lease: the kernel divides t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
@@ -35,10 +36,11 @@ class Curve:
     def __init__(self, form: Form, siblings: Siblings) -> None:
         self.form = form
         self._siblings = siblings
-        self._hides = budget_of(form).hides
+        self._budget = budget_of(form)
         self.effort = cache(self._effort)
         self._reading = cache(self._read_s)
         self._writing = cache(self._write_s)
+        self._passing = cache(self._pass_s)
 
     @property
     def streaming(self) -> bool:
@@ -51,6 +53,11 @@ class Curve:
         return self._alone.length
 
     @property
+    def cached_tokens(self) -> int:
+        """Those of them that were read before, as the beginning of another prompt."""
+        return self._alone.cached_tokens
+
+    @property
     def new_tokens(self) -> int:
         """Of the answers that it was measured with."""
         return self._alone.new_tokens
@@ -60,6 +67,11 @@ class Curve:
         fixed = (self.form.backend, self.streaming) in KEEPS_THREADS
         return self.form.threads if cores is None or fixed else min(self.form.threads, max(1, cores))
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a batch is answered item by item: stages that read texts do so, tensor stages do not."""
+        return not self.streaming and self._alone.length > 0
+
     def batch(self, size: int, threads: int) -> Job:
         """A whole batch of a stage that does not stream."""
         effort = self.effort(size, threads)
@@ -67,12 +79,9 @@ class Curve:
 
     def step(self, step: Step, live: int, threads: int) -> Job:
         """One step of a token engine with `live` sequences."""
-        token_s = self._reading(live, threads) if step.read else 0.0
-        write_s = self._writing(step.running, threads) if step.running else 0.0
-        if self._hides and step.read:
-            seconds = max(write_s, (step.read + step.running) * token_s)
-        else:
-            seconds = step.read * token_s + write_s
+        read_s = step.read * self._reading(live, threads) if step.read else 0.0
+        write_s = self._writing(step.running, threads) if step.running else self._passing(threads)
+        seconds = read_s + write_s
         return Job(self.form, seconds, self.effort(live, threads).busy, threads)
 
     @property
@@ -86,16 +95,34 @@ class Curve:
         return Effort(seconds, core_seconds / seconds if seconds else 0.0)
 
     def _read_s(self, live: int, threads: int) -> float:
-        """Seconds per prompt token when `live` sequences are there."""
-        return self._between(live, threads, lambda point: point.first_s / max(point.length, 1)) / live
+        """Seconds per prompt token that is read when `live` sequences are there."""
+        pass_s = self._passing(threads)
+        return self._between(live, threads, lambda point: self._beyond_passes_s(point, pass_s)) / live
+
+    def _beyond_passes_s(self, point: Point, pass_s: float) -> float:
+        """Seconds in which every sequence of a batch has one prompt token more read, beyond the passes."""
+        unread = max(point.length - point.cached_tokens, 1)
+        passes = math.ceil(point.batch * unread / self._budget.alone)
+        return max(point.first_s - passes * pass_s, 0.0) / unread
+
+    def _pass_s(self, threads: int) -> float:
+        """Seconds of a step for the weights alone, whatever it reads and writes; 0 where that adds up."""
+        points = self._points(threads)
+        if not self._budget.one_pass or len(points) < 2:  # noqa: PLR2004 - a line has two points
+            return 0.0
+        few, more = sorted(points)[:2]
+        few_s, more_s = (_token_s(points[batch]) for batch in (few, more))
+        return max(0.0, few_s - few * (more_s - few_s) / (more - few))
 
     def _write_s(self, running: int, threads: int) -> float:
         """Seconds of a step in which so many answers get a token."""
         return self._between(running, threads, _token_s)
 
     def _between(self, size: int, threads: int, value: Value) -> float:
-        points = self._siblings.get(threads) or self._squeezed(threads)
-        return interpolated({batch: value(point) for batch, point in points.items()}, size)
+        return interpolated({batch: value(point) for batch, point in self._points(threads).items()}, size)
+
+    def _points(self, threads: int) -> Mapping[int, Point]:
+        return self._siblings.get(threads) or self._squeezed(threads)
 
     def _squeezed(self, threads: int) -> Mapping[int, Point]:
         """The points of the form itself, on fewer cores than it has threads."""

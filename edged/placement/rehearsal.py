@@ -20,7 +20,7 @@ from edged.dispatch.leases import Mode
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import StageTiming, Submission
 from edged.errors import EdgedError
-from edged.messages import Batch, Cores, Done, Ready, Work
+from edged.messages import Batch, Cores, Done, Ready, Tokens, Work
 from edged.placement.curves import Curve
 from edged.placement.interference import Excess
 from edged.placement.sequences import Sequences, budget_of
@@ -38,8 +38,8 @@ PLENTY_BYTES = 1 << 40
 """Whether the memory suffices is for the planner to say."""
 PATIENT_S = 1e6
 """Deadlines end nothing here: a request that waits too long shows in the latencies."""
-ONE_BY_ONE = 0.9
-"""A batch whose cost is at least this share of so many single requests is answered item by item."""
+CLOCKED: frozenset[Mode] = frozenset({"turns", "single"})
+"""Modes in which leases change while nothing ends, so that every step is a look whose turn it is."""
 
 Process = Generator["Occurrence", Any, None]
 
@@ -70,7 +70,8 @@ class Asked(msgspec.Struct, kw_only=True):
 
     due_s: float
     new_tokens: int
-    prompt_tokens: int
+    unread_tokens: int
+    """Of the prompt: those that the generator's cache does not hold."""
     first_s: float = 0.0
     end_s: float = 0.0
     timings: tuple[StageTiming, ...] = ()
@@ -119,7 +120,7 @@ class Rehearsal:
         self._on(Waited())
         return end
 
-    def say(self, worker: str, *messages: Done) -> None:
+    def say(self, worker: str, *messages: Tokens | Done) -> None:
         """What a worker says at once reaches the dispatcher; nothing at all is a look whose turn it is."""
         self._on(*(Spoke(worker, message) for message in messages))
 
@@ -193,7 +194,7 @@ def _ledger(setting: Setting) -> Ledger:
 
 
 class BatchWorker:
-    """Answers micro-batches; where batching gains nothing, item by item."""
+    """Answers micro-batches, whole or item by item as its stage does."""
 
     def __init__(self, rehearsal: Rehearsal, name: str, curve: Curve) -> None:
         self._rehearsal = rehearsal
@@ -208,8 +209,7 @@ class BatchWorker:
     def _answer(self, items: tuple[Work, ...]) -> Process:
         threads = self._rehearsal.threads(self._name, self._curve)
         whole = self._curve.batch(len(items), threads)
-        single_s = self._curve.effort(1, threads).seconds
-        parts = len(items) if whole.seconds >= ONE_BY_ONE * len(items) * single_s else 1
+        parts = len(items) if self._curve.one_by_one else 1
         began_s = self._rehearsal.environment.now
         for number in range(parts):
             yield self._rehearsal.silicon.run(msgspec.structs.replace(whole, seconds=whole.seconds / parts))
@@ -252,7 +252,7 @@ class TokenWorker:
             work = self._waiting.popleft()
             asked = self._rehearsal.asked[work.request]
             self._held[work.request] = work, self._rehearsal.environment.now
-            self._sequences.admit(work.request, asked.prompt_tokens, asked.new_tokens)
+            self._sequences.admit(work.request, asked.unread_tokens, asked.new_tokens)
 
     def _step(self) -> Process:
         threads, live = self._rehearsal.threads(self._name, self._curve), len(self._sequences)
@@ -261,10 +261,16 @@ class TokenWorker:
         now = self._rehearsal.environment.now
         for request in step.first:
             self._rehearsal.asked[request].first_s = now
+        first = [_first(self._held[request][0]) for request in step.first]
         held = [self._held.pop(request) for request in step.finished]
-        messages = [_done(work, now - began_s, live) for work, began_s in held]
-        if messages or self._rehearsal.setting.mode == "turns":
-            self._rehearsal.say(self._name, *messages)
+        done = [_done(work, now - began_s, live) for work, began_s in held]
+        if first or done or self._rehearsal.setting.mode in CLOCKED:
+            self._rehearsal.say(self._name, *first, *done)
+
+
+def _first(work: Work) -> Tokens:
+    """The first token of an answer: the leases ask whether it has one."""
+    return Tokens(work.request, work.attempt, 0, (0,), "")
 
 
 def _done(work: Work, compute_s: float, batch: int) -> Done:

@@ -1,8 +1,8 @@
 """What a token engine does step by step: prompts in parts, all running answers one token further: pure.
 
 The rules of the adapters: a step reads at most `alone` prompt tokens, and at most `beside` while answers run,
-so that these do not stall; prompts that are being read share them equally; a prompt that is read to its end
-gives its first token in the same step.
+so that these do not stall; prompts that are being read share them equally, in whole blocks where the engine
+reads no others; a prompt that is read to its end gives its first token in the same step.
 """
 
 from __future__ import annotations
@@ -20,16 +20,23 @@ class Budget(msgspec.Struct, frozen=True):
 
     alone: int
     beside: int
-    hides: bool = False
-    """The tokens of running answers cost no more in a step that reads than prompt tokens do: it is one pass
-    over the weights. Else reading and writing add up."""
+    one_pass: bool = False
+    """A step that reads and writes goes through the weights once. Else reading and writing add up."""
+    block: int = 1
+    """A part that does not end its prompt is so many tokens or a multiple of them."""
+    counts_running: bool = False
+    """`beside` holds the tokens of running answers, too."""
 
 
-BUDGETS = {"openvino": Budget(256, 64, hides=True), "llama_cpp": Budget(256, 48)}
+BUDGETS = {
+    "openvino": Budget(256, 64, one_pass=True, block=32),
+    "llama_cpp": Budget(256, 48, counts_running=True),
+}
 """What adapters do unless `options` say otherwise.
 
-`hides` was measured, in CPU seconds of a step that reads beside four answers, on two threads: openvino 0.077
-(one pass 0.078, added up 0.110), llama_cpp 0.235 (one pass 0.173, added up 0.200).
+`one_pass` was measured, in CPU milliseconds of a step on one thread. openvino: 11, 20 and 29 for 1, 4 and 7
+answers, so 8 for the weights; 45 for 64 prompt tokens; 49, 55 to 71 and 70 to 75 for both (48, 57 and 66 by
+this rule). llama_cpp, on two threads, 48 prompt tokens beside four answers: 235, added up 200.
 """
 OTHERWISE = Budget(256, 256)
 _ALONE = ("batch_tokens", "max_num_batched_tokens")
@@ -40,7 +47,8 @@ def budget_of(form: Form) -> Budget:
     """The budget of a form; its options win."""
     usual, options = BUDGETS.get(form.backend, OTHERWISE), dict(form.options)
     alone = next((int(options[name]) for name in _ALONE if name in options), usual.alone)
-    return Budget(alone, min(alone, int(options.get(_BESIDE, usual.beside))), usual.hides)
+    beside = min(alone, int(options.get(_BESIDE, usual.beside)))
+    return msgspec.structs.replace(usual, alone=alone, beside=beside)
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -71,16 +79,17 @@ class Sequences:
     def __len__(self) -> int:
         return len(self._live)
 
-    def admit(self, request: int, prompt_tokens: int, new_tokens: int) -> None:
-        """Begin a sequence."""
-        self._live[request] = _Sequence(max(1, prompt_tokens), max(1, new_tokens))
+    def admit(self, request: int, unread: int, new_tokens: int) -> None:
+        """Begin a sequence; `unread` are the prompt tokens that are in no cache."""
+        self._live[request] = _Sequence(max(1, unread), max(1, new_tokens))
 
     def step(self) -> Step:
         """Advance every sequence by at most one token, and drop those that are finished."""
         running = [number for number, each in self._live.items() if not each.unread]
         reading = [number for number, each in self._live.items() if each.unread]
-        budget = self._budget.beside if running else self._budget.alone
-        takes = shares([self._live[number].unread for number in reading], budget)
+        takes = parts(
+            [self._live[number].unread for number in reading], self._room(len(running)), self._budget.block
+        )
         for number, take in zip(reading, takes, strict=True):
             self._live[number].unread -= take
         first = [number for number in reading if not self._live[number].unread]
@@ -91,15 +100,30 @@ class Sequences:
             del self._live[number]
         return Step(sum(takes), len(running), tuple(first), tuple(finished))
 
+    def _room(self, running: int) -> int:
+        """Prompt tokens of the next step."""
+        if not running:
+            return self._budget.alone
+        return max(1, self._budget.beside - running * self._budget.counts_running)
 
-def shares(wanted: Sequence[int], budget: int) -> list[int]:
-    """Divide a budget equally; what a short one leaves goes to the others.
 
-    >>> shares([20, 900, 900], 128)
-    [20, 54, 54]
+def parts(unread: Sequence[int], budget: int, block: int = 1) -> list[int]:
+    """Divide a budget equally, in blocks but for ends of prompts; what a short one leaves goes to the others.
+
+    Where the budget has no block for everybody, those that are nearest to their end have one.
+
+    >>> parts([20, 900, 900], 128), parts([20, 900, 900], 128, block=32), parts([90, 80, 70], 64, block=32)
+    ([20, 54, 54], [20, 64, 32], [0, 32, 32])
     """
-    takes, left = [0] * len(wanted), budget
-    for rank, place in enumerate(sorted(range(len(wanted)), key=lambda place: wanted[place])):
-        takes[place] = min(wanted[place], max(1, left // (len(wanted) - rank)) if left else 0)
+    takes, left = [0] * len(unread), budget
+    order = sorted(range(len(unread)), key=lambda place: unread[place])
+    for rank, place in enumerate(order):
+        share = left // (len(unread) - rank)
+        takes[place] = unread[place] if unread[place] <= share else share // block * block
         left -= takes[place]
+    for place in order:
+        more = min(unread[place] - takes[place], block)
+        if 0 < more <= left or not any(takes):
+            takes[place] += more
+            left -= more
     return takes

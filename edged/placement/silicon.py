@@ -1,21 +1,19 @@
 """Cores and accelerators in virtual time, shared by the jobs that run on them: pure.
 
-What shares cores gets them in proportion to what it would keep busy alone, as under a fair scheduler: where
-the jobs that are confined to a set of cores want d cores of the c that are there, each takes max(1, d / c)
-times as long. A job that touches several sets is bounded by the fullest. An accelerator is divided equally.
+What shares cores gets an equal share of them, or what it wants where that is less (`fairness.py`).
+An accelerator is divided equally.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
-from itertools import combinations
-from operator import or_
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from edged.placement.interference import Excess, mask
+from edged.placement import fairness
+from edged.placement.cores import mask
+from edged.placement.interference import Excess
 from edged.placement.table import Form
 
 if TYPE_CHECKING:
@@ -108,23 +106,10 @@ def slowdowns(jobs: Sequence[Job], cores: int, excess: Excess | None, most_threa
 
     Neighbours with `most_threads` or fewer between them have no excess.
     """
-    masks = [mask(job.form.device, cores) for job in jobs]
     everything = (1 << cores) - 1
-    hosted = [own or everything for own in masks]  # an accelerator is fed by any core
-    sets = sorted(set(hosted))
-    unions = {reduce(or_, some) for size in range(1, len(sets) + 1) for some in combinations(sets, size)}
-    crowding = {union: _crowding(jobs, hosted, union) for union in unions}
-    return [
-        max(1.0, *(crowd for union, crowd in crowding.items() if own | union == union))
-        * _company(jobs, place, most_threads, excess)
-        for place, own in enumerate(hosted)
-    ]
-
-
-def _crowding(jobs: Sequence[Job], hosted: Sequence[int], union: int) -> float:
-    """Cores wanted by the jobs that are confined to a set, by its size."""
-    wanted = sum(job.busy for job, own in zip(jobs, hosted, strict=True) if own | union == union)
-    return wanted / union.bit_count()
+    hosted = [mask(job.form.device, cores) or everything for job in jobs]  # any core feeds an accelerator
+    crowding = fairness.slowdowns([job.busy for job in jobs], hosted)
+    return [crowd * _company(jobs, place, most_threads, excess) for place, crowd in enumerate(crowding)]
 
 
 def _company(jobs: Sequence[Job], place: int, most_threads: int, excess: Excess | None) -> float:

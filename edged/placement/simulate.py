@@ -57,6 +57,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Lengths of answers to draw from; empty: as measured."""
     prompt_tokens: int = 0
     """0: as measured."""
+    cached_tokens: int | None = None
+    """Of a prompt: what the generator need not read, because another one began alike. None: as measured."""
     seeds: int = SEEDS
 
 
@@ -104,7 +106,7 @@ def simulate(plan: Plan, table: Table, machine: Machine, load: Load) -> Predicti
 def _setting(plan: Plan, table: Table, machine: Machine) -> Setting:
     prices = Prices(table)
     mode = chosen("auto", plan.lease_mode)
-    excess = Interference(table, prices, machine.cores)
+    excess = Interference(table, prices, machine.cores).under(mode)
     parts = {name: _part(name, choice, prices, machine) for name, choice in plan.choices.items()}
     return Setting(parts=parts, mode=mode, cores=machine.cores, slots=machine.slots, excess=excess)
 
@@ -142,7 +144,11 @@ class _Run:
         curves = [setting.parts[name].curve for name in self._route]
         writer = next((curve for curve in curves if curve.streaming), None)
         self._lengths = load.new_tokens or ((writer.new_tokens if writer else 1),)
-        self._prompt = load.prompt_tokens or (writer.prompt_tokens if writer else 1)
+        prompt = load.prompt_tokens or (writer.prompt_tokens if writer else 1)
+        cached = load.cached_tokens
+        if cached is None:
+            cached = writer.cached_tokens if writer else 0
+        self._unread = max(1, prompt - cached)
 
     def outcome(self) -> Prediction:
         """Run to the end of the window, and on until what began in it has ended."""
@@ -183,7 +189,7 @@ class _Run:
 
     def _new(self) -> Asked:
         tokens = self._chance.choice(self._lengths)
-        return Asked(due_s=self._environment.now, new_tokens=tokens, prompt_tokens=self._prompt)
+        return Asked(due_s=self._environment.now, new_tokens=tokens, unread_tokens=self._unread)
 
     def _ended(self, asked: Asked) -> None:
         self._asked.append(asked)

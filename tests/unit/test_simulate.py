@@ -21,7 +21,7 @@ from edged.placement.table import Pair
 
 from .tables import form, gateway, limits, point, table, wishes
 
-MODES = ("together", "turns", "split")
+MODES = ("together", "turns", "split", "single")
 BATCHES = (1, 8)
 
 
@@ -125,21 +125,15 @@ def test_sequences_read_every_prompt_and_write_every_token(prompts, new_tokens):
     assert ended == set(range(len(prompts)))
 
 
+@pytest.mark.parametrize("backend", ["openvino", "llama_cpp"])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_default_pipeline_reaches_what_the_planner_predicts(mode):
+def test_the_default_pipeline_reaches_what_the_planner_predicts(mode, backend):
     wanted = wishes()
-    wanted["generator"] = msgspec.structs.replace(wanted["generator"], backend="llama_cpp")
+    wanted["generator"] = msgspec.structs.replace(wanted["generator"], backend=backend)
     plan = Planner(gateway(), wanted, limits(modes=(mode,))).plan(Aim())
     found = simulate(plan, gateway(), Machine(cores=2), Load(clients=16))
-    assert found.throughput_per_s == pytest.approx(plan.predicted_rate_per_s, rel=0.05)
+    assert found.throughput_per_s == pytest.approx(plan.predicted_rate_per_s, rel=0.1)
     assert found.bottleneck == plan.bottleneck == "generator"
-
-
-def test_answers_that_hide_behind_the_reading_of_prompts_are_nearly_free():
-    plan = planned(gateway(), "together")
-    assert plan.choices["generator"].form.backend == "openvino"
-    found = simulate(plan, gateway(), Machine(cores=2), Load(clients=16))
-    assert 1.05 < found.throughput_per_s / plan.predicted_rate_per_s < 1.3
 
 
 def test_equal_arguments_give_equal_predictions_and_seeds_differ():
@@ -190,12 +184,12 @@ def test_an_accelerator_works_beside_the_cores():
     assert beside > 1.5 * faster("cpu")
 
 
-def test_jobs_share_cores_in_proportion_and_only_where_they_meet():
+def test_jobs_share_cores_only_where_they_meet():
     a, b, c = (
         Job(form(stage, device=device), 1.0, 1.0)
         for stage, device in (("a", "cpu:0"), ("b", "cpu:0"), ("c", "cpu:1"))
     )
-    assert slowdowns([a, b, c], 2, None) == [2.0, 2.0, 1.5]
+    assert slowdowns([a, b, c], 2, None) == [2.0, 2.0, 1.0]
 
 
 def test_a_form_that_was_not_measured_is_named():

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
-import stat
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from socket import socket
 from typing import Any
 
@@ -26,14 +23,16 @@ from edged.dispatch.channel import Channel
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.requests import Submission
 from edged.dispatch.status import readings, stage_state, status
-from edged.errors import AlreadyRunning, ConfigError, Draining, EdgedError
+from edged.errors import ConfigError, Draining, EdgedError
 from edged.governor.watch import MachineWatch
+from edged.lock import take_lock
 from edged.models.store import ModelStore
 from edged.placement.applied import AppliedPlan, Step
 from edged.placement.notes import UNUSED, CalibrationNotes
 from edged.placement.table import Plan
 from edged.report import PlanReport, Status
 from edged.rollout import Rollout
+from edged.swaps import Swaps
 from edged.transport.slots import Geometry
 
 logger = logging.getLogger("edged.daemon")
@@ -64,6 +63,7 @@ class Daemon:
         self._reload: asyncio.Task[None] | None = None
         self._applied = AppliedPlan(config.daemon.state_dir, self._store)
         self._rollout = Rollout(self._dispatcher, self._applied)
+        self.swaps = Swaps(self._dispatcher, self._applied, self._rollout, self._store, lambda: self.config)
         self._machine = MachineWatch(self._dispatcher, lambda: self.config)
         self._announced = False
 
@@ -177,7 +177,8 @@ class Daemon:
         """Compare the plan in force with what stages do."""
         while True:
             await asyncio.sleep(WATCH_S)
-            self._applied.compare(readings(self._dispatcher), self.config, self._dispatcher.now())
+            found = readings(self._dispatcher, besides=self.swaps.overrides)
+            self._applied.compare(found, self.config, self._dispatcher.now())
 
     def _uptime_s(self) -> float:
         return asyncio.get_running_loop().time() - self._started_at
@@ -194,8 +195,8 @@ class Daemon:
             self._reload = asyncio.ensure_future(self._reload_by_signal())
 
     async def _reload_by_signal(self) -> None:
-        """Nobody can be told to try again later, so it waits for a plan on its way."""
-        await self._rollout.ended()
+        """Nobody can be told to try again later, so it waits for a plan or a swap on its way."""
+        await self.swaps.ended()
         try:
             await self.reload()
         except EdgedError as error:
@@ -235,7 +236,9 @@ class Daemon:
             kinds={name: stage.kind for name, stage in self.config.stages.items()},
             notes=(*self._calibration.sentences(), *self._plan_notes()),
         )
-        return msgspec.structs.replace(taken, plan=self._applied.status(), **self._machine.status())
+        return self.swaps.shown(
+            msgspec.structs.replace(taken, plan=self._applied.status(), **self._machine.status())
+        )
 
     def _plan_notes(self) -> tuple[str, ...]:
         found = [*self._applied.sentences(self.config), self._rollout.problem]
@@ -254,11 +257,12 @@ class Daemon:
 
     async def restart_stage(self, stage: str) -> None:
         """See `Operator.restart_stage`."""
+        self.swaps.check_own()
         self._dispatcher.restart_stage(stage)
 
     async def reload(self) -> list[str]:
         """See `Operator.reload`."""
-        self._rollout.check_free()
+        self.swaps.check_free()
         if self._announced:
             notify.reloading()
         try:
@@ -309,6 +313,7 @@ class Daemon:
             name for name in config.pipelines if config.pipelines[name] != self.config.pipelines.get(name)
         ]
         gone = [name for name in self.config.pipelines if name not in config.pipelines]
+        dropped = self.swaps.forget()
         self.config, self._path = config, path
         self._applied.note({name: setback for name, (_, setback) in found.items()})
         self._share_cores()
@@ -316,6 +321,7 @@ class Daemon:
         logger.info("reloaded", extra={"stages": changed, "pipelines": lines + gone})
         return (
             [f"stage {name} is being replaced" for name in changed]
+            + [f"stage {name} is as configured again" for name in dropped]
             + [f"stage {name} forms its batches in another way" for name in reformed]
             + [f"pipeline {name} changed" for name in lines]
             + [f"pipeline {name} removed" for name in gone]
@@ -330,7 +336,7 @@ class Daemon:
         before = msgspec.structs.replace(
             self.config.stages[name], max_wait_ms=stage.max_wait_ms, target_ms=stage.target_ms
         )
-        return self._dispatcher.specs.get(name) != step.spec or before != stage
+        return before != stage or self.swaps.running(name) != step
 
     def plan(self) -> PlanReport:
         """See `Operator.plan`."""
@@ -340,6 +346,7 @@ class Daemon:
         """See `Operator.apply_plan`."""
         if dry_run:
             return self._rollout.changes(self.config, plan)
+        self.swaps.check_free()
         return self._rollout.begin(self.config, plan)
 
     async def clear_caches(self, names: tuple[str, ...]) -> None:
@@ -358,40 +365,3 @@ class Daemon:
     def recent_logs(self, count: int) -> list[dict[str, object]]:
         """See `Operator.recent_logs`."""
         return log.recent(count)
-
-
-def take_lock(runtime_dir: Path) -> int:
-    """Make the runtime folder and lock it, before any bind; the kernel frees the lock when we die.
-
-    `ConfigError` for a folder that cannot be made, or in which others could put sockets of their own.
-    """
-    try:
-        runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _refuse_foreign(runtime_dir)
-        descriptor = os.open(
-            runtime_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"cannot use the runtime folder {runtime_dir}: {error.strerror}; set daemon.runtime_dir",
-            param="daemon.runtime_dir",
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise AlreadyRunning(
-            f"another daemon runs in {runtime_dir}; stop it, or set daemon.runtime_dir"
-        ) from error
-    return descriptor
-
-
-def _refuse_foreign(runtime_dir: Path) -> None:
-    """Whoever may write in the folder could replace the sockets in it and be taken for the daemon."""
-    found = runtime_dir.stat()
-    if found.st_uid not in {0, os.geteuid()} or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            f"the runtime folder {runtime_dir} can be written by others; make it yours (chmod 700), or set "
-            "daemon.runtime_dir",
-            param="daemon.runtime_dir",
-        )

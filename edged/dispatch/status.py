@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -38,7 +38,9 @@ def status(
         if any(ledger.workers[name].retiring for name in stage.workers)
     )
     troubles = tuple(
-        f"stage {stage.name}: {stage.trouble}" for stage in ledger.stages.values() if stage.trouble
+        f"stage {stage.name}: {trouble}"
+        for stage in ledger.stages.values()
+        if (trouble := _trouble(ledger, stage))
     )
     return Status(
         version=__version__,
@@ -85,6 +87,12 @@ def stage_state(ledger: Ledger, stage: Stage) -> Literal["ready", "starting", "d
     return "degraded" if ready else "starting"
 
 
+def _trouble(ledger: Ledger, stage: Stage) -> str:
+    """What is wrong with a stage that did not give up: its own trouble, else its workers'."""
+    workers = (ledger.workers[name].trouble for name in sorted(stage.workers))
+    return stage.trouble or "; ".join(dict.fromkeys(filter(None, workers)))
+
+
 def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> StageStatus:
     ledger, spec = dispatcher.ledger, dispatcher.serving(stage.name)
     workers = [ledger.workers[name] for name in sorted(stage.workers)]
@@ -93,7 +101,7 @@ def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> Stage
         name=stage.name,
         kind=kind,
         state=stage_state(ledger, stage),
-        reason=stage.failed or stage.trouble,
+        reason=stage.failed or _trouble(ledger, stage),
         model=spec.variant.model if spec else "",
         variant=spec.variant.name if spec else "",
         backend=spec.backend if spec else "",
@@ -120,13 +128,13 @@ def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> Stage
     )
 
 
-def readings(dispatcher: Dispatcher) -> dict[str, Reading]:
-    """The counters of every stage that has workers, for the watch over a plan's rates."""
+def readings(dispatcher: Dispatcher, *, besides: Container[str] = ()) -> dict[str, Reading]:
+    """The counters of every stage that has workers, `besides` aside, for the watch over a plan's rates."""
     now = dispatcher.now()
     return {
         stage.name: Reading(stage.done, stage.usage.busy.area(now), len(stage.workers), len(stage.queue))
         for stage in dispatcher.ledger.stages.values()
-        if stage.workers
+        if stage.workers and stage.name not in besides
     }
 
 

@@ -34,6 +34,7 @@ def try_out(ledger: Ledger, event: TrialAsked, now: float) -> list[Command]:
 def scale(ledger: Ledger, event: ScaleAsked, now: float) -> list[Command]:
     """Have more workers of the same kind, on trial, or fewer: the idlest finish what they hold and go."""
     stage = ledger.stages[event.stage]
+    stage.called_off = None
     if event.workers > stage.desired:
         _begin(stage, Trial(stage.desired, stage.max_batch))
     stage.desired = event.workers

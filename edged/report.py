@@ -159,6 +159,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     plan: PlanStatus | None = None
     """The applied plan beside what is observed; None while none is applied."""
     senses: Senses | None = None
-    """Temperatures by device, which of them to believe, clocks, memory, pressure; None before the first sample."""
+    """Temperatures by device, whom to believe, clocks, memory, pressure; None before the first sample."""
     notes: tuple[str, ...] = ()
     """Sentences that an operator should read: no calibration, stale index, ..."""

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from edged.api.heat import machine_families
 from edged.dispatch.requests import Completed, StageTiming
 from edged.report import PlanStatus, StageStatus, Status
 
@@ -91,6 +92,8 @@ class StatusCollector(Collector):  # type: ignore[misc]  # the library is untype
         for name, (help_text, read) in _COUNTERS.items():
             yield CounterMetricFamily(f"edged_{name}", help_text, value=read(status))
         yield from _daemon_families(status)
+        if status.senses is not None:
+            yield from machine_families(status.senses)
         if status.plan is not None:
             yield from _plan_families(status.plan)
         yield from _stage_families(status.stages)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edged.cli import heat
 from edged.cli.output import print_json, print_table, readable_bytes, readable_seconds, styled, visible
 from edged.cli.session import Session, example, json_option, with_session
 from edged.errors import StageUnavailable, Unreachable
@@ -57,6 +58,9 @@ def status(session: Session, wait_s: float | None, as_json: bool) -> None:
     click.echo(_counts(current))
     if current.plan is not None:
         click.echo(_plan(current.plan))
+    if current.senses is not None:
+        for line in heat.lines(current.senses):
+            click.echo(line)
     click.echo()
     print_table(HEADINGS, [_row(stage) for stage in current.stages])
     _print_remarks(current)
@@ -98,12 +102,12 @@ def _headline(current: Status) -> str:
 
 
 def _counts(current: Status) -> str:
-    heat = "" if current.temperature_c is None else f"  {current.temperature_c:.0f} °C"
+    hottest = "" if current.temperature_c is None else f"  {current.temperature_c:.0f} °C"
     refused = sum(current.rejected.values())
     return (
         f"accepted {current.accepted}  completed {current.completed}  rejected {refused}  "
         f"outstanding {current.outstanding}  entry {current.entry_slots_used}/{current.entry_slots} slots  "
-        f"memory {readable_bytes(current.memory_bytes)}  load {current.load_average:.2f}{heat}"
+        f"memory {readable_bytes(current.memory_bytes)}  load {current.load_average:.2f}{hottest}"
     )
 
 

@@ -14,8 +14,7 @@ _DEVICES = (
     ("igpu", r"i915|xe$|gpu|gfx|mali|graphics"),
     (
         "cpu",
-        r"coretemp|k\d+temp|zenpower|x86_pkg_temp|cpu|tcpu|b0d4|soc|package|bigcore|littlecore|cluster"
-        r"|via_cputemp|scpi_sensors|peci",
+        r"coretemp|k\d+temp|zenpower|x86_pkg|via_cpu|cpu|tcpu|b0d4|soc|package|bigcore|littlecore|cluster|peci",
     ),
     ("nvme", r"nvme"),
     ("disk", r"drivetemp"),
@@ -23,7 +22,10 @@ _DEVICES = (
     ("memory", r"jc42|spd5118|ddr|dimm|dram"),
     ("battery", r"bat\d*$|battery"),
     ("network", r"r8169|igc|igb|ixgbe|i40e|ice$|mlx|tg3|bnxt|enp|eth\d|sfp|phy|atlantic"),
-    ("board", r"acpitz|pch|sen\d|int340|thinkpad|dell|asus|nct\d|it8\d|w83|f718|lm\d\d|tmp\d|board|ambient|case"),
+    (
+        "board",
+        r"acpitz|pch|sen\d|int340|thinkpad|dell|asus|nct\d|it8\d|w83|f718|lm\d\d|tmp\d|board|ambient|case",
+    ),
 )
 _PART = re.compile(r"^(core|ccd|tccd|sensor|gpu core|edge|mem)\b.*\d|bigcore|littlecore|cluster|^cpu\d")
 DIES = frozenset({"cpu", "igpu", "gpu", "npu"})

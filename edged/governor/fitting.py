@@ -4,11 +4,11 @@ A device is taken as one heat capacity with one resistance to its surroundings,
 
     dT/dt = (T_amb + R P - T) / tau
 
-with the load (0..1) as P, so that R is the rise at full load. For a given tau this says T = T_amb + R x, where
+with the load (0..1) as P, so that R is the rise at full load. For a given tau this says T = T_amb + R x, and
 x is the load behind a first-order low pass of that time constant: a straight line, fitted by recursive least
 squares with forgetting (as discounted sums) for each tau of a grid side by side; the one with the smallest
-error counts. Unlike a regression on differences of T, noise of the sensor does not bias it, and no fit can be
-unstable. While the load does not move, nothing can be learnt about R and tau, and both stay.
+error counts. T_amb may drift with time. Unlike a regression on differences of T, noise of the sensor does not
+bias it, and no fit can be unstable. While the load does not move, nothing is learnt about R and tau: both stay.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TAUS_S = tuple(4.0 * 1.5**step for step in range(13))
 MOST_RISE_C = 120.0
 """From the coldest surroundings to where silicon switches itself off."""
 MOVED, LAGGED = 0.02, 0.002
-"""Least variance of the load, and of the load behind a low pass, from which anything is learnt about R. The first
-is that of half load for a tenth of the time."""
+"""Least variance of the load, and of the load behind a low pass, from which anything is learnt about R. The
+first is that of half load for a tenth of the time."""
 ENOUGH_S = 60.0
 """Least time before there is a fit."""
 DEVIATION_S = 60.0
@@ -111,7 +111,7 @@ class Fitting:
         self._settle()
 
     def _believed(self, celsius: float, elapsed_s: float) -> float:
-        """Huber's weight of a reading by its distance from the fit; what is far off does not move the scale."""
+        """Huber's weight of a reading by its distance from the fit; far ones do not move the scale."""
         if self.fit is None or self._best is None:
             return 1.0
         expected_c = self.fit.ambient_c + self.fit.rise_c * float(self._lagged[self._best])

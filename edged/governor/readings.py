@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+CAPPED = 0.95
+"""Below this share of the maximum a clock counts as held down."""
+
 
 class Temperature(msgspec.Struct, frozen=True):
     """What one sensor said."""
@@ -11,7 +14,7 @@ class Temperature(msgspec.Struct, frozen=True):
     sensor: str
     """Chip and label, or type of the thermal zone: unique on a machine."""
     device: str
-    """What it sits on: `cpu`, `igpu`, `gpu`, `npu`, `board`, `nvme0`, `wifi`, `memory`, ...; see `devices.py`."""
+    """What it sits on: `cpu`, `igpu`, `gpu`, `npu`, `board`, `nvme0`, `wifi`, ...; see `devices.py`."""
     celsius: float | None
     """None when the sensor is there and cannot be read."""
     part: bool = False
@@ -43,9 +46,14 @@ class Frequency(msgspec.Struct, frozen=True):
         return min(1.0, self.mean_mhz / self.max_mhz) if self.max_mhz > 0 else 1.0
 
     @property
+    def cap_ratio(self) -> float:
+        """What the kernel permits against the maximum, 0..1."""
+        return min(1.0, self.cap_mhz / self.max_mhz) if self.max_mhz > 0 else 1.0
+
+    @property
     def capped(self) -> bool:
         """Whether the kernel holds the clock more than 5 % below the maximum."""
-        return self.cap_mhz < 0.95 * self.max_mhz
+        return self.cap_ratio < CAPPED
 
 
 class Battery(msgspec.Struct, frozen=True):
@@ -80,7 +88,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """When, by the monotonic clock."""
     temperatures: tuple[Temperature, ...] = ()
     load: dict[str, float] = {}
-    """Share of the time since the sample before in which cores were busy, 0..1, by core set (`cpu` is all)."""
+    """Share of the time since the sample before in which something was busy, 0..1: by core set (`cpu` is all that
+    edged may use), and by accelerator, as far as stages kept it busy."""
     frequency: Frequency | None = None
     memory: Memory | None = None
     pressure: dict[str, Pressure] = {}

@@ -50,11 +50,15 @@ class Sensing:
     def _heat(self, vote: Vote, judgement: Judgement, readings: Readings) -> DeviceHeat:
         model, known = self._models[vote.device], vote.celsius is not None
         load = heating(vote.device, readings.load)
-        ahead = {} if load is None or not known else {
-            f"{horizon_s:g}": celsius
-            for horizon_s in HORIZONS_S
-            if (celsius := model.predict(horizon_s, load)) is not None
-        }
+        ahead = (
+            {}
+            if load is None or not known
+            else {
+                f"{horizon_s:g}": celsius
+                for horizon_s in HORIZONS_S
+                if (celsius := model.predict(horizon_s, load)) is not None
+            }
+        )
         fit = model.fit
         return DeviceHeat(
             device=vote.device,

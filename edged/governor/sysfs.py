@@ -50,7 +50,10 @@ class Thermometers:
         )
 
     def _chips(self) -> Iterator[_Source]:
-        found = {*self._root.glob("hwmon/hwmon*/temp*_input"), *self._root.glob("hwmon/hwmon*/device/temp*_input")}
+        found = {
+            *self._root.glob("hwmon/hwmon*/temp*_input"),
+            *self._root.glob("hwmon/hwmon*/device/temp*_input"),
+        }
         for path in sorted(found):
             channel = path.name.removesuffix("_input")
             chip = _text(path.with_name("name")) or _text(path.parent.parent / "name")

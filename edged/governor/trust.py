@@ -211,7 +211,9 @@ def vote(device: str, readings: Sequence[Temperature]) -> Vote:
     >>> vote("cpu", [Temperature(name, "cpu", c) for name, c in (("a", 61.0), ("b", 60.0), ("c", 20.0))])
     Vote(device='cpu', celsius=60.0, sensors=('a', 'b', 'c'), outvoted=('c',))
     """
-    voices = [(reading.sensor, reading.celsius) for reading in _voices(readings) if reading.celsius is not None]
+    voices = [
+        (reading.sensor, reading.celsius) for reading in _voices(readings) if reading.celsius is not None
+    ]
     if not voices:
         return Vote(device, None, ())
     median = statistics.median_high(celsius for _, celsius in voices)

@@ -102,9 +102,7 @@ class MachineWatch:
 
     def _log(self, change: Change, senses: Senses) -> None:
         readings = {
-            each.sensor: each.celsius
-            for each in senses.readings.temperatures
-            if each.device == change.device
+            each.sensor: each.celsius for each in senses.readings.temperatures if each.device == change.device
         }
         believed_c = next(heat.celsius for heat in senses.devices if heat.device == change.device)
         details = {
@@ -122,7 +120,7 @@ class MachineWatch:
             logger.warning("sensor ignored", extra=details)
 
     def _accelerators(self, now: float) -> dict[str, float]:
-        """Share of the time since the sample before in which stages kept a device busy that is not the CPU."""
+        """Share of the time since the sample before in which stages kept each accelerator busy."""
         before, before_s = self._busy, self._busy_at_s
         self._busy, self._busy_at_s = _busy_s(self._dispatcher, now), now
         if now <= before_s:

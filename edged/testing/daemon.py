@@ -132,10 +132,15 @@ def _processes_with(marker: bytes) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, config: str = "", environment: Mapping[str, str] | None = None, *, wait: bool = True
+    folder: Path,
+    config: str = "",
+    environment: Mapping[str, str] | None = None,
+    *,
+    wait: bool = True,
+    command: Sequence[str] = (sys.executable, "-m", "edged"),
 ) -> Iterator[RunningDaemon]:
     """Start a daemon, give it ready, stop it, and insist that nothing stays behind."""
-    daemon = RunningDaemon(folder, config, environment)
+    daemon = RunningDaemon(folder, config, environment, command=command)
     try:
         if wait:
             daemon.wait_ready()

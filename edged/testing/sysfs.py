@@ -54,7 +54,7 @@ class SensorTree:
         self._own_load = own_load
         for name in ("sys", "class", "cpufreq"):
             (folder / name).mkdir(parents=True)
-        for name in {*REPLACED, *os.listdir(CLASSES)}:
+        for name in {*REPLACED, *(path.name for path in CLASSES.iterdir())}:
             if name in REPLACED:
                 (folder / "class" / name).mkdir()
             else:
@@ -95,6 +95,20 @@ class SensorTree:
     def vanish(self, file: Path) -> None:
         """Take a sensor away."""
         file.unlink()
+
+    def hang(self, file: Path) -> None:
+        """Let reading a sensor block, as a driver does whose bus is stuck, until `write` and `release`."""
+        pipe = self.folder / "hanging"
+        if not pipe.exists():
+            os.mkfifo(pipe)
+        beside = file.with_name(f".{file.name}")
+        beside.hardlink_to(pipe)
+        beside.replace(file)
+
+    def release(self) -> None:
+        """Let the readers go that hang."""
+        with (self.folder / "hanging").open("wb"):
+            """Whoever reads finds the end."""
 
     def clocks(self, current_mhz: float, cap_mhz: float, max_mhz: float) -> None:
         """Set the clock of all cores, what the kernel permits, and the most they can."""

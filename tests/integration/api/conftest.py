@@ -21,6 +21,7 @@ from edged.api.server import Server, build_admin_app, build_client_app, build_ga
 from edged.config import BUILT_IN, Config
 from edged.dispatch.requests import Completed, Delta, Event, StageTiming, Submission
 from edged.errors import EdgedError
+from edged.governor.readings import DeviceHeat, Frequency, Pressure, Readings, Senses
 from edged.messages import (
     Answer,
     ChatTask,
@@ -117,6 +118,20 @@ class FakeTicket:
             self.cancelled.set()
 
 
+SENSES = Senses(
+    readings=Readings(
+        at_s=1.0,
+        frequency=Frequency(1200.0, 1800.0, 2400.0),
+        pressure={"memory": Pressure(0.25, 0.125)},
+    ),
+    devices=(
+        DeviceHeat(device="cpu", celsius=51.5, filtered_c=51.4, predicted_c={"10": 53.0}, error_c=-0.5),
+        DeviceHeat(device="npu", celsius=None, filtered_c=None, why="npu-thermal is missing"),
+    ),
+    ignored_readings={"absurd": 0, "stuck": 0, "jumping": 0, "missing": 4},
+)
+
+
 class FakeFront:
     """A dispatcher that plays `script` for every submission, or raises `refusal`."""
 
@@ -160,6 +175,7 @@ class FakeFront:
             stages=stages,
             pipelines={"rag": ("retriever", "reranker", "generator")},
             notes=(),
+            senses=SENSES,
             plan=PlanStatus(
                 id="0af1",
                 objective="throughput",

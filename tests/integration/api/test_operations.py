@@ -72,6 +72,14 @@ def test_metrics_tell_what_happened(client: httpx.Client, front: FakeFront) -> N
     assert 'edged_api_errors_total{code="unsupported_field"} 1.0' in page
     assert 'edged_requests_rejected_total{code="overloaded"} 3.0' in page
     assert "edged_temperature_celsius 51.5" in page
+    assert 'edged_device_temperature_celsius{device="cpu"} 51.5' in page
+    assert 'device_temperature_celsius{device="npu"}' not in page
+    assert 'edged_device_temperature_predicted_celsius{ahead_s="10",device="cpu"} 53.0' in page
+    assert 'edged_temperature_prediction_error_celsius{device="cpu"} -0.5' in page
+    assert 'edged_sensor_readings_ignored_total{reason="missing"} 4.0' in page
+    assert "edged_cpu_frequency_ratio 0.5" in page
+    assert "edged_cpu_frequency_cap_ratio 0.75" in page
+    assert 'edged_pressure_ratio{kind="some",resource="memory"} 0.25' in page
     front.temperature_c = None
     assert "edged_temperature_celsius" not in client.get("/metrics").text
 

@@ -74,6 +74,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, tag="round"):
     first_s: float
     joules: float | None
     length: int
+    cached_tokens: int
     new_tokens: int
     memory_bytes: int
     others: float
@@ -96,11 +97,12 @@ Reply = Loaded | Round | Laps | Refused
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a batch gave: seconds until all had their first token, tokens of a prompt and of an answer."""
+    """What a batch gave: seconds until all had their first token, and tokens by request."""
 
-    first_s: float
-    prompt_tokens: int
-    new_tokens: int
+    first_s: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
 
 
 def main() -> int:
@@ -163,6 +165,7 @@ class Bench:
             first_s=outcome.first_s or wall_s,
             joules=joules(before, energy()),
             length=outcome.prompt_tokens or length,
+            cached_tokens=outcome.cached_tokens,
             new_tokens=outcome.new_tokens,
             memory_bytes=resident_bytes(os.getpid()),
             others=max(busy_s() - everybody_s - cpu_s, 0.0) / wall_s,
@@ -185,7 +188,7 @@ class Bench:
         for result in cast("BatchStage", self._stage).run(items):
             if isinstance(result, EdgedError):
                 raise result
-        return Outcome(0.0, 0, 0)
+        return Outcome()
 
     def close(self) -> None:
         """Give the memory back."""
@@ -195,7 +198,7 @@ class Bench:
 def _generate(stage: TokenStage, items: Sequence[Item]) -> Outcome:
     """Decode all items together; the batch ends with its last sequence."""
     started, waiting = time.perf_counter(), {item.request for item in items}
-    first_s, answers = 0.0, []
+    found, first_s, answers = _found(stage), 0.0, []
     for item in items:
         stage.admit(item)
     while stage.active:
@@ -210,7 +213,16 @@ def _generate(stage: TokenStage, items: Sequence[Item]) -> Outcome:
                     first_s = time.perf_counter() - started
     count = max(len(answers), 1)
     prompt_tokens = sum(answer.prompt_tokens for answer in answers) // count
-    return Outcome(first_s, prompt_tokens, round(sum(a.completion_tokens for a in answers) / count))
+    new_tokens = round(sum(answer.completion_tokens for answer in answers) / count)
+    return Outcome(first_s, prompt_tokens, (_found(stage) - found) // count, new_tokens)
+
+
+def _found(stage: TokenStage) -> int:
+    """Prompt tokens that the runtime did not read, because earlier prompts began alike."""
+    from edged.stages.generator import PREFIX
+
+    counters = stage.cache_counters().get(PREFIX)
+    return counters.hits if counters else 0
 
 
 def _cpu_s() -> float:

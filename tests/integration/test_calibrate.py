@@ -187,6 +187,14 @@ def test_longer_requests_and_batches_cost_what_they_are_declared_to(box):
     assert batches == sorted(batches)
 
 
+@pytest.mark.parametrize(("options", "some"), [("", False), (", prefix_cache_tokens = 65536", True)])
+def test_what_prompts_begin_with_is_counted_where_the_runtime_keeps_it(box, options, some):
+    table = box(CHEAP + options).measure("--stage", "generator")
+    for point in of_stage(table, "generator"):
+        assert 0 <= point.cached_tokens < point.length
+        assert (point.cached_tokens > 0) == some
+
+
 def test_killed_in_the_middle_it_goes_on_where_it_was(box):
     here = box()
     process = here.begin()

@@ -1,0 +1,140 @@
+"""What the simulator takes for a token engine and for shared cores, held to the adapters' own rules."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+
+import msgspec
+import pytest
+from edged_backends import llama_cpp_tokens, openvino_prefixes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged.placement import fairness
+from edged.placement.curves import Curve
+from edged.placement.sequences import BUDGETS, Budget, Sequences, Step, parts
+
+from .tables import form, point
+
+prompts = st.lists(st.integers(1, 2000), min_size=1, max_size=16)
+jobs = st.lists(st.tuples(st.floats(0.0, 4.0), st.integers(1, 7)), min_size=1, max_size=6)
+
+
+@given(prompts, st.integers(32, 512))
+def test_openvino_reads_parts_of_whole_blocks(unread, budget):
+    block = BUDGETS["openvino"].block
+    assert block == openvino_prefixes.BLOCK_TOKENS
+    assert parts(unread, budget, block) == openvino_prefixes.parts(unread, budget)
+
+
+@given(prompts, st.integers(0, 15), st.integers(48, 512))
+def test_llama_cpp_counts_running_answers_in_its_budget(unread, running, budget):
+    takes = llama_cpp_tokens.shares([1] * running + unread, budget)[running:]
+    left = budget - running
+    mine = parts(unread, left)
+    assert sum(mine) == min(left, sum(unread))
+    assert sum(mine) - sum(takes) < len(unread)  # it leaves what does not divide
+    assert all(abs(a - b) <= len(unread) for a, b in zip(mine, takes, strict=True))
+
+
+def test_beside_an_answer_two_prompts_at_a_time_are_read_on():
+    live = Sequences(BUDGETS["openvino"])
+    live.admit(0, 1, 1000)
+    live.step()
+    for number in range(1, 5):
+        live.admit(number, 320, 10)
+    steps = [live.step() for _ in range(20)]
+    assert [step.read for step in steps] == [64] * 20
+    assert sorted(number for step in steps for number in step.first) == [1, 2, 3, 4]
+    assert not any(step.first for step in steps[:18])
+
+
+def test_what_the_cache_holds_is_not_read():
+    live = Sequences(Budget(256, 64))
+    live.admit(1, 100, 1)
+    assert live.step() == Step(read=100, running=0, first=(1,), finished=(1,))
+
+
+def generator(backend="openvino", **other):
+    of = form("generator", backend)
+    fields = {"new_tokens": 11, "length": 356, "cached_tokens": 100} | other
+    points = {
+        1: point(
+            of, 1, 1.0 + 10 * 0.010, first_s=0.264 + 1 * 0.008 if backend == "openvino" else 0.264, **fields
+        ),
+        4: point(of, 4, 4.0 + 10 * 0.016, first_s=4.0, **fields),
+    }
+    points[1] = msgspec.structs.replace(points[1], wall_s=points[1].first_s + 10 * 0.010)
+    return Curve(of, {1: points})
+
+
+def test_a_step_that_reads_and_writes_passes_the_weights_once():
+    curve = generator()
+    alone = curve.step(Step(256, 0, (), ()), 1, 1).seconds
+    writes = curve.step(Step(0, 1, (), ()), 1, 1).seconds
+    both = curve.step(Step(256, 1, (), ()), 1, 1).seconds
+    assert (alone, writes) == (pytest.approx(0.272), pytest.approx(0.010))
+    assert both == pytest.approx(alone + writes - 0.008)
+
+
+def test_in_llama_cpp_reading_and_writing_add_up():
+    curve = generator("llama_cpp")
+    alone, writes, both = (
+        curve.step(Step(read, running, (), ()), 1, 1).seconds
+        for read, running in ((256, 0), (0, 1), (256, 1))
+    )
+    assert both == pytest.approx(alone + writes)
+
+
+def test_a_small_part_of_a_prompt_costs_more_per_token_than_a_large_one():
+    curve = generator()
+    few, many = (curve.step(Step(read, 0, (), ()), 1, 1).seconds / read for read in (32, 256))
+    assert few > 1.15 * many
+
+
+def test_tokens_in_the_cache_cost_nothing_to_read():
+    cached, whole = generator(), generator(cached_tokens=0)
+    assert cached.step(Step(64, 0, (), ()), 1, 1).seconds > whole.step(Step(64, 0, (), ()), 1, 1).seconds
+
+
+# ------------------------------------------------------------------- cores
+
+
+@given(jobs)
+def test_shares_are_what_is_wanted_or_what_there_is(wants):
+    wanted, masks = [want for want, _ in wants], [own for _, own in wants]
+    got = fairness.shares(wanted, masks)
+    assert all(0 <= have <= want for have, want in zip(got, wanted, strict=True))
+    for place, have in enumerate(got):
+        if have < wanted[place] - 1e-9:
+            assert any(_full(got, masks, union) for union in _unions(masks) if masks[place] | union == union)
+    assert all(_used(got, masks, union) <= union.bit_count() + 1e-9 for union in _unions(masks))
+
+
+@given(jobs)
+def test_nobody_has_less_than_a_neighbour_on_the_same_cores_unless_it_wants_no_more(wants):
+    wanted, masks = [want for want, _ in wants], [own for _, own in wants]
+    got = fairness.shares(wanted, masks)
+    for a, b in ((a, b) for a in range(len(got)) for b in range(len(got)) if masks[a] == masks[b]):
+        assert got[a] >= min(wanted[a], got[b]) - 1e-9
+
+
+def test_one_thread_beside_two_keeps_its_core():
+    assert fairness.slowdowns([1.0, 2.0], [3, 3]) == [1.0, 2.0]
+    assert fairness.slowdowns([2.0, 2.0], [3, 3]) == [2.0, 2.0]
+
+
+def _unions(masks):
+    found = set(masks)
+    for _ in masks:
+        found |= {reduce(or_, (one, other)) for one in found for other in found}
+    return found
+
+
+def _used(got, masks, union):
+    return sum(have for have, own in zip(got, masks, strict=True) if own | union == union)
+
+
+def _full(got, masks, union):
+    return _used(got, masks, union) >= union.bit_count() - 1e-9

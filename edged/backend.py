@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -213,6 +213,16 @@ class TokenSession(Protocol):
 
     def close(self) -> None:
         """Give the memory back; idempotent."""
+        ...
+
+
+@runtime_checkable
+class Reaching(Protocol):
+    """A session whose engine is elsewhere and may be out of reach while the session lives."""
+
+    @property
+    def trouble(self) -> str:
+        """What keeps the engine from being asked, as a sentence; empty when nothing does."""
         ...
 
 

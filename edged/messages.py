@@ -189,7 +189,13 @@ class Caches(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="caches
     counters: dict[str, CacheCounters]
 
 
-FromWorker = Ready | Done | Failed | Tokens | Gone | Pong | Fault | Caches
+class Trouble(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="trouble"):
+    """What keeps a worker from its work although it lives, when that has changed; empty: nothing any more."""
+
+    reason: str
+
+
+FromWorker = Ready | Done | Failed | Tokens | Gone | Pong | Fault | Caches | Trouble
 
 # ----------------------------------------------------------- payloads in slots
 

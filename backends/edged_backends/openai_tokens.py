@@ -66,8 +66,7 @@ class OpenaiTokenSession:
         """What keeps the server from being asked, as a sentence; empty when nothing does."""
         if self._breaker.state == "closed":
             return ""
-        wait_s = self._breaker.refusal_s(time.monotonic())
-        return f"circuit breaker {self._breaker.state}, next try in {wait_s:.0f} s: {self._breaker.reason}"
+        return f"circuit breaker {self._breaker.state}: {self._breaker.reason}"
 
     @property
     def free_sequences(self) -> int:
@@ -103,10 +102,8 @@ class OpenaiTokenSession:
         fields = sampling_fields(sampling, self._dialect, self._shape.dialect)
         task = Task(sequence, asked(prompt), {"model": self._target.model, **fields}, max_tokens)
         if not self._breaker.begin(time.monotonic()):
-            raise StageUnavailable(
-                f"{self._server.name} is left alone ({self.trouble})",
-                retry_after_s=max(1.0, self._breaker.refusal_s(time.monotonic())),
-            )
+            wait_s = max(1.0, self._breaker.refusal_s(time.monotonic()))
+            raise StageUnavailable(f"{self.trouble}; try again in {wait_s:.0f} s", retry_after_s=wait_s)
         conversation = Conversation(task, self._server, self._dialect, self._breaker)
         work = loop.create_task(conversation.run(self._shape.tries, self._news.set))
         self._live[sequence] = _Live(conversation, work)

@@ -66,7 +66,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def answer_tokens(text: str, *, inside: bool = False) -> list[int]:
-    """The ids of what a server said at once: a token and what belongs to it, or, `inside` one, the rest of it."""
+    """The ids of what a server said at once: a token and the rest of it, or, `inside` one, the rest alone."""
     return [*_pieces(text, ANSWER_PIECE_BYTES, _MORE if inside else _MARK, _MORE)]
 
 

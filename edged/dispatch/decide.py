@@ -55,6 +55,7 @@ from edged.messages import (
     Ready,
     SlotRef,
     Tokens,
+    Trouble,
 )
 
 PING_INTERVAL_S = 5.0
@@ -106,6 +107,14 @@ def _asked(ledger: Ledger, event: Asked, now: float) -> list[Command]:
             assert_never(event)
 
 
+def _noted(worker: Worker, message: Caches | Trouble) -> list[Command]:
+    if isinstance(message, Caches):
+        worker.caches = message.counters
+    else:
+        worker.trouble = message.reason
+    return []
+
+
 def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[Command]:  # noqa: PLR0911 (one return a message)
     worker = ledger.workers.get(name)
     if worker is None:
@@ -130,9 +139,8 @@ def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[C
         case Pong():
             worker.pinged_at = 0.0
             return []
-        case Caches(counters):
-            worker.caches = counters
-            return []
+        case Caches() | Trouble():
+            return _noted(worker, message)
         case _:
             assert_never(message)
 

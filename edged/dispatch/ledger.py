@@ -152,6 +152,8 @@ class Worker:
     hopeless: bool = False
     """It said itself that trying again changes nothing: a bad option, a missing model."""
     details: dict[str, Any] = field(default_factory=dict)
+    trouble: str = ""
+    """What keeps it from its work although it lives, in its own words."""
     caches: dict[str, CacheCounters] = field(default_factory=dict)
     cores: int | None = None
     """Its core lease, 0 for a pause; None until it was told one: everything that its device has."""

@@ -98,6 +98,11 @@ class TokenStage(Housekeeping, Protocol):
         ...
 
     @property
+    def trouble(self) -> str:
+        """What keeps the stage from its work although it lives; empty when nothing does."""
+        ...
+
+    @property
     def room(self) -> int:
         """How many more items `admit` takes now."""
         ...

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edged.backend import Finish, Sampling, TokenEvent, TokenSession, Usage, Variant
+from edged.backend import Finish, Reaching, Sampling, TokenEvent, TokenSession, Usage, Variant
 from edged.errors import BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError, from_code
 from edged.messages import Answer, CacheCounters, ChatTask, Citation, decoder, encode
 from edged.stages.answers import Answers, greedy
@@ -98,6 +98,11 @@ class Generator:
             "max_tokens": limit,
             "chat_template": bool(session.vocabulary.chat_template),
         }
+
+    @property
+    def trouble(self) -> str:
+        """See `TokenStage.trouble`."""
+        return self._session.trouble if isinstance(self._session, Reaching) else ""
 
     @property
     def room(self) -> int:

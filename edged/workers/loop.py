@@ -26,6 +26,7 @@ from edged.messages import (
     Stop,
     Tokens,
     ToWorker,
+    Trouble,
     Work,
 )
 from edged.stages.contract import (
@@ -180,10 +181,12 @@ class TokenLoop:
         self._paused = False
         self._told_at = 0.0
         self._caches = CacheTeller(stage, link)
+        self._told_trouble = ""
 
     def run(self) -> None:
         """Work until told to stop and everything taken is finished."""
         while self._held or not self._stopping:
+            self._tell_trouble()
             while (message := self._link.receive(self._patience_ms())) is not None:
                 self._take(message)
                 if self._stopping and not self._held:
@@ -192,6 +195,11 @@ class TokenLoop:
                 self._link.send(*(self._report(event) for event in self._stage.step()))
             self._beat()
             self._caches.tell()
+
+    def _tell_trouble(self) -> None:
+        if (trouble := self._stage.trouble) != self._told_trouble:
+            self._told_trouble = trouble
+            self._link.send(Trouble(trouble))
 
     def _patience_ms(self) -> int | None:
         """How long to wait for a message: not at all between steps, else until there is something to do."""

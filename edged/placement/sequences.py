@@ -113,7 +113,7 @@ def parts(unread: Sequence[int], budget: int, block: int = 1) -> list[int]:
     Where there is no block for everybody, those with the most before them have one.
 
     >>> parts([20, 900, 900], 128), parts([20, 900, 900], 128, block=32), parts([90, 80, 70], 64, block=32)
-    ([20, 54, 54], [20, 64, 32], [32, 32, 0])
+    ([20, 54, 54], [20, 32, 64], [32, 32, 0])
     """
     takes, left = [0] * len(unread), budget
     order = sorted(range(len(unread)), key=lambda place: unread[place])

@@ -17,7 +17,7 @@ import msgspec
 from edged.errors import ConnectionLost, EdgedError, Overloaded, Unreachable
 from edged.placement.table import Plan
 from edged.replies import Cleared, Delta, Final, Models, Ranked, Ranking, Reply, Vectors, as_error, final
-from edged.report import CacheReport, PlanReport, Status
+from edged.report import CacheReport, PlanReport, Status, SwapReport
 
 T = TypeVar("T")
 Plain = dict[str, Any]
@@ -262,6 +262,33 @@ class AdminClient(_Caller):
         path = f"/admin/v1/plan?dry_run={'true' if dry_run else 'false'}"
         answer: dict[str, list[str]] = self._ask(dict[str, Any], method, path, body)
         return answer.get("changes", [])
+
+    def swap_stage(
+        self, name: str, *, variant: str = "", backend: str = "", device: str = "", one_copy: bool = False
+    ) -> list[str]:
+        """Begin to run a stage with another variant, backend or device; return what changes.
+
+        See `swap_report` for how it ends.
+        """
+        wanted = {"variant": variant, "backend": backend, "device": device, "one_copy": one_copy}
+        return self._change(name, "swap", wanted)
+
+    def revert_stage(self, name: str, *, one_copy: bool = False) -> list[str]:
+        """Begin to run a stage as the configuration and the plan say; return what changes."""
+        return self._change(name, "swap", {"revert": True, "one_copy": one_copy})
+
+    def scale_stage(self, name: str, workers: int) -> list[str]:
+        """Begin to run a stage with so many workers; return what changes."""
+        return self._change(name, "scale", {"workers": workers})
+
+    def _change(self, name: str, verb: str, body: Plain) -> list[str]:
+        path = f"/admin/v1/stages/{quote(name, safe='')}/{verb}"
+        answer: dict[str, list[str]] = self._ask(dict[str, Any], "POST", path, body)
+        return answer.get("changes", [])
+
+    def swap_report(self) -> SwapReport:
+        """Return how far the newest change of a stage is."""
+        return self._ask(SwapReport, "GET", "/admin/v1/swap")
 
     def drain(self) -> None:
         """Begin an orderly stop."""

@@ -94,6 +94,14 @@ class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
     """Why the next start will not know what is in force, and what to do; empty when it will."""
 
 
+class Override(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to change about how a stage runs; what is empty stays as it is now."""
+
+    variant: str = ""
+    backend: str = ""
+    device: str = ""
+
+
 class SwapReport(msgspec.Struct, frozen=True, kw_only=True):
     """The newest change of a stage by `edgectl stage swap` or `scale`, as the admin socket tells it."""
 

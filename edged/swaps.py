@@ -20,10 +20,10 @@ from edged.errors import AlreadyRunning, BadRequest, EdgedError, NotFound, Stage
 from edged.footprints import Footprints
 from edged.models.store import ModelStore
 from edged.placement.applied import MOST_WORKERS, AppliedPlan, Step, difference
-from edged.placement.overrides import Override, overridden
+from edged.placement.overrides import overridden
 from edged.placement.room import Room
 from edged.placement.table import Plan
-from edged.report import StageStatus, Status, SwapReport
+from edged.report import Override, StageStatus, Status, SwapReport
 from edged.rollout import Rollout
 
 logger = logging.getLogger("edged.swaps")

@@ -27,6 +27,7 @@ from edged.api.metrics import Metrics
 from edged.api.openapi import document
 from edged.api.operations import Operations
 from edged.api.rerank import Rerank
+from edged.api.swaps import StageChanges
 from edged.config import Config
 from edged.dispatch.requests import FrontDoor, Operator
 from edged.errors import EdgedError, MethodNotAllowed, NotFound
@@ -204,6 +205,10 @@ def _reading_routes(gateway: Gateway) -> Iterator[Route]:
 def _admin_routes(gateway: Gateway, operator: Operator) -> Iterator[Route]:
     acts = Administration(operator, gateway)
     yield _route(gateway, "/admin/v1/stages/{name}/restart", acts.restart, "POST")
+    changes = StageChanges(operator, gateway)
+    yield _route(gateway, "/admin/v1/stages/{name}/swap", changes.swap, "POST")
+    yield _route(gateway, "/admin/v1/stages/{name}/scale", changes.scale, "POST")
+    yield _route(gateway, "/admin/v1/swap", changes.report, "GET")
     yield _route(gateway, "/admin/v1/reload", acts.reload, "POST")
     yield _route(gateway, "/admin/v1/drain", acts.drain, "POST")
     yield _route(gateway, "/admin/v1/caches", acts.caches, "GET")

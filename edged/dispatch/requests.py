@@ -10,7 +10,7 @@ import msgspec
 from edged.errors import EdgedError
 from edged.messages import Priority
 from edged.placement.table import Plan
-from edged.report import PlanReport, Status
+from edged.report import Override, PlanReport, Status, SwapReport
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,8 +101,38 @@ class FrontDoor(Protocol):
         ...
 
 
+class Swapper(Protocol):
+    """Changes one stage at a time while it serves. Each method begins and says what changes: see `report`.
+
+    `NotFound`, `BadRequest`, `ConfigError` or `ModelError` for what cannot be; `AlreadyRunning` while a swap,
+    a plan or a reload is on its way.
+    """
+
+    @property
+    def report(self) -> SwapReport:
+        """How far the newest change is."""
+        ...
+
+    def swap(self, name: str, asked: Override, /, *, one_copy: bool) -> list[str]:
+        """Begin to run a stage with some of it changed; with `one_copy` the old workers go first."""
+        ...
+
+    def revert(self, name: str, /, *, one_copy: bool) -> list[str]:
+        """Begin to run a stage as the configuration and the plan say."""
+        ...
+
+    def scale(self, name: str, workers: int, /) -> list[str]:
+        """Begin to run a stage with so many workers."""
+        ...
+
+
 class Operator(Protocol):
     """The daemon as the admin socket uses it; every method may raise `EdgedError`."""
+
+    @property
+    def swaps(self) -> Swapper:
+        """Changes of single stages."""
+        ...
 
     async def restart_stage(self, stage: str, /) -> None:
         """Replace the workers of a stage; requests in flight are carried on by the new ones."""

@@ -11,15 +11,8 @@ from edged.config import Config, Stage
 from edged.errors import BadRequest, NotFound
 from edged.models.store import ModelStore
 from edged.placement.defaults import RUNTIMES, place, usable
+from edged.report import Override
 from edged.workers.spec import StageSpec
-
-
-class Override(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to change; what is empty stays as it is now."""
-
-    variant: str = ""
-    backend: str = ""
-    device: str = ""
 
 
 def overridden(

@@ -205,12 +205,12 @@ def _thermal(first_c: float, critical_c: float) -> Thermal:
 def _temperature() -> dict[str, Thermal]:
     """Below where silicon throttles by itself; storage and boards are damaged earlier than processors."""
     return {
-        "cpu": _thermal(70.0, 95.0),
-        "igpu": _thermal(70.0, 95.0),
-        "npu": _thermal(70.0, 95.0),
-        "gpu": _thermal(62.0, 87.0),
-        "board": _thermal(60.0, 85.0),
-        "nvme": _thermal(55.0, 80.0),
+        "cpu": _thermal(72.0, 95.0),
+        "igpu": _thermal(72.0, 95.0),
+        "npu": _thermal(72.0, 95.0),
+        "gpu": _thermal(64.0, 87.0),
+        "board": _thermal(62.0, 85.0),
+        "nvme": _thermal(57.0, 80.0),
     }
 
 

@@ -1,0 +1,107 @@
+"""What a rung does, all in all, and what that costs and is worth: pure.
+
+Figures of the configuration (`cost`, `quality`) count. Where it has none, an answer's work is put together
+from the parts below, and its quality is assumed; whoever shows such figures says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from edged.config.tables import Rung
+
+SEARCH, RERANK, PREFILL, DECODE = 0.02, 0.48, 0.23, 0.27
+"""Shares of the CPU seconds of an answer: `edgectl calibrate` with the built-in models on two x86 cores, 20
+candidates, 4 passages, 64 new tokens, batches of 8."""
+CANDIDATES, KEEP, ANSWER_TOKENS = 20, 4, 256
+"""What the built-in stages do when nothing is said."""
+PASSAGES_IN_PROMPT = 0.7
+"""Share of a prompt that is passages; the rest is the question and the instructions."""
+UNCUT = 0.25
+"""Share of the decoding in answers that end long before any limit. Assumed."""
+LIGHTER = 0.85
+"""Work of a lighter variant, in proportion. Assumed."""
+QUALITY = {"passages": 0.98, "answer": 0.97, "variants": 0.97, "rerank": 0.93}
+"""Factors of quality, by what is taken away. Assumed, until `cost` and `quality` are measured."""
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """A rung with all that the rungs before it do, in proportion to the first rung."""
+
+    name: str
+    cost: float
+    """Work on this box for one answer."""
+    quality: float
+    shed_batch: bool
+    busy_share: float
+    estimated: tuple[str, ...]
+    """Figures that are not measured: `cost`, `quality`."""
+
+
+def settings(ladder: Sequence[Rung], rung: int, without: Collection[int] = ()) -> Rung:
+    """All that is done on a rung: what the rungs before it do, and what it does itself.
+
+    What rungs do that cannot be taken, those in `without`, is left out.
+
+    >>> settings((Rung(name="a", keep=3), Rung(name="b", peer=True)), 1).keep
+    3
+    """
+    whole = ladder[0]
+    for number in range(1, rung + 1):
+        if number not in without:
+            whole = _both(whole, ladder[number])
+    return replace(whole, name=ladder[rung].name, cost=ladder[rung].cost, quality=ladder[rung].quality)
+
+
+def _both(whole: Rung, more: Rung) -> Rung:
+    said = {name: value for name, value in asdict(more).items() if value != getattr(_NOTHING, name)}
+    return replace(whole, **said | {"variants": whole.variants | more.variants})
+
+
+_NOTHING = Rung(name="nothing")
+
+
+def effects(ladder: Sequence[Rung], without: Collection[int] = ()) -> tuple[Effect, ...]:
+    """What each rung costs and is worth, where those in `without` cannot be taken."""
+    return tuple(_effect(settings(ladder, rung, without)) for rung in range(len(ladder)))
+
+
+def _effect(rung: Rung) -> Effect:
+    figures = {"cost": rung.cost, "quality": rung.quality}
+    return Effect(
+        name=rung.name,
+        cost=_work(rung) if rung.cost is None else rung.cost,
+        quality=_worth(rung) if rung.quality is None else rung.quality,
+        shed_batch=rung.shed_batch,
+        busy_share=rung.busy_share,
+        estimated=tuple(name for name, value in figures.items() if value is None),
+    )
+
+
+def _work(rung: Rung) -> float:
+    lighter = LIGHTER if rung.variants else 1.0
+    rerank = 0.0 if rung.bypass_rerank else RERANK * _cut(rung.candidates, CANDIDATES) * lighter
+    prefill = PREFILL * (1 - PASSAGES_IN_PROMPT + PASSAGES_IN_PROMPT * _cut(rung.keep, KEEP))
+    decode = DECODE * (UNCUT + (1 - UNCUT) * _cut(rung.answer_tokens, ANSWER_TOKENS))
+    generate = 0.0 if rung.peer else (prefill + decode) * lighter
+    return SEARCH + rerank + generate
+
+
+def _cut(limit: int, usual: int) -> float:
+    return min(1.0, limit / usual) if limit else 1.0
+
+
+def _worth(rung: Rung) -> float:
+    taken = {
+        "passages": bool(rung.candidates or rung.keep),
+        "answer": bool(rung.answer_tokens),
+        "variants": bool(rung.variants),
+        "rerank": rung.bypass_rerank,
+    }
+    worth = 1.0
+    for what, is_taken in taken.items():
+        worth *= QUALITY[what] if is_taken else 1.0
+    return worth

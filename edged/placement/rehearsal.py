@@ -95,7 +95,8 @@ class Rehearsal:
         self.environment = environment
         self.setting = setting
         self._route = route
-        self.silicon = Silicon(environment, setting.cores, setting.excess, leased=setting.mode != "together")
+        leased = setting.mode in {"split", "turns"}  # `single` knows the excess on a thread each
+        self.silicon = Silicon(environment, setting.cores, setting.excess, leased=leased)
         self.ledger = _ledger(setting)
         self.asked: dict[int, Asked] = {}
         self._ends: dict[int, Occurrence] = {}

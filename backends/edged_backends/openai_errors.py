@@ -30,6 +30,8 @@ def refusal(name: str, model: str, reply: httpx.Response, content: bytes) -> Edg
     if status == httpx.codes.TOO_MANY_REQUESTS:
         when = f"in {wait_s:g} s" if wait_s else "later"
         return Overloaded(f"{why}: it has too much to do; try again {when}", retry_after_s=wait_s or None)
+    if sum(part in words.lower() for part in _TOO_LONG) > 1:  # of whatever status: some say 500
+        return ContextOverflow(f"{why}: {words}", param="messages")
     if status >= httpx.codes.INTERNAL_SERVER_ERROR:
         return StageUnavailable(f"{why}: {words}; see that server's log", retry_after_s=wait_s or None)
     return _rejection(why, words, reply)
@@ -38,8 +40,6 @@ def refusal(name: str, model: str, reply: httpx.Response, content: bytes) -> Edg
 def _rejection(why: str, words: str, reply: httpx.Response) -> EdgedError:
     if reply.is_redirect:
         return Upstream(f"{why}: moved to {shown(reply.headers.get('location', '?'))}; correct base_url")
-    if sum(part in words.lower() for part in _TOO_LONG) > 1:
-        return ContextOverflow(f"{why}: {words}", param="messages")
     return Refused(f"{why}: {words}")
 
 

@@ -54,11 +54,11 @@ class OpenaiTokenSession:
         self.exact_resume = not self._dialect.continues
         self._shape, self._target, self._breaker = shape, target, breaker
         self._live: dict[int, _Live] = {}
+        self._server = Server(target, lambda: self._paused_s)
         self._loop: asyncio.AbstractEventLoop | None = asyncio.new_event_loop()
         self._news = asyncio.Event()
         self._stepped_at_s = time.monotonic()
         self._paused_s = 0.0
-        self._server = Server(target, lambda: self._paused_s)
         self._asked_tokens = self._cached_tokens = 0
 
     @property

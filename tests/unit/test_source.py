@@ -38,7 +38,8 @@ PURE = (
         )
     ),
     *(f"edged/placement/{name}.py" for name in ("curves", "rehearsal", "sequences", "silicon")),
-    *(f"edged/governor/{name}.py" for name in ("bands", "events", "ladder")),
+    *(f"edged/governor/{name}.py" for name in ("bands", "devices", "events", "fitting", "ladder")),
+    *(f"edged/governor/{name}.py" for name in ("readings", "senses", "thermal", "trust")),
     "edged/documents/chunk.py",
     "edged/stages/citations.py",
 )
@@ -58,6 +59,7 @@ ENVIRONMENT_READERS = {
     "edged/testing/daemon.py": "what a started daemon inherits",
     "backends/edged_backends/onnx_runtime.py": "switches the runtime's telemetry off",
     "edged/models/int8.py": "the same, in the process that quantises",
+    "backends/edged_backends/openai_key.py": "systemd names the folder of credentials: CREDENTIALS_DIRECTORY",
     "backends/edged_backends/llama_cpp_runtime.py": "OpenMP reads its settings when the library is loaded",
 }
 BROAD_HANDLERS = {

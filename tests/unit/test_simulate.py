@@ -8,15 +8,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simpy import Environment
 
 from edged.placement.aim import Aim
 from edged.placement.flow import flow
 from edged.placement.interference import Interference
 from edged.placement.plan import Planner
 from edged.placement.prices import Prices
+from edged.placement.rehearsal import Asked, Rehearsal
 from edged.placement.sequences import Budget, Sequences
 from edged.placement.silicon import Job, slowdowns
-from edged.placement.simulate import Load, Machine, simulate
+from edged.placement.simulate import Load, Machine, _setting, simulate
 from edged.placement.table import Pair
 
 from .tables import form, gateway, limits, point, table, wishes
@@ -228,3 +230,19 @@ def test_a_form_that_was_not_measured_is_named():
     )
     with pytest.raises(KeyError, match="not measured"):
         simulate(plan, other, Machine(cores=2), Load(clients=1))
+
+
+def test_the_leases_know_which_answers_have_their_first_token():
+    measured = gateway()
+    setting = _setting(planned(measured, "single"), measured, Machine(cores=2))
+    environment = Environment()
+    rehearsal = Rehearsal(environment, setting, ("generator",))
+    asked = Asked(due_s=0.0, new_tokens=8, unread_tokens=300)
+    ended = rehearsal.ask(asked)
+    (request,) = rehearsal.ledger.requests.values()
+    while not asked.first_s:
+        assert not request.tokens
+        environment.step()
+    assert request.tokens
+    environment.run(ended)
+    assert asked.first_s < asked.end_s

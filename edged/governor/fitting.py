@@ -8,7 +8,7 @@ with the load (0..1) as P, so that R is the rise at full load. For a given tau t
 x is the load behind a first-order low pass of that time constant: a straight line, fitted by recursive least
 squares with forgetting (as discounted sums) for each tau of a grid side by side; the one with the smallest
 error counts. T_amb may drift with time. Unlike a regression on differences of T, noise of the sensor does not
-bias it, and no fit can be unstable. While the load does not move, nothing is learnt about R and tau: both stay.
+bias it, and no fit can be unstable. While the load does not move, R and tau stay as they are.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """When, by the monotonic clock."""
     temperatures: tuple[Temperature, ...] = ()
     load: dict[str, float] = {}
-    """Share of the time since the sample before in which something was busy, 0..1: by core set (`cpu` is all that
-    edged may use), and by accelerator, as far as stages kept it busy."""
+    """Share of the time since the sample before that was busy, 0..1: by core set (`cpu` is all that edged may
+    use), and by accelerator, as far as stages kept it busy."""
     frequency: Frequency | None = None
     memory: Memory | None = None
     pressure: dict[str, Pressure] = {}

@@ -20,10 +20,9 @@ SLOW_S = 10.0
 class Sampler:
     """Reads everything that the governor wants to know; it may block for as long as a driver does."""
 
-    def __init__(self, core_sets: Mapping[str, frozenset[int]]) -> None:
-        self._sets = core_sets
+    def __init__(self) -> None:
         self._thermometers = Thermometers()
-        self._clocks = Clocks(frozenset().union(*core_sets.values()))
+        self._clocks = Clocks(os.sched_getaffinity(0))
         self._before_s: float | None = None
         self._busy_s: dict[int, float] = {}
         self._energy: dict[str, EnergyCounter] = {}
@@ -31,7 +30,7 @@ class Sampler:
         self._battery: Battery | None = None
         self._swap = (0, 0)
 
-    def sample(self, now: float) -> Readings:
+    def sample(self, now: float, core_sets: Mapping[str, frozenset[int]]) -> Readings:
         """Read the machine; `now` is a monotonic clock. The first sample has no load and no power."""
         elapsed_s = max(0.0, now - self._before_s) if self._before_s is not None else 0.0
         self._before_s = now
@@ -40,7 +39,7 @@ class Sampler:
         return Readings(
             at_s=now,
             temperatures=self._thermometers.read(now),
-            load=self._load(elapsed_s),
+            load=self._load(elapsed_s, core_sets),
             frequency=self._clocks.read(now),
             memory=Memory(*_memory(), *self._swap),
             pressure=pressure(),
@@ -48,7 +47,7 @@ class Sampler:
             power_w=self._power_w(elapsed_s),
         )
 
-    def _load(self, elapsed_s: float) -> dict[str, float]:
+    def _load(self, elapsed_s: float, sets: Mapping[str, frozenset[int]]) -> dict[str, float]:
         before, self._busy_s = self._busy_s, busy_by_core_s()
         if elapsed_s <= 0:
             return {}
@@ -58,7 +57,7 @@ class Sampler:
         }
         return {
             name: sum(share.get(core, 0.0) for core in cores) / max(len(cores), 1)
-            for name, cores in self._sets.items()
+            for name, cores in sets.items()
         }
 
     def _power_w(self, elapsed_s: float) -> float | None:

@@ -15,6 +15,8 @@ FILTER_S = 2.0
 degree is halved, a rise is shown three samples late."""
 GAP_S = 60.0
 """After so long without a reading the filter begins anew."""
+LONGEST_STEP_S = 86_400.0
+"""Behind which nothing of what was is left."""
 ERROR_S = 10.0
 """The prediction that is compared with what came: that of so long ago."""
 ERROR_MEMORY_S = 60.0
@@ -48,7 +50,7 @@ class ThermalModel:
         """
         if not isfinite(at_s) or (self._at_s is not None and at_s <= self._at_s):
             return
-        elapsed_s = 0.0 if self._at_s is None else at_s - self._at_s
+        elapsed_s = 0.0 if self._at_s is None else min(at_s - self._at_s, LONGEST_STEP_S)
         self._at_s = at_s
         self._fitting.pass_time(_share(load), elapsed_s)
         if celsius is None or not isfinite(celsius):
@@ -76,8 +78,9 @@ class ThermalModel:
         return settles_c + (now_c - settles_c) * exp(-max(horizon_s, 0.0) / fit.tau_s)
 
     def _filter(self, celsius: float, at_s: float) -> None:
-        elapsed_s = at_s - self._seen_s
+        elapsed_s = min(at_s - self._seen_s, LONGEST_STEP_S)
         if self.celsius is None or elapsed_s > GAP_S:
+            elapsed_s = 0.0
             self._latest.clear()
             self.celsius = celsius
         self._latest.append(celsius)

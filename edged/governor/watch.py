@@ -34,7 +34,7 @@ class MachineWatch:
     def __init__(self, dispatcher: Dispatcher, config: Callable[[], Config]) -> None:
         self._dispatcher = dispatcher
         self._config = config
-        self._sampler = Sampler(_core_sets(config()))
+        self._sampler = Sampler()
         self._sensing = Sensing()
         self._busy: dict[str, float] = {}
         self._busy_at_s = 0.0
@@ -67,7 +67,8 @@ class MachineWatch:
         return self._sensing.predict(device, horizon_s, load)
 
     async def _sample(self, now: float) -> None:
-        reading = _in_thread(lambda: self._sampler.sample(now))
+        core_sets = _core_sets(self._config())
+        reading = _in_thread(lambda: self._sampler.sample(now, core_sets))
         patience_s = max(SILENT_S, self._config().governor.sample_s)
         await asyncio.wait({reading}, timeout=patience_s)
         if not reading.done():

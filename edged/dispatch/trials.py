@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edged.dispatch.events import CalledOff, Command, ScaleAsked, TrialAsked
 from edged.dispatch.ledger import Ledger, Proof, Stage, Trial, Worker
-from edged.dispatch.staffing import discard, missing, spawn, stop, workers_of
+from edged.dispatch.staffing import STAYING, discard, missing, spawn, stop, workers_of
 
 
 def try_out(ledger: Ledger, event: TrialAsked, now: float) -> list[Command]:
@@ -38,11 +38,11 @@ def scale(ledger: Ledger, event: ScaleAsked, now: float) -> list[Command]:
     if event.workers > stage.desired:
         _begin(stage, Trial(stage.desired, stage.max_batch))
     stage.desired = event.workers
-    surplus = sorted(
-        (worker for worker in workers_of(ledger, stage) if worker.state == "ready" and not worker.retiring),
-        key=lambda worker: (len(worker.held), -worker.started_at),
-    )[: max(0, -missing(ledger, stage))]
-    commands = [command for worker in surplus for command in stop(worker, now)]
+    staying = [w for w in workers_of(ledger, stage) if w.state in STAYING and not w.retiring]
+    staying.sort(key=lambda worker: (worker.loaded, len(worker.held), -worker.started_at))
+    commands: list[Command] = []
+    for worker in staying[: max(0, len(staying) - event.workers)]:
+        commands += stop(worker, now) if worker.loaded else discard(worker, "it is not wanted any more")
     return commands + spawn(stage, missing(ledger, stage))
 
 

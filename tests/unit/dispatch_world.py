@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 from edged.dispatch.admission import admit, enqueue
-from edged.dispatch.staffing import start, wanted
 from edged.dispatch.decide import decide
 from edged.dispatch.events import (
     Command,
@@ -21,6 +20,7 @@ from edged.dispatch.events import (
 )
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Submission
+from edged.dispatch.staffing import start, wanted
 from edged.messages import (
     Batch,
     Cancel,

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from edged.dispatch.events import (
+    GiveUpAsked,
     IdleAsked,
     Left,
     ReplaceAsked,
+    ScaleAsked,
     Spoke,
     Ticked,
+    TrialAsked,
 )
 from edged.errors import EdgedError
 from edged.messages import (
@@ -33,6 +36,7 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(slots=3, max_batch=2)
+        self.scaled: set[str] = set()
 
     def _pick(self, index: int) -> tuple[str, Work] | None:
         held = [(worker, work) for worker, works in sorted(self.world.inbox.items()) for work in works]
@@ -96,6 +100,24 @@ class Histories(RuleBasedStateMachine):
     def idle(self, stage: str) -> None:
         self.world.event(IdleAsked(stage, "nothing fits", 1))
 
+    @rule(stage=st.sampled_from(ROUTE), alone=st.booleans(), workers=st.integers(1, 2))
+    def try_out(self, stage: str, alone: bool, workers: int) -> None:
+        if workers >= self.world.ledger.stages[stage].desired:
+            self.scaled.add(stage)
+            self.world.event(
+                TrialAsked(stage=stage, workers=workers, max_batch=2, alone=alone, guarded=False)
+            )
+
+    @rule(stage=st.sampled_from(ROUTE), workers=st.integers(1, 3))
+    def scale(self, stage: str, workers: int) -> None:
+        if not self.world.ledger.stages[stage].idle:
+            self.scaled.add(stage)
+            self.world.event(ScaleAsked(stage, workers))
+
+    @rule(stage=st.sampled_from(ROUTE))
+    def give_up(self, stage: str) -> None:
+        self.world.event(GiveUpAsked(stage, "it takes too long"))
+
     @rule(seconds=st.sampled_from([0.1, 7.0, 31.0, 70.0]))
     def wait(self, seconds: float) -> None:
         self.world.now += seconds
@@ -148,7 +170,15 @@ class Histories(RuleBasedStateMachine):
         for stage in self.world.ledger.stages.values():
             alive = [self.world.ledger.workers[name] for name in stage.workers]
             serving = [w for w in alive if not w.retiring and w.state in {"starting", "ready"}]
-            assert len(serving) + stage.starting <= stage.desired
+            spawning = 0 if stage.name in self.scaled else stage.starting  # one too many is called off later
+            assert len(serving) + spawning <= stage.desired
+
+    @invariant()
+    def one_copy_means_one(self) -> None:
+        for stage in self.world.ledger.stages.values():
+            if stage.trial is not None and stage.trial.alone:
+                states = {self.world.ledger.workers[name].state for name in stage.workers}
+                assert not {"starting", "stopping"} <= states
 
     def teardown(self) -> None:
         """Heal, then everything that was accepted must come to its end."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edged.dispatch.deaths import RETRY_FAILED_S
-from edged.dispatch.staffing import start, wanted
 from edged.dispatch.events import IdleAsked, ReplaceAsked, Ticked
+from edged.dispatch.staffing import start, wanted
 
 from .dispatch_world import ROUTE, World
 

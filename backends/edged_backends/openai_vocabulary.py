@@ -18,9 +18,9 @@ ROLES = ("system", "user", "assistant")
 CONTROL = tuple(f"<|edged:{name}|>" for name in (*ROLES, "end"))
 _ASSISTANT, _END = 2, 3
 _SPLIT = re.compile("(" + "|".join(map(re.escape, CONTROL)) + ")")
-_MARK, _MORE = b"\x01", b"\x02"
-"""In front of a piece's bytes, so that leading zeros survive and no piece has a control token's number; the
-second says that the piece belongs to the one before: the server said both at once, as a token of its own."""
+_PIECE, _MORE, _LENGTH = 1 << 62, 1 << 61, 56
+"""A piece is its bytes, their number from bit `_LENGTH` on, and `_PIECE`: no tokenizer's ids reach that far.
+`_MORE` says that it belongs to the piece before: the server said both at once, as one token."""
 PROMPT_PIECE_BYTES = 4
 """About the bytes of an English token: the estimate by which passages are fitted to the context."""
 ANSWER_PIECE_BYTES = 7
@@ -67,18 +67,18 @@ class Asked(msgspec.Struct, frozen=True):
 
 def answer_tokens(text: str, *, inside: bool = False) -> list[int]:
     """The ids of what a server said at once: a token and the rest of it, or, `inside` one, the rest alone."""
-    return [*_pieces(text, ANSWER_PIECE_BYTES, _MORE if inside else _MARK, _MORE)]
+    return [*_pieces(text, ANSWER_PIECE_BYTES, _MORE if inside else 0, _MORE)]
 
 
 def said_at_once(tokens: Sequence[int]) -> int:
     """How many tokens of its own the server is likely to have spent on a part of an answer."""
-    return sum(_data(token)[:1] != _MORE for token in tokens)
+    return sum(not token & _MORE for token in tokens)
 
 
 def asked(tokens: Sequence[int]) -> Asked:
     """Read a prompt back. `BackendError` when it is not one of this vocabulary."""
     vocabulary = PieceVocabulary()
-    openers = [place for place, token in enumerate(tokens) if token < _END]
+    openers = [place for place, token in enumerate(tokens) if 0 <= token < _END]
     if not openers:
         return Asked(text=unmarked(vocabulary.decode(tokens)))
     if openers[0] or tokens[openers[-1]] != _ASSISTANT:
@@ -107,19 +107,20 @@ def _tokens(part: str, *, special: bool) -> Iterator[int]:
         yield from _pieces(part, PROMPT_PIECE_BYTES)
 
 
-def _pieces(text: str, size: int, first: bytes = _MARK, other: bytes = _MARK) -> Iterator[int]:
+def _pieces(text: str, size: int, first: int = 0, other: int = 0) -> Iterator[int]:
     data = text.encode("utf-8", "replace")
     for start in range(0, len(data), size):
-        yield int.from_bytes((other if start else first) + data[start : start + size], "big")
+        piece = data[start : start + size]
+        mark = _PIECE | (other if start else first)
+        yield mark | len(piece) << _LENGTH | int.from_bytes(piece, "big")
 
 
 def _bytes(token: int) -> bytes:
-    return b"" if 0 <= token <= _END else _data(token)[1:]
-
-
-def _data(token: int) -> bytes:
-    """A piece's mark and bytes; `BackendError` for what is no piece."""
-    data = token.to_bytes(-(-token.bit_length() // 8), "big") if token > _END else b""
-    if data[:1] not in {_MARK, _MORE} or not 1 < len(data) <= 1 + ANSWER_PIECE_BYTES:
+    """A token's bytes, none for control tokens; `BackendError` for what this vocabulary does not have."""
+    if 0 <= token <= _END:
+        return b""
+    length = token >> _LENGTH & 7
+    value = token & (1 << _LENGTH) - 1
+    if token >> 62 != 1 or not length or value >> 8 * length:
         raise BackendError(f"token {token} is not one of the backend openai; another backend's answer?")
-    return data
+    return value.to_bytes(length, "big")

@@ -299,6 +299,7 @@ class Daemon:
         }
         placed = {name: step for name, (step, _) in found.items()}
         changed = [name for name, step in placed.items() if self._differs(name, step, config.stages[name])]
+        dropped = self.swaps.forget()
         for name in changed:
             stage, step = config.stages[name], placed[name]
             self._dispatcher.change_stage(step.spec, step.workers, stage.timeout_s, stage.load_timeout_s)
@@ -313,7 +314,6 @@ class Daemon:
             name for name in config.pipelines if config.pipelines[name] != self.config.pipelines.get(name)
         ]
         gone = [name for name in self.config.pipelines if name not in config.pipelines]
-        dropped = self.swaps.forget()
         self.config, self._path = config, path
         self._applied.note({name: setback for name, (_, setback) in found.items()})
         self._share_cores()

@@ -24,17 +24,29 @@ from edged.placement import survey
 from edged.placement.aim import Aim
 from edged.placement.calibrate import Calibration, Limits
 from edged.placement.forms import Candidate
+from edged.placement.limits import MODES, Wishes
 from edged.placement.limits import Limits as PlanLimits
-from edged.placement.limits import Wishes
 from edged.placement.plan import Planner
 from edged.placement.table import Choice, Form, Plan, Table
+from edged.report import Status
 from edged.testing.daemon import RunningDaemon, running
 
-MODES: tuple[Mode, ...] = ("split", "together", "turns")
 GENERATORS = (("openvino", "q4_1", False), ("openvino", "q4_0", False), ("llama_cpp", "q4_0", True))
-"""Backend, variant, `exact`; on all cores. On one core they are measured too: leases lend fewer cores."""
+"""Backend, variant, `exact`."""
+ALL_RUN: tuple[Mode, ...] = ("split", "together", "turns")
+"""Ways to share cores with a worker a stage."""
 BUDGET_S = 240.0
 MEMORY_BYTES = 1 << 40
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """How generator and reranker are laid over the cores, and who decides which of them runs."""
+
+    generator_threads: int
+    reranker_threads: int
+    workers: int
+    """Of each."""
+    mode: Mode
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,18 +141,19 @@ def _of_space(form: Form) -> bool:
 
 
 def wishes_of(cores: int) -> dict[str, Wishes]:
-    """What the planner may choose: a worker a stage, batches of eight; the generator on all cores."""
-    variants = {"retriever": ("int8",), "reranker": ("int8",), "generator": ("q4_1", "q4_0")}
+    """What the planner may choose: threads, workers and modes as it likes, in batches of eight."""
+    free = Wishes(model="", variants=("int8",), max_batch=BATCH)
     return {
-        name: Wishes(
-            model="",
-            variants=allowed,
-            workers=1,
-            max_batch=BATCH,
-            options={"threads": cores} if name in {"generator", "retriever"} else {},
-        )
-        for name, allowed in variants.items()
+        "retriever": msgspec.structs.replace(free, workers=1, options={"threads": cores}),
+        "reranker": free,
+        "generator": msgspec.structs.replace(free, variants=("q4_1", "q4_0")),
     }
+
+
+def shapes(cores: int) -> list[Shape]:
+    """A worker a stage, on all cores or on one, shared in three ways; a worker of one thread a core."""
+    common = [Shape(cores, threads, 1, mode) for threads, mode in product((cores, 1), ALL_RUN)]
+    return [*common, Shape(1, cores, 1, "together"), Shape(1, 1, cores, "single")]
 
 
 @cache
@@ -154,14 +167,14 @@ def real_table() -> Table:
 
 @cache
 def real_space() -> Space:
-    """Three generators, two rerankers, three ways to share cores; and what people do without measuring."""
+    """Three generators in every shape, the planner's choice, and what people do without measuring."""
     table = real_table()
     cores = table.fingerprint.cores
     plan = plan_of(table, wishes_of(cores), cores)
-    plans = [_forced(table, cores, *each) for each in product(GENERATORS, (cores, 1), MODES)]
-    placements = {each.id: each for each in map(_placement, plans)}
-    most = next(p for p in plans if _is(p, GENERATORS[0], cores, "together"))
-    least = next(p for p in plans if _is(p, GENERATORS[1], cores, "split"))
+    plans = {each: _forced(table, cores, *each) for each in product(GENERATORS, shapes(cores))}
+    placements = {each.id: each for each in map(_placement, (*plans.values(), plan))}
+    most = plans[GENERATORS[0], Shape(cores, cores, 1, "together")]
+    least = plans[GENERATORS[1], Shape(cores, cores, 1, "split")]
     extra = (
         Placement(name="shipped defaults", config=base("auto")),
         Placement(name="one core each", config=base("together") + _one_core_each(cores)),
@@ -179,31 +192,35 @@ def real_space() -> Space:
     )
 
 
-def _forced(table: Table, cores: int, generator: tuple[str, str, bool], threads: int, mode: Mode) -> Plan:
-    """The plan when generator, the reranker's threads and the mode are given."""
+def _forced(table: Table, cores: int, generator: tuple[str, str, bool], shape: Shape) -> Plan:
+    """The plan when generator and shape are given."""
     backend, variant, exact = generator
     wishes = wishes_of(cores)
     wishes["generator"] = msgspec.structs.replace(
         wishes["generator"],
         backend=backend,
         variants=(variant,),
-        options={"threads": cores, "exact": exact},
+        workers=shape.workers,
+        options={"threads": shape.generator_threads, "exact": exact},
     )
-    wishes["reranker"] = msgspec.structs.replace(wishes["reranker"], options={"threads": threads})
-    limits = PlanLimits(cores=cores, memory_bytes=MEMORY_BYTES, modes=(mode,))
+    wishes["reranker"] = msgspec.structs.replace(
+        wishes["reranker"], workers=shape.workers, options={"threads": shape.reranker_threads}
+    )
+    limits = PlanLimits(cores=cores, memory_bytes=MEMORY_BYTES, modes=(shape.mode,))
     return Planner(table, wishes, limits).plan(Aim())
 
 
-def _is(plan: Plan, generator: tuple[str, str, bool], threads: int, mode: Mode) -> bool:
-    form = plan.choices["generator"].form
-    named = (form.backend, form.variant, dict(form.options).get("exact"))
-    return named == generator and plan.choices["reranker"].form.threads == threads and plan.lease_mode == mode
-
-
 def _placement(plan: Plan) -> Placement:
-    generator, reranker = plan.choices["generator"].form, plan.choices["reranker"].form
-    name = f"{generator.backend} {generator.variant}, reranker on {reranker.threads}, {plan.lease_mode}"
+    generator, reranker = plan.choices["generator"], plan.choices["reranker"]
+    name = (
+        f"{generator.form.backend} {generator.form.variant} {_processes(generator)}, "
+        f"reranker {_processes(reranker)}, {plan.lease_mode}"
+    )
     return Placement(name=name, config=real_toml(plan), id=plan.id)
+
+
+def _processes(choice: Choice) -> str:
+    return f"{choice.workers}x{choice.form.threads}"
 
 
 def _one_core_each(cores: int) -> str:
@@ -216,6 +233,11 @@ def _one_core_each(cores: int) -> str:
 
 def drive_real(config: str, asked: rag.Asked, command: Sequence[str] = ()) -> Result:
     """Start a daemon, put a closed loop on it, stop it."""
+    return drive_watched(config, asked, command)[0]
+
+
+def drive_watched(config: str, asked: rag.Asked, command: Sequence[str] = ()) -> tuple[Result, Status]:
+    """The same, and how things stood at the end."""
     with tempfile.TemporaryDirectory() as folder:
         if not command:
             with running(Path(folder), config) as daemon:
@@ -228,10 +250,11 @@ def drive_real(config: str, asked: rag.Asked, command: Sequence[str] = ()) -> Re
             daemon.stop()
 
 
-def _driven(daemon: RunningDaemon, asked: rag.Asked) -> Result:
+def _driven(daemon: RunningDaemon, asked: rag.Asked) -> tuple[Result, Status]:
     for _ in daemon.client.chat([{"role": "user", "content": "Is anybody there?"}], max_tokens=2):
         pass
-    return rag.drive(rag.order("edged", str(daemon.client.socket), daemon.process.pid, asked))
+    result = rag.drive(rag.order("edged", str(daemon.client.socket), daemon.process.pid, asked))
+    return result, daemon.client.status()
 
 
 def on_cores(cores: Iterable[int]) -> tuple[str, ...]:

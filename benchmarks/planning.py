@@ -20,12 +20,14 @@ import msgspec
 import numpy as np
 
 from benchmarks import rag
+from benchmarks.load import Result
 from benchmarks.measurement import Row, say
 from benchmarks.overhead import RawClient
 from benchmarks.placements import (
     Placement,
     Space,
     drive_real,
+    drive_watched,
     on_cores,
     plan_of,
     real_space,
@@ -36,11 +38,14 @@ from benchmarks.placements import (
 from benchmarks.throughput import BATCH
 from edged.placement.simulate import Load, Machine, Prediction, simulate
 from edged.placement.table import Plan
+from edged.report import Status
+from edged.stages.generator import PREFIX
 from edged.stages.tensor import encode_tensors
 from edged.testing.daemon import RunningDaemon, running
 
-CLIENTS = 8
-SETTLE_S, WINDOW_S = 4.0, 7.0
+CLIENTS = 16
+"""The planner promises a rate at saturation: they fill the batches of two generators."""
+SETTLE_S, WINDOW_S = 6.0, 10.0
 QUICK_SETTLE_S, QUICK_S = 1.5, 3.0
 CONTENDING = 0.75
 """Of the best of the first look: who has less is not the best, and is not measured again."""
@@ -210,8 +215,8 @@ def _quick_points() -> list[Compared]:
 def _real_points() -> list[Compared]:
     """The planner's choice at several numbers of clients, and its choice for a machine with one core.
 
-    How long answers and prompts are is a property of the load: the simulator is told that of the answers that
-    were measured.
+    How long answers and prompts are, and how much of these the generator had read before, are properties of
+    the load: the simulator is told those that were measured.
     """
     found = real_space()
     points = [_point(f"{clients} clients", found.plan, found, clients, ()) for clients in FORESEEN]
@@ -222,18 +227,31 @@ def _real_points() -> list[Compared]:
 
 def _point(what: str, plan: Plan, found: Space, clients: int, cores: tuple[int, ...]) -> Compared:
     asked = _asked(clients, 2, 5.0 + clients / 2, 25.0)
-    result = drive_real(real_toml(plan), asked, on_cores(cores) if cores else ())
+    result, status = drive_watched(real_toml(plan), asked, on_cores(cores) if cores else ())
     turn = rag.summarised(what, result, asked.gold)
+    machine = Machine(cores=len(cores) or found.table.fingerprint.cores, slots=SLOTS)
+    predicted = simulate(plan, found.table, machine, _load(clients, result, status))
+    return _compared(what, predicted, turn.per_s, turn.p50_s, turn.cpu_s)
+
+
+def _load(clients: int, result: Result, status: Status) -> Load:
+    """The load that was measured: clients, lengths of answers and prompts, what prompts had in common."""
     good = [answered for answered in result.answered if not answered.error and answered.ended_s > 0]
-    load = Load(
+    prompt_tokens = statistics.mean(answered.prompt_tokens for answered in good)
+    return Load(
         clients=clients,
         duration_s=200.0,
         new_tokens=tuple(answered.tokens for answered in good),
-        prompt_tokens=round(statistics.mean(answered.prompt_tokens for answered in good)),
+        prompt_tokens=round(prompt_tokens),
+        cached_tokens=round(prompt_tokens * _cached_share(status)),
     )
-    machine = Machine(cores=len(cores) or found.table.fingerprint.cores, slots=SLOTS)
-    predicted = simulate(plan, found.table, machine, load)
-    return _compared(what, predicted, turn.per_s, turn.p50_s, turn.cpu_s)
+
+
+def _cached_share(status: Status) -> float:
+    """Share of the prompt tokens that the generator found in its cache of prompts' beginnings."""
+    caches = next(stage.caches for stage in status.stages if stage.name == "generator")
+    prefix = caches.get(PREFIX)
+    return prefix.hits / max(1, prefix.hits + prefix.misses) if prefix else 0.0
 
 
 def _compared(what: str, predicted: Prediction, rate: float, p50_s: float, cpu_s: float) -> Compared:

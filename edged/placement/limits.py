@@ -50,7 +50,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 
     def _objections(self, form: Form) -> Iterator[str]:
         if form.variant not in self.variants:
-            yield self.better_refused
+            yield self.better_refused or f"only {' and '.join(self.variants)} are allowed"
         for name, wanted, has in (
             ("backend", self.backend, form.backend),
             ("device", self.device, form.device),

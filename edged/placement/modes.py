@@ -14,17 +14,22 @@ def short(option: Option) -> bool:
     return not option.streaming and option.batch_s <= SHORT_S
 
 
+def _light(option: Option) -> bool:
+    """Whether one worker is more than enough: a request takes it no longer than a short batch."""
+    return short(option) or option.core_s[0] <= SHORT_S
+
+
 def unsuited(option: Option, mode: Mode, cores: int) -> str:
     """Why a planner does not think of an option in a mode; empty where it does.
 
     `single` is for stages with a worker of one thread for every core: with fewer workers cores stand idle
     while work waits, which the model of rates does not see. In the other modes a stage with more workers than
     half of the cores crowds the others: they take the caches from each other (measured:
-    docs/decisions/0013-core-leases.md). Short batches and accelerators wait for no core, and a number of
+    docs/decisions/0013-core-leases.md). Light stages and accelerators wait for no core, and a number of
     workers that the operator fixed is his.
     """
     own = mask(option.form.device, cores).bit_count()
-    if not own or short(option):
+    if not own or _light(option):
         return ""
     if mode != "single":
         most = max(1, own // 2)

@@ -92,7 +92,7 @@ def objective(aim: Aim, rate: float, totals: dict[str, float]) -> float:
     return {"throughput": -rate, "latency": totals["latency_s"], "energy": totals["energy"]}[aim.objective]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     tables(),
     aims(),
@@ -159,6 +159,12 @@ def test_what_the_operator_wrote_is_never_overridden():
     )
     choice = Planner(gateway(), wanted, limits()).plan(Aim()).choices["generator"]
     assert (choice.form.backend, choice.form.threads, choice.workers, choice.batch) == ("llama_cpp", 1, 1, 4)
+
+
+def test_a_variant_that_is_not_allowed_is_not_taken_though_no_reason_was_given():
+    better = point(form("generator", variant="q4"), 1, 0.1)
+    measured = table([*gateway().points, better])
+    assert Planner(measured, wishes(), limits()).plan(Aim()).choices["generator"].form.variant == "int8"
 
 
 def test_memory_is_a_limit_and_the_explanation_says_so():

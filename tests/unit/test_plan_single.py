@@ -140,3 +140,21 @@ def test_a_plan_from_before_there_were_several_workers_has_one():
     choice = planned(gateway()).choices["generator"]
     old = {name: value for name, value in msgspec.to_builtins(choice).items() if name != "workers"}
     assert msgspec.convert(old, Choice).workers == 1
+
+
+def test_the_cheapest_form_is_not_taken_where_it_slows_its_neighbours():
+    quick, calm, generator = form("reranker", "onnx"), form("reranker"), form("generator")
+    fight = Pair(
+        first=quick,
+        second=generator,
+        first_batch=1,
+        second_batch=1,
+        first_slowdown=2.0,
+        second_slowdown=2.0,
+    )
+    peace = msgspec.structs.replace(fight, first=calm, first_slowdown=1.0, second_slowdown=1.0)
+    points = [point(quick, 1, 0.5), point(calm, 1, 0.55), point(generator, 1, 0.5)]
+    wanted = wishes(["reranker", "generator"])
+    for pairs, backend in (((), "onnx"), ((fight, peace), "openvino")):
+        plan = planned(table(points, pairs), wanted, modes=("single",))
+        assert plan.choices["reranker"].form.backend == backend

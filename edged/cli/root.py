@@ -32,6 +32,7 @@ COMMANDS = {
     "reload": "edged.cli.daemon:reload",
     "drain": "edged.cli.daemon:drain",
     "cache": "edged.cli.cache:cache",
+    "governor": "edged.cli.governor:governor",
     "config": "edged.cli.config:config",
     "logs": "edged.cli.logs:logs",
     "version": "edged.cli.version:version",

@@ -8,9 +8,9 @@ from typing import Protocol
 from edged.config.tables import Governor
 from edged.governor.bands import Policy, policy_of
 from edged.governor.effects import Effect, effects
-from edged.governor.events import AnyEvent, Command, Confirmed, GoTo, Offered, Sampled
+from edged.governor.events import AnyEvent, Command, Confirmed, GoTo, Sampled
 from edged.governor.heard import heard
-from edged.governor.ladder import State, decide
+from edged.governor.ladder import State, decide, without
 from edged.governor.plant import DEVICE
 from edged.governor.readings import Readings
 from edged.governor.senses import Sensing
@@ -28,12 +28,15 @@ class Acting(Protocol):
     @property
     def rung(self) -> int:
         """In force."""
+        ...
 
     def effect(self) -> Effect | None:
         """What is in force does; None: nothing is answered."""
+        ...
 
     def feel(self, readings: Readings, load: float) -> None:
         """Take a sample: `load` is the share of the slots that are taken."""
+        ...
 
 
 class Laddered:
@@ -46,10 +49,10 @@ class Laddered:
         self._horizon_s = governor.horizon_s
         self._sensing = Sensing()
         self._state = State()
-        without = [self.policy.rungs.index(name) for name in unavailable]
-        self.effects = effects(governor.ladder, without)
-        for rung in without:
-            self._hear(Offered(at_s=0.0, rung=rung, available=False))
+        missing = without(self.policy, unavailable)
+        self.effects = effects(governor.ladder, [event.rung for event in missing])
+        for event in missing:
+            self._hear(event)
 
     @property
     def rung(self) -> int:

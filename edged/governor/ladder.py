@@ -9,7 +9,7 @@ the load of a rung heats by more than a band is wide, this is what ends the swin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 import msgspec
@@ -104,6 +104,11 @@ def carried(state: State, before: Policy, after: Policy) -> State:
 def _renamed(pin: int | None, before: Policy, after: Policy) -> int | None:
     name = before.rungs[pin] if pin is not None else ""
     return min(after.rungs.index(name), after.floor) if name in after.rungs else None
+
+
+def without(policy: Policy, rungs: Iterable[str]) -> tuple[Offered, ...]:
+    """What has to be heard first where these rungs cannot be taken."""
+    return tuple(Offered(at_s=0.0, rung=policy.rungs.index(name), available=False) for name in rungs)
 
 
 def decide(policy: Policy, state: State, event: AnyEvent) -> Decision:

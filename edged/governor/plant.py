@@ -18,7 +18,7 @@ import numpy as np
 from edged.governor.readings import Readings, Temperature
 
 STEP_S = 1.0
-SENSOR, DEVICE = "coretemp Package id 0", "cpu"
+DEVICE = "cpu"
 WAVE_S = 60.0
 """For so long as many requests come as drawn."""
 LULL_EVERY_S, LULL_S, LULL = 1500.0, 180.0, 0.2
@@ -148,6 +148,6 @@ class Plant:
         celsius = {"absurd": ABSURD_C, "frozen": self._frozen_c, None: felt_c}.get(kind)
         return Readings(
             at_s=self.at_s,
-            temperatures=() if celsius is None else (Temperature(SENSOR, DEVICE, celsius),),
+            temperatures=() if celsius is None else (Temperature(DEVICE, DEVICE, celsius),),
             load={"cpu": busy},
         )

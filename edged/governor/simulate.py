@@ -8,7 +8,7 @@ never slowed down by its own silicon, so the seconds above the limit of `none` a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -27,6 +27,7 @@ LOADING_S = 5.0
 CLOSE_RESUME_C = 9.0
 """Of the second pause-only governor, which runs closer to the limit: 5 °C below where it stops."""
 DEFAULT_LIMIT_C = 95.0
+PROGRESS_EVERY = 600
 
 Kind = Literal["ladder", "pause", "pause-close", "none"]
 
@@ -62,13 +63,21 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
     commands: tuple[Command, ...]
     outcomes: dict[Kind, Outcome]
     compared_with_pause: float
-    """Answers finished, in proportion to those of the better pause-only governor."""
+    """Answers finished, in proportion to those of the pause-only governor."""
     trace: tuple[Second, ...] = ()
     """What the ladder felt."""
 
 
-def rehearse(governor: Governor, scenario: Scenario, unavailable: Sequence[str] = ()) -> Rehearsal:
-    """Let each governor live through the scenario; rungs that are `unavailable` are not taken."""
+def rehearse(
+    governor: Governor,
+    scenario: Scenario,
+    unavailable: Sequence[str] = (),
+    progress: Callable[[float], None] = lambda _: None,
+) -> Rehearsal:
+    """Let each governor live through the scenario; rungs that are `unavailable` are not taken.
+
+    `progress` is told each further share of the work that is done.
+    """
     thermal = governor.temperature.get(DEVICE)
     limit_c = thermal.critical_c if thermal else DEFAULT_LIMIT_C
     ladder = Laddered(governor, unavailable)
@@ -79,20 +88,30 @@ def rehearse(governor: Governor, scenario: Scenario, unavailable: Sequence[str] 
         "pause-close": Pausing(known[0], limit_c, CLOSE_RESUME_C),
         "none": Ungoverned(known[0]),
     }
-    lives = {kind: _Life(Plant(scenario), acting, limit_c) for kind, acting in rivals.items()}
-    traces = {kind: tuple(life.run()) for kind, life in lives.items()}
     names = [effect.name for effect in known]
-    outcomes = {kind: life.outcome(names) for kind, life in lives.items()}
-    paused = max(outcomes["pause"].answers, outcomes["pause-close"].answers)
+    outcomes: dict[Kind, Outcome] = {}
+    felt: tuple[Second, ...] = ()
+    for kind, acting in rivals.items():
+        life = _Life(Plant(scenario), acting, limit_c)
+        seconds = tuple(_watched(life.run(), len(rivals) * scenario.duration_s / STEP_S, progress))
+        outcomes[kind] = life.outcome(names)
+        felt = seconds if kind == "ladder" else felt
     return Rehearsal(
         scenario=scenario,
         limit_c=limit_c,
         effects=known,
         commands=tuple(ladder.commands),
         outcomes=outcomes,
-        compared_with_pause=outcomes["ladder"].answers / paused if paused else 0.0,
-        trace=traces["ladder"],
+        compared_with_pause=outcomes["ladder"].answers / max(outcomes["pause"].answers, 1.0),
+        trace=felt,
     )
+
+
+def _watched(seconds: Iterator[Second], total: float, progress: Callable[[float], None]) -> Iterator[Second]:
+    for number, second in enumerate(seconds, 1):
+        if not number % PROGRESS_EVERY:
+            progress(PROGRESS_EVERY / total)
+        yield second
 
 
 class _Life:

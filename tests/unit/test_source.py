@@ -39,6 +39,7 @@ PURE = (
     ),
     *(f"edged/placement/{name}.py" for name in ("curves", "rehearsal", "sequences", "silicon")),
     *(f"edged/governor/{name}.py" for name in ("bands", "devices", "events", "fitting", "ladder")),
+    *(f"edged/governor/{name}.py" for name in ("acting", "effects", "heard", "plant", "simulate", "trace")),
     *(f"edged/governor/{name}.py" for name in ("readings", "senses", "thermal", "trust")),
     "edged/documents/chunk.py",
     "edged/stages/citations.py",

@@ -18,6 +18,7 @@ from edged_backends.openai_key import read_key
 from edged_backends.openai_stream import EventLines, Said, read_chunk, shown
 
 MAX_REFUSAL_BYTES = 64 << 10
+MAX_MODELS_BYTES = 4 << 20
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -46,16 +47,18 @@ class Server:
 
     async def models(self) -> list[dict[str, Any]]:
         """What the server says it serves; none when it has no such list."""
-        try:
-            reply = await asyncio.wait_for(
-                self._client.get(f"{self._url}/models", headers=self._headers()), self._target.timeout_s
-            )
-        except (httpx.HTTPError, TimeoutError, ssl.SSLError) as error:
-            raise unreachable(self.name, error) from error
+        async with AsyncExitStack() as stack:
+            try:
+                request = self._client.build_request("GET", self._url + "/models", headers=self._headers())
+                reply = await self._within(self._client.send(request, stream=True))
+                stack.push_async_callback(reply.aclose)
+                content = await self._head(reply, MAX_MODELS_BYTES)
+            except (httpx.HTTPError, ssl.SSLError) as error:
+                raise unreachable(self.name, error) from error
         if reply.status_code in UNAUTHORISED or reply.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise refusal(self.name, self._target.model, reply, reply.content)
+            raise refusal(self.name, self._target.model, reply, content)
         try:
-            return list(msgspec.json.decode(reply.content, type=_Models).data)
+            return list(msgspec.json.decode(content, type=_Models).data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return []
 
@@ -91,10 +94,10 @@ class Server:
                 for payload in lines.push(piece):
                     yield read_chunk(payload)
 
-    async def _head(self, reply: httpx.Response) -> bytes:
+    async def _head(self, reply: httpx.Response, limit: int = MAX_REFUSAL_BYTES) -> bytes:
         head = b""
         async with aclosing(_pieces(reply)) as pieces:
-            while len(head) < MAX_REFUSAL_BYTES and (piece := await self._within(anext(pieces, b""))):
+            while len(head) < limit and (piece := await self._within(anext(pieces, b""))):
                 head += piece
         return head
 
@@ -138,7 +141,7 @@ def check_address(base_url: str, *, key: bool, plain_http: bool) -> None:
     parts = urlsplit(base_url)
     if parts.scheme == "unix" and parts.path.startswith("/"):
         return
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not _readable(base_url):
         raise ConfigError(
             "base_url must be like https://host:8000/v1 or unix:/run/server.sock", param="base_url"
         )
@@ -152,6 +155,14 @@ def check_address(base_url: str, *, key: bool, plain_http: bool) -> None:
             f"the key would go to {parts.hostname} unencrypted; use https, or say plain_http = true",
             param="base_url",
         )
+
+
+def _readable(url: str) -> bool:
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return True
 
 
 def _client(target: Target) -> tuple[str, httpx.AsyncClient]:

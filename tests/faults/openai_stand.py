@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -58,9 +59,11 @@ class Caller:
 class Stand:
     """Listens on a free port; the script of the moment answers every request for a completion."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: ssl.SSLContext | None = None) -> None:
+        self._certificate = certificate
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        scheme = "https" if certificate else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}/v1"
         self.models = b'{"data": [{"id": "smol"}]}'
         self.scripts: list[Script] = []
         """The next request takes the first; the last one stays."""
@@ -85,18 +88,25 @@ class Stand:
                 thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(ConnectionError, ValueError):
-            head, body = _read(connection)
-            if head.startswith("GET"):
-                Caller(connection, head, {}).refuse(200, self.models, "connection: close")
-                return
-            caller = Caller(connection, head, body)
-            self.calls.append(caller)
-            script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-            try:
-                script(caller)
-            finally:
-                caller.over.set()
+        with connection, suppress(ConnectionError, ValueError, ssl.SSLError):
+            if self._certificate:
+                with self._certificate.wrap_socket(connection, server_side=True) as wrapped:
+                    self._answer(wrapped)
+            else:
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        head, body = _read(connection)
+        if head.startswith("GET"):
+            Caller(connection, head, {}).refuse(200, self.models, "connection: close")
+            return
+        caller = Caller(connection, head, body)
+        self.calls.append(caller)
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        try:
+            script(caller)
+        finally:
+            caller.over.set()
 
 
 def _read(connection: socket.socket) -> tuple[str, dict]:
@@ -121,9 +131,9 @@ def _more(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def stand() -> Iterator[Stand]:
+def stand(certificate: ssl.SSLContext | None = None) -> Iterator[Stand]:
     """A stand that is taken down again."""
-    made = Stand()
+    made = Stand(certificate)
     try:
         yield made
     finally:

@@ -343,6 +343,7 @@ def test_a_key_is_sent_and_never_shown(server, opened, tmp_path, monkeypatch, ca
     [
         ({"base_url": ""}, "needs the option base_url"),
         ({"base_url": "ftp://host/v1"}, "https://host:8000/v1"),
+        ({"base_url": "http://host:a/v1"}, "https://host:8000/v1"),
         ({"base_url": "http://me:secret@host/v1"}, "neither user, password"),
         ({"base_url": "http://10.0.0.1/v1", "api_key_file": "/etc/hostname"}, "unencrypted"),
         ({"api_key_file": "/no/such/file"}, "cannot be read"),

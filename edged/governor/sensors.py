@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from edged.governor.readings import Battery, EnergyCounter, Memory, Readings
-from edged.governor.sysfs import Clocks, Thermometers, pressure
+from edged.governor.sysfs import Clocks, Thermometers, contents, pressure
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SLOW_S = 10.0
@@ -155,12 +155,9 @@ def busy_cpu_s(cores: Collection[int], stat: Path = Path("/proc/stat")) -> float
 
 def busy_by_core_s(stat: Path = Path("/proc/stat")) -> dict[int, float]:
     """The same for each core that is online, by its number."""
-    lines = (line.split() for line in stat.read_text().splitlines())
-    return {
-        int(name[3:]): _busy_ticks(ticks) / TICKS_PER_S
-        for name, *ticks in filter(None, lines)
-        if name.startswith("cpu") and name != "cpu"
-    }
+    # Only the lines of cores are taken apart: those of interrupts are long.
+    lines = [line.split() for line in contents(stat).decode().splitlines() if line.startswith("cpu")]
+    return {int(name[3:]): _busy_ticks(ticks) / TICKS_PER_S for name, *ticks in lines if name != "cpu"}
 
 
 def _busy_ticks(ticks: Sequence[str]) -> int:

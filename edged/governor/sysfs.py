@@ -7,6 +7,7 @@ device, and costs one read; what there is to read is looked up again every `LOOK
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,12 +21,13 @@ CLASSES = Path("/sys/class")
 CPUS = Path("/sys/devices/system/cpu")
 PRESSURE = Path("/proc/pressure")
 LOOK_AGAIN_S = 10.0
+MOST_BYTES = 1 << 16
 
 
 class _Source(msgspec.Struct, frozen=True):
     """A file with millidegrees."""
 
-    path: Path
+    path: str
     sensor: str
     device: str
     part: bool
@@ -60,7 +62,7 @@ class Thermometers:
             label = _text(path.with_name(f"{channel}_label"))
             unit = _unit(path.parent)
             sensor = f"{unit or chip} {label or channel}"
-            yield _Source(path, sensor, device_of(chip, label, unit), is_part(chip, label))
+            yield _Source(str(path), sensor, device_of(chip, label, unit), is_part(chip, label))
 
     def _zones(self) -> Iterator[_Source]:
         """Zones of a type that has a hwmon chip are left out: the kernel shows them there as well."""
@@ -68,7 +70,7 @@ class Thermometers:
         for path in sorted(self._root.glob("thermal/thermal_zone*/temp")):
             kind = _text(path.with_name("type"))
             if kind.replace("-", "_") not in chips:
-                yield _Source(path, kind or path.parent.name, device_of(kind), is_part(kind, ""))
+                yield _Source(str(path), kind or path.parent.name, device_of(kind), is_part(kind, ""))
 
 
 def _unique(sources: list[_Source]) -> tuple[_Source, ...]:
@@ -94,17 +96,17 @@ class Clocks:
     def __init__(self, cores: Collection[int], root: Path = CPUS) -> None:
         self._cores = cores
         self._root = root
-        self._policies: tuple[Path, ...] = ()
-        self._max_khz: dict[Path, int] = {}
-        self._throttle_counts: tuple[Path, ...] = ()
+        self._max_khz: dict[str, int] = {}
+        """By the folder of a policy."""
+        self._throttle_counts: tuple[str, ...] = ()
         self._looked_at = -LOOK_AGAIN_S
 
     def read(self, now: float) -> Frequency | None:
         """Average over the cores' policies; None where the kernel shows no frequencies, as in most guests."""
         if now - self._looked_at >= LOOK_AGAIN_S:
             self._look(now)
-        current = [khz for policy in self._policies if (khz := _number(policy / "scaling_cur_freq"))]
-        caps = [khz for policy in self._policies if (khz := _number(policy / "scaling_max_freq"))]
+        current = [khz for policy in self._max_khz if (khz := _number(f"{policy}/scaling_cur_freq"))]
+        caps = [khz for policy in self._max_khz if (khz := _number(f"{policy}/scaling_max_freq"))]
         if not current or len(caps) < len(self._max_khz):
             return None
         throttled = sum(_number(path) or 0 for path in self._throttle_counts)
@@ -114,10 +116,10 @@ class Clocks:
         ours = {str(core) for core in self._cores}
         policies = sorted(self._root.glob("cpufreq/policy*"))
         policies = [policy for policy in policies if ours & {*_text(policy / "affected_cpus").split()}]
-        self._max_khz = {policy: khz for policy in policies if (khz := _number(policy / "cpuinfo_max_freq"))}
-        self._policies = tuple(self._max_khz)
+        maxima = {str(policy): _number(policy / "cpuinfo_max_freq") for policy in policies}
+        self._max_khz = {policy: khz for policy, khz in maxima.items() if khz}
         counts = [self._root / f"cpu{core}/thermal_throttle/core_throttle_count" for core in self._cores]
-        self._throttle_counts = tuple(path for path in counts if path.exists())
+        self._throttle_counts = tuple(str(path) for path in counts if path.exists())
         self._looked_at = now
 
 
@@ -127,8 +129,8 @@ def pressure(root: Path = PRESSURE) -> dict[str, Pressure]:
     for resource in ("cpu", "memory", "io"):
         shares = {}
         with suppress(OSError, ValueError, IndexError):
-            for line in (root / resource).read_text().splitlines():
-                kind, average, *_ = line.split()
+            for line in contents(f"{root}/{resource}").splitlines():
+                kind, average, *_ = line.decode().split(maxsplit=2)
                 shares[kind] = float(average.removeprefix("avg10=")) / 100
         if "some" in shares:
             found[resource] = Pressure(shares["some"], shares.get("full", 0.0))
@@ -139,17 +141,26 @@ def _mean_mhz(khz: Collection[int]) -> float:
     return sum(khz) / len(khz) / 1000
 
 
-def _text(path: Path) -> str:
+def _text(path: Path | str) -> str:
     """A file's text; empty when it cannot be read."""
     try:
-        return path.read_text(errors="replace").strip()
+        return contents(path).decode(errors="replace").strip()
     except OSError:
         return ""
 
 
-def _number(path: Path) -> int | None:
+def _number(path: Path | str) -> int | None:
     """A file's whole number; None when it cannot be read, or holds something else."""
     try:
-        return int(path.read_bytes())
+        return int(contents(path))
     except (OSError, ValueError):
         return None
+
+
+def contents(path: Path | str) -> bytes:
+    """A small file of the kernel's in one read, without what a file object costs. May raise `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, MOST_BYTES)
+    finally:
+        os.close(descriptor)

@@ -10,6 +10,8 @@ from edged.governor.fitting import Fit, Fitting
 from edged.governor.trust import PLAUSIBLE_C
 
 HORIZONS_S = (10.0, 20.0, 30.0)
+FIT_S = 3.0
+"""Shortest step of the fit: half of the cost of a sample was here, and no time constant is shorter."""
 FILTER_S = 2.0
 """Time constant of the low pass behind a median of three: a single bad reading is not seen at all, noise of a
 degree is halved, a rise is shown three samples late."""
@@ -34,6 +36,8 @@ class ThermalModel:
         """The same without its sign, averaged over a minute."""
         self._at_s: float | None = None
         self._seen_s = 0.0
+        self._load: float | None = None
+        self._span_s = self._work_s = 0.0
         self._latest: deque[float] = deque(maxlen=3)
         self._predictions: deque[tuple[float, float]] = deque(maxlen=256)
         self._fitting = Fitting()
@@ -52,12 +56,12 @@ class ThermalModel:
             return
         elapsed_s = 0.0 if self._at_s is None else min(at_s - self._at_s, LONGEST_STEP_S)
         self._at_s = at_s
-        self._fitting.pass_time(_share(load), elapsed_s)
+        self._pass_time(_share(load), elapsed_s)
         if celsius is None or not isfinite(celsius):
             self._outlive(at_s)
             return
         celsius = _plausible(celsius)
-        self._fitting.learn(celsius, min(elapsed_s, GAP_S))
+        self._learn(celsius)
         self._filter(celsius, at_s)
         self._compare(at_s)
         if load is not None and self.fit is not None:
@@ -76,6 +80,21 @@ class ThermalModel:
         settles_c = _plausible(fit.ambient_c + fit.rise_c * (_share(load) or 0.0))
         now_c = settles_c if self.celsius is None else self.celsius
         return settles_c + (now_c - settles_c) * exp(-max(horizon_s, 0.0) / fit.tau_s)
+
+    def _pass_time(self, load: float | None, elapsed_s: float) -> None:
+        self._load = self._load if load is None else load
+        self._span_s += elapsed_s
+        if self._load is not None:
+            self._work_s += self._load * elapsed_s
+
+    def _learn(self, celsius: float) -> None:
+        """Hand on what has gathered since the last time, in one step."""
+        if self._load is None or 0 < self._span_s < FIT_S:
+            return
+        mean = self._work_s / self._span_s if self._span_s > 0 else self._load
+        self._fitting.pass_time(mean, self._span_s)
+        self._fitting.learn(celsius, min(self._span_s, GAP_S))
+        self._span_s = self._work_s = 0.0
 
     def _filter(self, celsius: float, at_s: float) -> None:
         elapsed_s = min(at_s - self._seen_s, LONGEST_STEP_S)

@@ -114,6 +114,7 @@ class Conversation:
         finally:
             await stream.aclose()
         self._check_end(repetition)
+        self._breaker.completed()
 
     async def _take(
         self, said: Said, repetition: Repetition, continued: int, news: Callable[[], None]
@@ -148,16 +149,17 @@ class Conversation:
         news()
 
     def _heard(self) -> None:
-        self.probing = False
-        if self._breaker.succeeded():
+        if self.probing and self._breaker.heard():
             logger.info("server answers again", extra={"server": self._server.name})
+        self.probing = False
 
     def _note(self, error: EdgedError) -> None:
         """Tell the breaker, unless the server only said that it does not like this request."""
-        self.probing = False
         if isinstance(error, BadRequest | Refused):
             self._heard()
+            self._breaker.completed()
             return
+        self.probing = False
         fields = {"server": self._server.name, "code": error.code, "why": error.message}
         if self._breaker.failed(time.monotonic(), error.message, error.retry_after_s or 0.0):
             wait_s = round(self._breaker.refusal_s(time.monotonic()), 1)

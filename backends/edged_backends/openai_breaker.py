@@ -17,7 +17,7 @@ class Breaker(msgspec.Struct):
     longest_wait_s: float
     state: State = "closed"
     failures: int = 0
-    """In a row."""
+    """In a row: no answer was complete between them."""
     reason: str = ""
     """The last failure, as a sentence."""
     _waits: int = 0
@@ -37,11 +37,20 @@ class Breaker(msgspec.Struct):
             self.state = "half-open"
         return True
 
-    def succeeded(self) -> bool:
-        """The server answered; returns whether that closed the breaker."""
-        changed = self.state != "closed"
-        self.state, self.failures, self._waits, self.reason = "closed", 0, 0, ""
-        return changed
+    def heard(self) -> bool:
+        """The probe has an answer coming; returns whether that closed the breaker.
+
+        The next failure opens it again, for longer, until one answer was complete.
+        """
+        if self.state != "half-open":
+            return False
+        self.state, self.failures = "closed", self.failures_to_open - 1
+        return True
+
+    def completed(self) -> None:
+        """A whole answer came. While the breaker is open that says nothing: the answer began before."""
+        if self.state == "closed":
+            self.failures, self._waits, self.reason = 0, 0, ""
 
     def failed(self, now_s: float, reason: str, at_least_s: float = 0.0) -> bool:
         """The server failed, and may have said how long to wait; returns whether that opened the breaker."""

@@ -100,7 +100,9 @@ def test_another_wording_is_noticed(known: str, other: str):
 
 
 EVENTS = st.lists(
-    st.tuples(st.floats(0, 100), st.sampled_from(["ask", "fail", "fail_wait", "succeed", "abandon"])),
+    st.tuples(
+        st.floats(0, 100), st.sampled_from(["ask", "fail", "fail_wait", "heard", "completed", "abandon"])
+    ),
     max_size=60,
 )
 
@@ -124,10 +126,11 @@ def test_an_open_breaker_lets_one_probe_pass_and_waits_longer_each_time(events):
             case "fail_wait":
                 breaker.failed(now, "why", 30.0)
                 assert breaker.refusal_s(now) >= 29.9
-            case "succeed":
-                breaker.succeeded()
-                assert breaker.state == "closed"
-                assert breaker.begin(now)
+            case "heard":
+                assert breaker.heard() == (before == "half-open")
+            case "completed":
+                breaker.completed()
+                assert breaker.state == before
             case "abandon":
                 breaker.abandoned()
         assert breaker.refusal_s(now) <= 60.0
@@ -142,3 +145,24 @@ def test_waits_double_up_to_the_longest():
         now += waits[-1]
         assert breaker.begin(now)
     assert waits == [1, 2, 4, 5, 5]
+    assert breaker.heard()
+    breaker.completed()
+    assert breaker.failed(now, "why")
+    assert breaker.refusal_s(now) == 1
+
+
+def test_answers_that_begin_and_never_end_open_the_breaker_for_longer_each_time():
+    breaker = Breaker(2, 1.0, 60.0)
+    assert [breaker.failed(0, "cut") for _ in range(2)] == [False, True]
+    assert breaker.begin(1)
+    assert breaker.heard()
+    assert breaker.failed(1, "cut again")
+    assert breaker.refusal_s(1) == 2
+
+
+def test_an_answer_that_had_begun_does_not_close_an_open_breaker():
+    breaker = Breaker(5, 1.0, 60.0)
+    breaker.failed(0, "too much to do", 30.0)
+    assert not breaker.heard()
+    breaker.completed()
+    assert breaker.refusal_s(0) == 30

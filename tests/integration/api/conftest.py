@@ -35,7 +35,7 @@ from edged.messages import (
     encode,
 )
 from edged.placement.table import Plan
-from edged.report import PlanReport, PlanStatus, StageStatus, Status, WorkerStatus
+from edged.report import Override, PlanReport, PlanStatus, StageStatus, Status, SwapReport, WorkerStatus
 
 CONFIG = msgspec.convert(BUILT_IN | {"api": {"max_body_bytes": 200_000}}, Config)
 DIMENSION = 3
@@ -216,11 +216,32 @@ def stage_status(name: str, kind: str, model: str) -> StageStatus:
     )
 
 
+class FakeSwaps:
+    """Remembers which changes it was told to begin."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+        self.report = SwapReport(stage="generator", under_way=True, phase="loading")
+
+    def swap(self, name: str, asked: Override, /, *, one_copy: bool) -> list[str]:
+        self._calls.append(f"swap {name} {asked.variant}/{asked.backend}/{asked.device} {one_copy}")
+        return [f"stage {name}: variant int8 -> fp32"]
+
+    def revert(self, name: str, /, *, one_copy: bool) -> list[str]:
+        self._calls.append(f"revert {name} {one_copy}")
+        return []
+
+    def scale(self, name: str, workers: int, /) -> list[str]:
+        self._calls.append(f"scale {name} {workers}")
+        return [f"stage {name}: workers 1 -> {workers}"]
+
+
 class FakeOperator:
     """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.swaps = FakeSwaps(self.calls)
         self.failure: EdgedError | None = None
 
     async def restart_stage(self, stage: str, /) -> None:

@@ -262,6 +262,7 @@ def _state(folder: Path) -> Path:
     state = folder / "state"
     state.mkdir()
     (state / "models").symlink_to(store.path, target_is_directory=True)
+    (state / "cache").symlink_to(STATE / "cache", target_is_directory=True)  # of compiled models
     backend, variant = load("onnx"), store.resolve(EMBEDDER, "int8")
     session = cast("TensorSession", backend.open(variant, find_device(backend, "cpu"), {}))
     documents = ROOT / "examples" / "documents"

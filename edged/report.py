@@ -76,6 +76,10 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the last minute in which the stage held work, 0..1, averaged over its workers."""
     caches: dict[str, CacheCounters] = {}
     """Of all workers together, by cache."""
+    swaps: int = 0
+    """Changes by `edgectl stage swap` and `scale` since the start that came into force."""
+    swaps_failed: int = 0
+    """Those that left the stage as it was."""
     override: str = ""
     """What `edgectl stage swap` or `scale` changed against configuration and plan; empty where nothing."""
 

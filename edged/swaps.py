@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -62,6 +63,8 @@ class Swaps:
         self._task: asyncio.Task[None] | None = None
         self._report = SwapReport()
         self._kept: dict[str, _Kept] = {}
+        self._ended: Counter[tuple[str, bool]] = Counter()
+        """By stage, and whether it came into force."""
 
     # ------------------------------------------------------------- questions
 
@@ -112,7 +115,7 @@ class Swaps:
             f"back with: edgectl stage swap {name} --revert"
             for name, what in overrides.items()
         ]
-        stages = tuple(_marked(stage, overrides.get(stage.name, "")) for stage in status.stages)
+        stages = tuple(self._marked(stage, overrides.get(stage.name, "")) for stage in status.stages)
         problem = [self._report.problem] if self._report.problem else []
         return msgspec.structs.replace(status, stages=stages, notes=(*status.notes, *notes, *problem))
 
@@ -224,6 +227,7 @@ class Swaps:
         await self._drained(name)
         took_s = round(self._dispatcher.now() - began, 3)
         self._note(phase="", took_s=took_s)
+        self._ended[name, not why] += 1
         if why:
             self._note(problem=f"stage {name} runs as before its last change, which failed: {why}", code=code)
             logger.error("stage change failed", extra={"stage": name, "why": why, "code": code})
@@ -297,15 +301,17 @@ class Swaps:
         found = [worker.details for worker in self._workers(name) if "agreement" in worker.details]
         return dict(found[-1]["agreement"]) if found else {}
 
+    def _marked(self, stage: StageStatus, override: str) -> StageStatus:
+        said = f"not as configured: {override}" if override else ""
+        return msgspec.structs.replace(
+            stage,
+            reason="; ".join(filter(None, (stage.reason, said))),
+            override=override,
+            swaps=self._ended[stage.name, True],
+            swaps_failed=self._ended[stage.name, False],
+        )
+
     def running(self, name: str) -> Step | None:
         """How a stage runs; None where it has nothing to run."""
         spec = self._dispatcher.specs.get(name)
         return Step(spec=spec, workers=self._dispatcher.ledger.stages[name].desired) if spec else None
-
-
-def _marked(stage: StageStatus, override: str) -> StageStatus:
-    if not override:
-        return stage
-    said = f"not as configured: {override}"
-    reason = f"{stage.reason}; {said}" if stage.reason else said
-    return msgspec.structs.replace(stage, reason=reason, override=override)

@@ -45,6 +45,8 @@ _STAGE_GAUGES: dict[str, tuple[str, Callable[[StageStatus], float]]] = {
 _STAGE_COUNTERS: dict[str, tuple[str, Callable[[StageStatus], float]]] = {
     "done": ("Items that the stage finished.", lambda stage: stage.done),
     "failed": ("Items that failed alone.", lambda stage: stage.failed),
+    "swaps": ("Changes of the stage while it served that came into force.", lambda stage: stage.swaps),
+    "swaps_failed": ("Such changes that left it as it was.", lambda stage: stage.swaps_failed),
     "restarts": ("Workers that were replaced after a fault.", lambda stage: stage.restarts),
 }
 _CACHE_GAUGES = {

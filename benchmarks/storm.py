@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.measurement import say
 from benchmarks.overhead import RawClient
+from edged.report import Status
 from edged.stages.tensor import decode_tensors, encode_tensors
 from edged.testing.daemon import RunningDaemon, running
 
@@ -64,12 +65,15 @@ def storm(folder: Path, config: str, pipeline: str, kills: int, chance: random.R
         threads = [threading.Thread(target=client, args=(n,), daemon=True) for n in range(CLIENTS)]
         for thread in threads:
             thread.start()
-        outcome.kills = _kill(daemon, kills, chance)
+        struck = _kill(daemon, kills, chance)
+        outcome.kills = len(struck)
         stop.set()
         for thread in threads:
             thread.join(60)
             outcome.lost += thread.is_alive()
-        status = daemon.wait_for(lambda s: s.state == "ready" and s.outstanding == 0, "healed")
+        status = daemon.wait_for(
+            lambda s: s.state == "ready" and s.outstanding == 0 and not struck & _pids(s), "healed"
+        )
         outcome.restarts = sum(stage.restarts for stage in status.stages)
     outcome.refused = dict(refused)
     return outcome
@@ -84,18 +88,24 @@ def _judge(outcome: Outcome, refused: Counter[int], status: int, answer: bytes, 
     outcome.wrong += not np.array_equal(got, sent)
 
 
-def _kill(daemon: RunningDaemon, kills: int, chance: random.Random) -> int:
-    """One after the other, each when all stages serve again; returns how many hit a live process."""
-    hit = 0
-    while hit < kills:
+def _kill(daemon: RunningDaemon, kills: int, chance: random.Random) -> set[int]:
+    """One after the other, each when all stages serve again; returns the processes that were hit alive."""
+    struck: set[int] = set()
+    while len(struck) < kills:
         status = daemon.wait_for(
             lambda s: all(stage.state == "ready" for stage in s.stages if stage.workers), "ready"
         )
-        victims = [worker.pid for stage in status.stages for worker in stage.workers]
+        pids = _pids(status)
+        if pids & struck:  # the daemon has not heard of the last blow yet
+            continue
         threading.Event().wait(chance.uniform(0.0, 0.05))  # the moment of the blow is the random part
         with suppress(ProcessLookupError):
-            os.kill(chance.choice(victims), signal.SIGKILL)
-            hit += 1
-        if hit % 20 == 0:
-            say(f"  {hit} of {kills} kills")
-    return hit
+            os.kill(victim := chance.choice(sorted(pids)), signal.SIGKILL)
+            struck.add(victim)
+        if len(struck) % 20 == 0:
+            say(f"  {len(struck)} of {kills} kills")
+    return struck
+
+
+def _pids(status: Status) -> set[int]:
+    return {worker.pid for stage in status.stages for worker in stage.workers}

@@ -7,7 +7,8 @@ from operator import or_
 
 import msgspec
 import pytest
-from edged_backends import llama_cpp_tokens, openvino_prefixes
+from edged_backends import llama_cpp as llama_cpp_adapter
+from edged_backends import llama_cpp_tokens, openvino_generators, openvino_prefixes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,18 @@ def test_llama_cpp_counts_running_answers_in_its_budget(unread, running, budget)
     assert sum(mine) == min(left, sum(unread))
     assert sum(mine) - sum(takes) < len(unread)  # it leaves what does not divide
     assert all(abs(a - b) <= len(unread) for a, b in zip(mine, takes, strict=True))
+
+
+def test_budgets_are_what_the_adapters_do_by_default():
+    openvino, llama_cpp = openvino_generators.TokenOptions(), llama_cpp_adapter.Options()
+    assert (BUDGETS["openvino"].alone, BUDGETS["openvino"].beside) == (
+        openvino.max_num_batched_tokens,
+        openvino.running_batch_tokens,
+    )
+    assert (BUDGETS["llama_cpp"].alone, BUDGETS["llama_cpp"].beside) == (
+        llama_cpp.batch_tokens,
+        llama_cpp.running_batch_tokens,
+    )
 
 
 def test_beside_an_answer_two_prompts_at_a_time_are_read_on():

@@ -33,7 +33,7 @@ from edged.placement.table import Plan
 from edged.report import PlanReport, Status
 from edged.rollout import Rollout
 from edged.swaps import Swaps
-from edged.transport.slots import Geometry
+from edged.transport.slots import Geometry, check_memory
 
 logger = logging.getLogger("edged.daemon")
 
@@ -87,6 +87,7 @@ class Daemon:
             listeners = self._listeners(environment, sockets)
             self._applied.read()
             self._share_cores()
+            check_memory(self._dispatcher.arenas.geometry, 1 + len(self.config.stages))
             self._dispatcher.start()
             try:
                 for name, stage in self.config.stages.items():

@@ -47,6 +47,17 @@ class Geometry(msgspec.Struct, frozen=True):
         return self.slots * self.stride
 
 
+def check_memory(geometry: Geometry, arenas: int) -> None:
+    """Raise `ConfigError` when so many arenas do not fit, before the first of them takes what is there."""
+    wanted, available = arenas * geometry.total_bytes, _available_bytes()
+    if wanted > available:
+        raise ConfigError(
+            f"no memory for {arenas} arenas of {geometry.total_bytes >> 20} MiB: {available >> 20} MiB are "
+            "available; lower queue.slots or queue.slot_bytes",
+            param="queue.slots",
+        )
+
+
 def create(name: str, geometry: Geometry) -> int:
     """Make the memory of an arena and return its writable descriptor.
 

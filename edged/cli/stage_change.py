@@ -39,7 +39,7 @@ def follow(admin: AdminClient, name: str, changes: Sequence[str], *, as_json: bo
         raise
     if as_json:
         print_json(report)
-    if report.problem:
+    if changes and report.problem:
         raise (
             from_code(report.code, report.problem)
             if report.code

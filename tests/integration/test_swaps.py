@@ -226,6 +226,9 @@ def test_the_command_waits_and_says_how_it_ended(daemon: Start) -> None:
     assert wrong.returncode == 78
     assert wrong.stderr.splitlines()[-1].startswith("error [config]: stage generator runs as before")
     assert "it sees: sim:cpu, sim:npu, sim:gpu" in wrong.stderr
+    assert (
+        edgectl(running, "swap", "generator", "--device", "sim:cpu").returncode == 0
+    )  # as it runs: no change
     scaled = json.loads(edgectl(running, "scale", "generator", "2", "--json").stdout)
     assert scaled["overrides"]["generator"].endswith("workers 1 -> 2")
     assert edgectl(running, "swap", "generator").returncode == 2

@@ -29,7 +29,7 @@ from edged.stages.factory import find_device
 from edged.testing.daemon import RunningDaemon, running
 
 EMBEDDER = "all-minilm-l6-v2"
-TOKENS = 16
+TOKENS = 12
 CALM_ANSWERS = 24
 """Had before the first swap, to compare with."""
 MEMORY_TOLERANCE = 1.1
@@ -143,7 +143,7 @@ class Stand:
 def swaps_under_load(quick: bool) -> tuple[float, dict[str, Any]]:
     """Swap each stage round and round under load; the figure is everything that went wrong."""
     each = 4 if quick else 200
-    questions = QUESTIONS[: 4 if quick else 8]
+    questions = QUESTIONS[: 3 if quick else 8]
     with tempfile.TemporaryDirectory() as folder:
         state = _state(Path(folder))
         with running(Path(folder), CONFIG.format(state=state)) as daemon:

@@ -68,6 +68,24 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
         return not self.streaming and 0.0 < self.predicted_s <= SHORT_S
 
 
+class Spell(msgspec.Struct, frozen=True, kw_only=True):
+    """What a token worker has done in `single`, and since when."""
+
+    worker: str
+    state: Literal["runs", "waits", "beside"]
+    since: float
+
+    def next(self, now: float, *, chosen: bool) -> Spell:
+        """Run when chosen; else wait, and for a while go on beside the others."""
+        if chosen:
+            return self if self.state == "runs" else Spell(worker=self.worker, state="runs", since=now)
+        stays_s = {"runs": 0.0, "waits": PAUSE_S, "beside": TURN_S}[self.state]
+        if now - self.since < stays_s:
+            return self
+        then: Literal["waits", "beside"] = "beside" if self.state == "waits" else "waits"
+        return Spell(worker=self.worker, state=then, since=now)
+
+
 class Turn(msgspec.Struct, frozen=True):
     """Who has the cores of a group, and since when."""
 
@@ -77,6 +95,8 @@ class Turn(msgspec.Struct, frozen=True):
     """Since when running streams stand still, or, with `beside`, go on; None while none are stopped."""
     beside: bool = False
     """They stood still for too long: they go on beside whoever has the turn, for a while."""
+    spells: tuple[Spell, ...] = ()
+    """In `single`, by token worker."""
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -174,38 +194,45 @@ def _turns(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant
 
 
 def _single(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant:
-    """Batches in hand first, then by precedence; streams wait only while batches have every core."""
+    """Batches in hand first, then by precedence, then streams by turns on what is left."""
     heavy = [claim for claim in claims if not claim.short]
-    fixed = [claim for claim in heavy if not (claim.streaming and claim.holding)]
-    streams = sorted((claim for claim in heavy if claim not in fixed), key=lambda claim: claim.worker)
+    streams = [claim for claim in heavy if claim.streaming and claim.holding]
+    fixed = [claim for claim in heavy if claim not in streams]
     fixed.sort(key=lambda claim: (not claim.holding, *_precedence(claim, now)))
-    turn = _rotate(streams, turn, now)
-    first = next((place for place, claim in enumerate(streams) if claim.worker == turn.worker), 0)
-    chosen = [claim.worker for claim in (*fixed, *streams[first:], *streams[:first])][:cores]
-    granted = dict.fromkeys((claim.worker for claim in heavy), 0) | _shared(chosen, cores)
-    stopped = [claim.worker for claim in streams if not granted[claim.worker]]
-    turn = _patience(turn, now, stopped=bool(streams) and len(stopped) == len(streams))
-    if turn.beside:
-        granted |= dict.fromkeys(stopped, 1)
-    return Grant(granted | {claim.worker: 1 for claim in claims if claim.short}, turn)
+    first = [claim.worker for claim in fixed[:cores]]
+    spells = _spells(streams, cores - len(first), turn, now)
+    running = [spell.worker for spell in spells if spell.state == "runs"]
+    granted = dict.fromkeys((claim.worker for claim in heavy), 0) | _shared(first + running, cores)
+    granted |= {spell.worker: 1 for spell in spells if spell.state == "beside"}
+    return Grant(granted | {claim.worker: 1 for claim in claims if claim.short}, Turn(spells=spells))
+
+
+def _spells(streams: Sequence[Claim], room: int, turn: Turn, now: float) -> tuple[Spell, ...]:
+    """Who of the streams runs: for `TURN_S` each; where a first token is due, at once and for longer.
+
+    Whoever has stood still for `PAUSE_S` goes on beside the others for `TURN_S`, so that no stream starves.
+    """
+    known = {spell.worker: spell for spell in turn.spells}
+    before = {
+        c.worker: known.get(c.worker, Spell(worker=c.worker, state="waits", since=now)) for c in streams
+    }
+    due = any(claim.awaited and before[claim.worker].state != "runs" for claim in streams)
+
+    def rank(claim: Claim) -> tuple[int, bool, float]:
+        spell = before[claim.worker]
+        if spell.state != "runs":
+            return 1, not claim.awaited, spell.since
+        fresh = now - spell.since < (PAUSE_S if claim.awaited else TURN_S)
+        return (0 if fresh and (claim.awaited or not due) else 2), not claim.awaited, spell.since
+
+    chosen = {claim.worker for claim in sorted(streams, key=rank)[:room]}
+    return tuple(before[claim.worker].next(now, chosen=claim.worker in chosen) for claim in streams)
 
 
 def _shared(workers: Sequence[str], cores: int) -> dict[str, int]:
     """Whole cores, as equal as they can be, the first workers more."""
     share, rest = divmod(cores, max(1, len(workers)))
     return {worker: share + (place < rest) for place, worker in enumerate(workers)}
-
-
-def _rotate(streams: Sequence[Claim], turn: Turn, now: float) -> Turn:
-    """The first place among the streams: for `TURN_S` each; where a first token is due, at once, longer."""
-    holder = next((claim for claim in streams if claim.worker == turn.worker), None)
-    held_s = now - turn.since
-    if holder and holder.awaited and held_s < PAUSE_S:
-        return turn
-    later = sorted(streams, key=lambda claim: (not claim.awaited, claim.worker <= turn.worker, claim.worker))
-    if holder and held_s < TURN_S and not later[0].awaited:
-        return turn
-    return _pass_on(turn, later[0].worker if later else "", now)
 
 
 def _patience(turn: Turn, now: float, *, stopped: bool) -> Turn:

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.dispatch.admission import admit, enqueue
-from edged.dispatch.staffing import start, wanted
 from edged.dispatch.decide import decide
 from edged.dispatch.events import (
     Command,
@@ -32,6 +31,7 @@ from edged.dispatch.events import (
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.dispatch.queues import BATCH_EVERY
 from edged.dispatch.requests import Submission
+from edged.dispatch.staffing import start, wanted
 from edged.errors import EdgedError
 from edged.messages import Batch, Cancel, Done, Failed, Gone, Ping, Pong, Priority, Ready, Tokens, Work
 

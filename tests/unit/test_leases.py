@@ -73,41 +73,65 @@ def test_split_gives_everybody_a_core_and_wastes_none(given_claims, cores, turn,
     assert not heavy or sum(heavy) == max(cores, len(heavy))
 
 
-@given(claims, st.integers(1, 8), turns, st.floats(10, 20))
-def test_single_keeps_no_more_at_work_than_there_are_cores(given_claims, cores, turn, now):
-    grant = assign(given_claims, cores, "single", turn, now)
+@given(claims, st.integers(1, 8), st.floats(10, 20))
+def test_single_keeps_no_more_at_work_than_there_are_cores(given_claims, cores, now):
+    grant = assign(given_claims, cores, "single", Turn(), now)
     heavy = [claim for claim in given_claims if not claim.short]
-    at_work = sum(grant.cores[claim.worker] for claim in heavy)
-    assert grant.turn.beside or at_work == (cores if heavy else 0)
+    assert sum(grant.cores[claim.worker] for claim in heavy) == (cores if heavy else 0)
+
+
+@given(
+    st.integers(1, 4),
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("bcr"), st.booleans(), st.booleans()), max_size=3), max_size=TICKS
+    ),
+)
+def test_in_single_no_stream_stands_still_for_long_whatever_the_others_do(cores, company):
+    """`a` streams on; by the tick, others join: who, whether streaming, whether a first token is due."""
+    turn, stood_s = Turn(), 0.0
+    for tick, others in enumerate(company):
+        now = tick * TURN_S / 2
+        present = {"a": streams("a")}
+        for name, streaming, awaited in others:
+            claim = streams(name) if streaming else batch(name, holding=awaited)
+            present[name] = msgspec.structs.replace(claim, awaited=awaited and streaming)
+        grant = assign(list(present.values()), cores, "single", turn, now)
+        stood_s = 0.0 if grant.cores["a"] else stood_s + TURN_S / 2
+        assert stood_s <= PAUSE_S + TURN_S
+        turn = grant.turn
 
 
 def test_in_single_a_batch_goes_before_streams_and_streams_take_turns_on_what_is_left():
     waiting = [streams("g"), streams("h"), batch("r")]
-    at, seen = 0.0, []
+    at, seen = 1.0, []
     turn = Turn()
     for _ in range(4):
         grant = assign(waiting, 2, "single", turn, at)
         assert grant.cores["r"] == 1
         seen.append("g" if grant.cores["g"] else "h")
-        turn, at = grant.turn, at + TURN_S
+        turn, at = grant.turn, at + TURN_S + 0.001
     assert seen in (["g", "h"] * 2, ["h", "g"] * 2)
 
 
 def test_in_single_whose_first_token_is_due_goes_before_other_streams_but_not_for_ever():
     due = msgspec.structs.replace(streams("h"), awaited=True)
-    grant = assign([streams("g"), due, batch("r")], 2, "single", Turn("g", 1.0), 1.01)
+    alone = assign([streams("g"), batch("r")], 2, "single", Turn(), 1.0)
+    assert alone.cores["g"] == 1
+    grant = assign([streams("g"), due, batch("r")], 2, "single", alone.turn, 1.01)
     assert (grant.cores["g"], grant.cores["h"]) == (0, 1)
     later = assign([streams("g"), due, batch("r")], 2, "single", grant.turn, 1.01 + PAUSE_S - 0.01)
-    assert later.cores["h"] == 1
-    both = [msgspec.structs.replace(streams("g"), awaited=True), due, batch("r")]
-    assert assign(both, 2, "single", grant.turn, 1.02 + PAUSE_S).cores["g"] == 1
+    assert (later.cores["g"], later.cores["h"]) == (0, 1)
+    last = assign([streams("g"), due, batch("r")], 2, "single", later.turn, 1.02 + PAUSE_S)
+    assert last.cores["g"] == 1
 
 
 def test_in_single_streams_that_batches_stop_go_on_beside_them():
     everything = [streams("g"), batch("r", holding=True), batch("s", holding=True)]
     stopped = assign(everything, 2, "single", Turn(), 1.0)
     assert stopped.cores["g"] == 0
-    assert assign(everything, 2, "single", stopped.turn, 1.01 + PAUSE_S).cores["g"] == 1
+    beside = assign(everything, 2, "single", stopped.turn, 1.01 + PAUSE_S)
+    assert beside.cores["g"] == 1
+    assert assign(everything, 2, "single", beside.turn, 1.02 + PAUSE_S + TURN_S).cores["g"] == 0
 
 
 def test_whoever_is_alone_has_all_cores():

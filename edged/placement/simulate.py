@@ -158,7 +158,8 @@ class _Run:
         self._environment.run(until=self._to_s)
         after = self._snapshot()
         if any(asked.due_s < self._to_s for asked in self._rehearsal.asked.values()):
-            self._environment.run(until=self._over)
+            late = self._environment.timeout(self._load.duration_s)  # whoever starves is not waited for
+            self._environment.run(until=self._over | late)
         return self._summary(before, after)
 
     def _begin(self) -> None:

@@ -23,7 +23,7 @@ from edged.placement.table import Pair
 
 from .tables import form, gateway, limits, point, table, wishes
 
-MODES = ("together", "turns", "split")
+MODES = ("together", "turns", "single", "split")
 BATCHES = (1, 8)
 
 
@@ -128,7 +128,7 @@ def test_sequences_read_every_prompt_and_write_every_token(prompts, new_tokens):
 
 
 @pytest.mark.parametrize("backend", ["openvino", "llama_cpp"])
-@pytest.mark.parametrize("mode", [*MODES, "single"])
+@pytest.mark.parametrize("mode", MODES)
 def test_the_default_pipeline_reaches_what_the_planner_predicts(mode, backend):
     wanted = wishes()
     wanted["generator"] = msgspec.structs.replace(wanted["generator"], backend=backend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,12 @@ from edged.catalogue import Catalogue
 from edged.models import ModelStore
 
 MODELS = Path(__file__).parents[1] / ".edged" / "models"
+
+
+def pytest_configure() -> None:
+    """A job in the background inherits SIGINT ignored, and so would every program that a test interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -196,7 +196,6 @@ def test_ctrl_c_stops_an_ingest_and_a_rerun_continues(state: Path, papers: Path)
         (papers / f"part{number}.md").write_text(text)
     signalled = (  # one batch is committed: now the user presses Ctrl-C
         "import os, signal, edged.documents.ingest as ingest\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "save, calls = ingest.Store.save_vectors, []\n"
         "def counted(*given, **named):\n"
         "    calls.append(1)\n"

@@ -22,6 +22,7 @@ from tests.faults.crowd import Crowd, ask, healed
 from .ingestion import open_encoder, run
 
 MODEL = "all-minilm-l6-v2"
+GENERATOR = "smollm2-135m-instruct"
 CONFIG = """
 [daemon]
 state_dir = "{state}"
@@ -118,7 +119,9 @@ def test_an_embedder_that_does_not_fit_the_stored_vectors_is_refused_with_the_fi
         assert [worker.pid for worker in daemon.stage("retriever").workers] == [old.pid]
 
 
-def test_real_models_are_swapped_under_streaming_clients(tmp_path, library, documents, encoder):
+def test_real_models_are_swapped_under_streaming_clients(tmp_path, library, documents, encoder, variant):
+    for name, form in ((MODEL, "fp32"), (GENERATOR, "q4_0"), (GENERATOR, "q8_0")):
+        variant(name, form)
     run(library, documents, encoder)
     with running(tmp_path, config(tmp_path, library)) as daemon:
         fields = {"model": "rag", "max_tokens": 16}

@@ -37,7 +37,7 @@ STRONGEST = ("lanes", "litserve-stream")
 """Measured when nothing has chosen yet."""
 ROUNDS = 2
 OURS = "edged"
-OUR_BEST = {1: ("turns", 1, 2, 8), 4: ("single", 2, 1, 4), 16: ("single", 2, 1, 8)}
+OUR_BEST = {1: ("turns", 1, 2, 8), 4: ("turns", 1, 2, 4), 16: ("single", 2, 1, 8)}
 """How cores are lent, workers of the heavy stages, threads of each and answers side by side, by clients."""
 Kind = Literal["same work", "as shipped"]
 

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from logging.handlers import QueueHandler
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any, Literal
@@ -87,29 +88,37 @@ class Limiter:
         return True
 
 
-class Sink(logging.Handler):
-    """Keeps the newest records in memory and hands lines to a thread that writes them."""
+class Sink(QueueHandler):
+    """Keeps the newest records in memory and hands lines to a thread that writes them.
+
+    A record that cannot be described is reported as `logging` reports it, and does not break its caller.
+    """
 
     def __init__(self, fd: int, *, as_json: bool, priorities: bool) -> None:
-        super().__init__()
+        self._writer = Writer(fd)
+        super().__init__(self._writer.lines)
         self.records: deque[Line] = deque(maxlen=RING_RECORDS)
         self._render = as_json_line if as_json else as_text_line
         self._priorities = priorities
         self._limiter = Limiter(LINES_PER_S)
         self._seq = 0
         self._lost = 0
-        self._writer = Writer(fd)
         atexit.register(self.close)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep and queue one record; never waits, never raises."""
-        if not self._limiter.allow(time.monotonic()):
+        if self._limiter.allow(time.monotonic()):
+            super().emit(record)
+        else:
             self._lost += 1
-            return
-        try:
-            self._put(record.levelno, describe(record))
-        except Exception:  # noqa: BLE001 - a log call must not break its caller; logging prints what happened
-            self.handleError(record)
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Nothing: `enqueue` describes the record, and nobody pickles it."""
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Describe a record at once, since its arguments may change; keep it, and queue its line."""
+        self._put(record.levelno, describe(record))
 
     def _put(self, level: int, line: Line) -> None:
         if self._lost:
@@ -134,7 +143,7 @@ class Writer:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._lines: Queue[bytes] = Queue(QUEUED_LINES)
+        self.lines: Queue[bytes] = Queue(QUEUED_LINES)
         self._closing = Event()
         self._thread: Thread | None = None
 
@@ -144,7 +153,7 @@ class Writer:
             self._thread = Thread(target=self._run, name="log", daemon=True)
             self._thread.start()
         try:
-            self._lines.put_nowait(line)
+            self.lines.put_nowait(line)
         except Full:
             return False
         return True
@@ -154,14 +163,14 @@ class Writer:
         self._closing.set()
         if self._thread is not None:
             with suppress(Full):
-                self._lines.put_nowait(b"")
+                self.lines.put_nowait(b"")
             self._thread.join(FLUSH_S)
             self._thread = None
 
     def _run(self) -> None:
-        while not (self._closing.is_set() and self._lines.empty()):
+        while not (self._closing.is_set() and self.lines.empty()):
             with suppress(Empty, OSError):
-                _write_all(self._fd, self._lines.get(timeout=None if not self._closing.is_set() else 0))
+                _write_all(self._fd, self.lines.get(timeout=None if not self._closing.is_set() else 0))
 
 
 def _write_all(fd: int, data: bytes) -> None:

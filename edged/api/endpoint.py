@@ -7,13 +7,13 @@ import logging
 import random
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from edged.api.connection import Connection, Peer
-from edged.api.errors import INTERNAL, encode_error, error_headers
+from edged.api.errors import encode_error, error_headers
 from edged.errors import BodyTimeout, Cancelled, EdgedError, TooLarge
 
 logger = logging.getLogger("edged.api")
@@ -46,6 +46,7 @@ class Request:
         self.body_read = scope["method"] in {"GET", "HEAD"}
         self.started = False
         self.id = self._client_id() or f"{random.getrandbits(96):024x}"  # unlike, not secret: no system call
+        scope["edged.request_id"] = self.id
 
     @property
     def path_params(self) -> dict[str, str]:
@@ -154,14 +155,12 @@ class Endpoint:
         self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; nothing but a cancellation gets out."""
+        """Answer one request; what is no `EdgedError` is a fault of ours, and the server's to tell."""
         request = Request(scope, receive, send)
         try:
             reply = await self._handler(request)
         except EdgedError as error:
             reply = self._shape(error, request)
-        except Exception as error:  # noqa: BLE001 - the outermost frame: a code to the client, the rest to the log
-            reply = self._unexpected(error, request)
         if reply is not None and not request.started:
             await request.reply(reply)
 
@@ -171,13 +170,6 @@ class Endpoint:
             logger.error(
                 "%s: %s", error.code, error.message, extra={"request_id": request.id}, exc_info=error
             )
-        return error_reply(error)
-
-    def _unexpected(self, cause: Exception, request: Request) -> Reply:
-        error = EdgedError(INTERNAL)
-        self._refused(error.code)
-        details: dict[str, Any] = {"request_id": request.id, "path": request.path}
-        logger.error("unexpected error in request %s", request.id, extra=details, exc_info=cause)
         return error_reply(error)
 
 

@@ -12,6 +12,7 @@ from typing import cast
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -22,6 +23,7 @@ from edged.api.chat import Chat
 from edged.api.connection import HEAD_BYTES, KEEP_ALIVE_S, Connection, Limits
 from edged.api.embeddings import Embeddings
 from edged.api.endpoint import Endpoint, Handler, Reply, Request, error_reply
+from edged.api.errors import INTERNAL
 from edged.api.gateway import Gateway
 from edged.api.metrics import Metrics
 from edged.api.openapi import document
@@ -48,12 +50,12 @@ def build_gateway(front: FrontDoor, config: Config) -> Gateway:
 
 def build_client_app(gateway: Gateway) -> ASGIApp:
     """Make the application of the client socket."""
-    return _application([*_inference_routes(gateway), *_reading_routes(gateway)])
+    return _application(gateway, [*_inference_routes(gateway), *_reading_routes(gateway)])
 
 
 def build_admin_app(gateway: Gateway, operator: Operator) -> ASGIApp:
     """Make the application of the admin socket: reads, and everything that changes the daemon."""
-    return _application([*_admin_routes(gateway, operator), *_reading_routes(gateway)])
+    return _application(gateway, [*_admin_routes(gateway, operator), *_reading_routes(gateway)])
 
 
 class Server:
@@ -157,13 +159,13 @@ def limits_of(config: Config) -> Limits:
     return Limits(connections=min(config.api.max_connections, room), message_bytes=most_bytes)
 
 
-def _application(routes: list[Route]) -> ASGIApp:
+def _application(gateway: Gateway, routes: list[Route]) -> ASGIApp:
     handlers = {404: _not_found, 405: _wrong_method}
     refusing = Starlette(routes=routes, exception_handlers=cast("dict[int, ExceptionHandler]", handlers))
     refusing.router.redirect_slashes = False
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        """Straight to the endpoint, which lets no error out; what has none is refused by Starlette."""
+        """Straight to the endpoint; what has none is refused by Starlette."""
         for route in routes:
             match, found = route.matches(scope)
             if match is Match.FULL:
@@ -171,7 +173,16 @@ def _application(routes: list[Route]) -> ASGIApp:
                 return await route.app(scope, receive, send)
         return await refusing(scope, receive, send)
 
-    return app
+    async def unexpected(request: StarletteRequest, _cause: Exception) -> Response:
+        """A code to the client, which request it was to the log; uvicorn logs the rest."""
+        error, name = EdgedError(INTERNAL), request.scope.get("edged.request_id", "")
+        gateway.metrics.refused(error.code)
+        logger.error(
+            "unexpected error in request %s", name, extra={"request_id": name, "path": request.url.path}
+        )
+        return _refusal(error, {"x-request-id": name})
+
+    return ServerErrorMiddleware(app, handler=unexpected)
 
 
 def _inference_routes(gateway: Gateway) -> Iterator[Route]:

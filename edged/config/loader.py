@@ -50,4 +50,4 @@ def schema() -> dict[str, Any]:
 def _path_schema(kind: type) -> dict[str, Any]:
     if issubclass(kind, Path):
         return {"type": "string"}
-    raise NotImplementedError
+    raise TypeError(f"{kind} has no JSON schema")

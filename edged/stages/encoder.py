@@ -33,8 +33,8 @@ def open_tokenizer(variant: Variant) -> Tokenizer:
     if path is None or not Path(path).is_file():
         raise ModelError(f"model {variant.model!r} has no tokenizer.json at {path}; pull the model again")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception for a malformed file
+        tokenizer = Tokenizer.from_buffer(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not a tokenizer: {error}; pull {variant.model!r} again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -18,7 +18,7 @@ def test_a_file_that_is_no_tokenizer_is_a_model_error(tmp_path: Path, content: b
     variant = Variant(
         model="m", name="int8", task="embed", path=tmp_path / "model.onnx", format="onnx", tokenizer=path
     )
-    with pytest.raises(ModelError, match="tokenizer.json is not a tokenizer: .*; pull 'm' again"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json is not a tokenizer: .*; pull 'm' again"):
         open_tokenizer(variant)
 
 

@@ -77,7 +77,7 @@ class Server:
                 lifespan="off",
                 interface="asgi3",
                 log_config=None,
-                log_level="error",  # a warning for each odd request would let a client flood the log
+                log_level="critical",  # a line for each odd request would let a client flood the log
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
@@ -173,13 +173,12 @@ def _application(gateway: Gateway, routes: list[Route]) -> ASGIApp:
                 return await route.app(scope, receive, send)
         return await refusing(scope, receive, send)
 
-    async def unexpected(request: StarletteRequest, _cause: Exception) -> Response:
-        """A code to the client, which request it was to the log; uvicorn logs the rest."""
+    async def unexpected(request: StarletteRequest, cause: Exception) -> Response:
+        """A code to the client, the rest to the log, before the client can ask what happened."""
         error, name = EdgedError(INTERNAL), request.scope.get("edged.request_id", "")
         gateway.metrics.refused(error.code)
-        logger.error(
-            "unexpected error in request %s", name, extra={"request_id": name, "path": request.url.path}
-        )
+        extra = {"request_id": name, "path": request.url.path}
+        logger.error("unexpected error in request %s", name, exc_info=cause, extra=extra)
         return _refusal(error, {"x-request-id": name})
 
     return ServerErrorMiddleware(app, handler=unexpected)

@@ -332,7 +332,8 @@ class TokenContract:
 
     def test_control_tokens_are_recognised_only_on_request(self, session: TokenSession) -> None:
         vocabulary = session.vocabulary
-        end = vocabulary.end or pytest.skip("the vocabulary has no end token")
+        end = vocabulary.end
+        assert end
         (control,) = vocabulary.encode(end, special=True)
         text = f"a passage that says {end}{end} and goes on"
         plain = vocabulary.encode(text, special=False)
@@ -342,9 +343,8 @@ class TokenContract:
 
     def test_an_incomplete_character_is_marked(self, session: TokenSession) -> None:
         tokens = session.vocabulary.encode("\U0001fae0", special=False)
-        if len(tokens) < 2:  # noqa: PLR2004 - one token cannot be cut
-            pytest.skip("the vocabulary has the character whole")
-        assert session.vocabulary.decode(tokens[:-1]).endswith("\ufffd")
+        whole = len(tokens) == 1
+        assert session.vocabulary.decode(tokens[:-1])[-1:] == ("" if whole else "\ufffd")
 
     def test_decoded_prefixes_grow(self, session: TokenSession, alone: list[list[int]]) -> None:
         decode = session.vocabulary.decode

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from edged_backends import llama_cpp as adapter
+from edged_backends import llama_cpp_tokens as adapter_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,9 +24,6 @@ from edged.testing.token_contract import (
     generate,
     step_until_tokens,
 )
-
-adapter = pytest.importorskip("edged_backends.llama_cpp", reason="llama-cpp-python is not installed")
-adapter_tokens = pytest.importorskip("edged_backends.llama_cpp_tokens")
 
 VOCABULARY_SIZE = 49152
 OPTIONS = {"max_sequences": 4, "context_tokens": 512, "threads": 1}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from edged_backends import openai as adapter
 
 from edged.backend import Sampling, TokenSession, Variant
 from edged.catalogue import Catalogue
@@ -19,9 +20,6 @@ from edged.errors import ConfigError
 from edged.models.store import ModelStore
 from edged.testing.daemon import running
 from edged.testing.token_contract import Answer, TokenContract, finish_all, generate
-
-adapter = pytest.importorskip("edged_backends.openai", reason="httpx is not installed")
-pytest.importorskip("llama_cpp", reason="no engine for the servers")
 
 MODELS = Path(__file__).parents[2] / ".edged/models"
 MODEL = "smollm2-135m-instruct"
@@ -112,8 +110,6 @@ class TestAnotherEdged(TokenContract):
 @pytest.fixture(scope="module")
 def llama_server(tmp_path_factory) -> Iterator[str]:
     """The server of llama-cpp-python, which wants a key."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("sse_starlette")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     options = {"model": weights(), "model_alias": "smol", "n_ctx": 512, "n_threads": 1, "verbose": False}

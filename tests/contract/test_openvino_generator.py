@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import openvino as ov
 import pytest
@@ -274,7 +275,6 @@ def test_a_byte_without_a_token_does_not_become_a_control_token(
 def test_ids_equal_those_of_llama_cpp(
     variant: Callable[[str, str], Variant], vocabulary: OpenvinoVocabulary, text: str, special: bool
 ) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     path = str(variant("smollm2-135m-instruct", "q4_1").path)
     other = llama_cpp.Llama(path, vocab_only=True, verbose=False)
     expected = other.tokenize(text.encode(), add_bos=False, special=special)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from edged_backends import openai as adapter
 
 from edged.backend import Sampling, TokenEvent, Variant
 from edged.errors import ConfigError, StageUnavailable, UnsupportedField
 
 from .openai_stand import Caller, Stand, stand
 
-adapter = pytest.importorskip("edged_backends.openai", reason="httpx is not installed")
 VARIANT = Variant(model="smol", name="none", task="generate", format="none", path=Path("/dev/null"))
 GREEDY = Sampling()
 QUESTION = "<|edged:system|>Be brief.<|edged:end|><|edged:user|>Why?<|edged:end|><|edged:assistant|>"

@@ -8,13 +8,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from edged_backends import openai as adapter
 
 from edged.backend import Sampling, Variant
 
 from .openai_stand import stand
 
-adapter = pytest.importorskip("edged_backends.openai", reason="httpx is not installed")
-openssl = shutil.which("openssl") or pytest.skip("openssl makes the certificate", allow_module_level=True)
+openssl = shutil.which("openssl") or pytest.skip(
+    "the program openssl, which makes the certificate, is missing", allow_module_level=True
+)
 VARIANT = Variant(model="smol", name="none", task="generate", format="none", path=Path("/dev/null"))
 
 

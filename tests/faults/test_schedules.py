@@ -267,7 +267,7 @@ def _memory_group() -> Path | None:
 def test_a_worker_that_runs_out_of_memory_is_replaced(daemon: Start) -> None:
     limit = _memory_group()
     if limit is None:
-        pytest.skip("no writable memory cgroup here")
+        pytest.skip("this machine gives no writable memory cgroup")
     try:
         limit.write_text(str(1 << 20))
         running = daemon(simulated("options = { max_tokens = 20, context_tokens = 100000 }"))

@@ -132,7 +132,6 @@ def test_dynamic_int8_stays_close(variant: Give) -> None:
 
 
 def test_requantising_twice_gives_the_same_bytes(variant: Give, tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp", reason="the extra edged[llama] is missing")
     base = variant("smollm2-135m-instruct", "q4_1").path
     for name in ("a", "b"):
         derive("gguf_requantise", base, tmp_path / name, {"type": "Q4_0"})

@@ -15,7 +15,6 @@ from edged.errors import BadRequest, StageUnavailable
 from edged.replies import Final
 from edged.testing.daemon import RunningDaemon, running
 
-pytest.importorskip("httpx")
 OFF = "".join(f"[stages.{name}]\nworkers = 0\n" for name in ("retriever", "reranker"))
 FAR = """
 [stages.generator]

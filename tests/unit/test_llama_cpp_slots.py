@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
+from edged_backends.llama_cpp_slots import MINIMUM_SHARED, Slots, common
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-
-from edged_backends.llama_cpp_slots import MINIMUM_SHARED, Slots, common
 
 LIVE = 3
 LIMIT_TOKENS = 120

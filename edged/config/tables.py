@@ -89,6 +89,9 @@ class Stage(Table, frozen=True):
     """How long an idle worker may wait for a fuller batch; 0: it takes at once what is there."""
     target_ms: Milliseconds = 0.0
     """Bound on the time in this stage, waiting included, for which the batch limit is chosen; 0: none."""
+    stream_interval_ms: Milliseconds = 40.0
+    """Of a generator: tokens that come sooner than this after those before are sent together, the first at
+    once. 0 sends each by itself, and costs the cores that the model computes on."""
     timeout_s: Seconds = 60.0
     """Silence of a worker that holds work, after which it is killed and replaced."""
     load_timeout_s: Seconds = 300.0

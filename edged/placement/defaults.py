@@ -58,6 +58,7 @@ def place(
         variant=variant,
         options=own_cache | stage.options,
         library=config.library.dir,
+        stream_interval_ms=stage.stream_interval_ms,
     )
 
 

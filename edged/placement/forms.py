@@ -190,4 +190,5 @@ def _spec(form: Form, stage: Stage, variant: Variant, box: Box) -> StageSpec:
         variant=variant,
         options=own | dict(stage.options) | threads | dict(form.options),
         library=box.library,
+        stream_interval_ms=stage.stream_interval_ms,
     )

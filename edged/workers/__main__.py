@@ -52,7 +52,7 @@ def _serve(spec: WorkerSpec, link: Dealer) -> None:
     if (streaming := as_streaming(stage)) is not None:
         credit = min(streaming.room, spec.stage.max_batch)
         link.send(Ready(credit, os.getpid(), load_s, dict(stage.details) | shown))
-        TokenLoop(streaming, link, arenas).run()
+        TokenLoop(streaming, link, arenas, spec.stage.stream_interval_ms / 1000).run()
     else:
         link.send(Ready(spec.stage.max_batch, os.getpid(), load_s, dict(stage.details) | shown))
         serve_batches(cast("BatchStage", stage), link, arenas)

@@ -41,6 +41,7 @@ from edged.stages.contract import (
 )
 from edged.transport.links import Dealer
 from edged.transport.slots import Arena
+from edged.workers.coalescing import Coalescing, Event
 
 Arenas = Mapping[int, Arena]
 
@@ -172,7 +173,9 @@ def _failed(work: Work, error: EdgedError) -> Failed:
 class TokenLoop:
     """Runs a token stage: items join, stream and leave at token boundaries."""
 
-    def __init__(self, stage: TokenStage, link: Dealer, arenas: Arenas) -> None:
+    def __init__(
+        self, stage: TokenStage, link: Dealer, arenas: Arenas, stream_interval_s: float = 0.0
+    ) -> None:
         self._stage = stage
         self._link = link
         self._arenas = arenas
@@ -182,6 +185,7 @@ class TokenLoop:
         self._told_at = 0.0
         self._caches = CacheTeller(stage, link)
         self._told_trouble = ""
+        self._coalescing = Coalescing(stream_interval_s)
 
     def run(self) -> None:
         """Work until told to stop and everything taken is finished."""
@@ -192,7 +196,7 @@ class TokenLoop:
                 if self._stopping and not self._held:
                     return
             if self._held and not self._paused:
-                self._link.send(*(self._report(event) for event in self._stage.step()))
+                self._tell(self._coalescing.pass_on(self._stage.step(), time.monotonic()))
             self._beat()
             self._caches.tell()
 
@@ -200,6 +204,10 @@ class TokenLoop:
         if (trouble := self._stage.trouble) != self._told_trouble:
             self._told_trouble = trouble
             self._link.send(Trouble(trouble))
+
+    def _tell(self, events: list[Event]) -> None:
+        if events:
+            self._link.send(*(self._report(event) for event in events))
 
     def _patience_ms(self) -> int | None:
         """How long to wait for a message: not at all between steps, else until there is something to do."""
@@ -225,6 +233,8 @@ class TokenLoop:
                 self._paused = count == 0
                 if count:
                     self._stage.set_cores(count)
+                else:
+                    self._tell(self._coalescing.flush())
             case ClearCaches(names):
                 self._stage.clear_caches(names)
                 self._caches.tell(now=True)
@@ -247,9 +257,10 @@ class TokenLoop:
             return
         del self._held[request]
         self._stage.cancel(request)
+        self._coalescing.forget(request)
         self._link.send(Gone(request, attempt))
 
-    def _report(self, event: Progress | Finished | Broken) -> Tokens | Done | Failed:
+    def _report(self, event: Event) -> Tokens | Done | Failed:
         work, started = self._held[event.request]
         self._told_at = time.monotonic()
         match event:

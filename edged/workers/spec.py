@@ -31,6 +31,8 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
     variant: Variant
     options: dict[str, Any]
     library: Path
+    stream_interval_ms: float = 0.0
+    """Tokens of an answer that come sooner than this after those before are told together."""
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -47,7 +47,8 @@ def replaced(daemon: RunningDaemon, old: int) -> None:
 
 
 def test_a_start_without_memory_for_the_queue_leaves_no_socket(tmp_path: Path) -> None:
-    many = "".join(f'[stages.spare{number}]\nkind = "generator"\nbackend = "simulated"\nworkers = 0\n' for number in range(200))
+    off = 'kind = "generator"\nbackend = "simulated"\nworkers = 0\n'
+    many = "".join(f"[stages.spare{number}]\n{off}" for number in range(200))
     ended = start(tmp_path, "[queue]\nslots = 65536\n" + OFF + many)
     assert ended.returncode == 78
     assert "204 arenas of 16384 MiB" in ended.stderr

@@ -12,6 +12,7 @@ from edged.messages import (
     Answer,
     Cancel,
     ChatTask,
+    Cores,
     Done,
     Failed,
     Fault,
@@ -170,6 +171,27 @@ def test_it_streams_an_answer_and_puts_the_whole_into_the_slot(bench: Bench) -> 
     text, answer = stream(bench, 0)
     assert text == answer.text
     assert answer.completion_tokens == len(text) == 40
+
+
+def test_tokens_that_come_fast_are_told_together(bench: Bench) -> None:
+    bench.stream_interval_ms = 1e8
+    bench.ready("generator")
+    bench.give(work(0, bench.put(0, chat("hello", max_tokens=40)), "chat"))
+    first, rest = bench.expect(Tokens), bench.expect(Tokens)
+    assert (len(first.tokens), rest.first, len(rest.tokens)) == (1, 1, 39)
+    assert first.text + rest.text == decoder(Answer)(bench.result(bench.expect(Done))).text
+
+
+def test_a_paused_answer_holds_nothing_back(bench: Bench) -> None:
+    bench.stream_interval_ms = 1e8
+    bench.ready("generator", decode_ms=5, context_tokens=20_000)
+    bench.give(work(0, bench.put(0, chat("hello", max_tokens=9000)), "chat"))
+    bench.expect(Tokens)
+    bench.give(work(1, bench.put(1, chat("hello", max_tokens=9000)), "chat"))
+    assert bench.expect(Tokens).request == 1  # in a step that held back a token of the other answer
+    bench.send(Cores(0))
+    held = bench.expect(Tokens)
+    assert (held.request, held.first) == (0, 1)
 
 
 def test_a_cancelled_answer_is_gone_within_a_token(bench: Bench) -> None:

@@ -35,6 +35,7 @@ class Bench:
         self.results = Arena(self.descriptors[OWN], GEOMETRY, writable=False)
         self.processes: list[Process] = []
         self.heard: list[FromWorker] = []
+        self.stream_interval_ms = 0.0
         self.ignored: tuple[type, ...] = (Caches,)
         """Counters come between the others whenever they have changed."""
 
@@ -50,6 +51,7 @@ class Bench:
             variant=variant,
             options=options,
             library=self.folder,
+            stream_interval_ms=self.stream_interval_ms,
         )
         arenas = [
             ArenaSpec(number, descriptor, GEOMETRY, number == OWN)

@@ -24,6 +24,8 @@ from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.requests import Submission
 from edged.dispatch.status import readings, stage_state, status
 from edged.errors import ConfigError, Draining, EdgedError
+from edged.governor.force import InForce
+from edged.governor.governing import Governing
 from edged.governor.watch import MachineWatch
 from edged.lock import take_lock
 from edged.models.store import ModelStore
@@ -64,6 +66,7 @@ class Daemon:
         self._applied = AppliedPlan(config.daemon.state_dir, self._store)
         self._rollout = Rollout(self._dispatcher, self._applied)
         self.swaps = Swaps(self._dispatcher, self._applied, self._rollout, self._store, lambda: self.config)
+        self.governing = Governing(lambda: self.config, self._dispatcher)
         self._machine = MachineWatch(self._dispatcher, lambda: self.config)
         self._announced = False
 
@@ -222,6 +225,11 @@ class Daemon:
             self._applied.note({name: setback})
 
     # ---------------------------------------------------------- front door
+
+    @property
+    def force(self) -> InForce:
+        """The rung in force, for all who carry a part of it out."""
+        return self.governing.force
 
     def submit(self, submission: Submission) -> Channel:
         """See `FrontDoor.submit`."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import msgspec
 
 from edged.backend import Capabilities, Device, TokenSession, Variant
+from edged.breaker import Breaker
 from edged.errors import BackendError, ConfigError
-from edged_backends.openai_breaker import Breaker
 from edged_backends.openai_http import Target, check_address
 from edged_backends.openai_key import read_key
 from edged_backends.openai_request import DialectName

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from edged.backend import Finish, TokenEvent, Usage
+from edged.breaker import Breaker
 from edged.errors import BadRequest, EdgedError, StageUnavailable, Upstream
-from edged_backends.openai_breaker import Breaker
 from edged_backends.openai_errors import Refused
 from edged_backends.openai_http import Server
 from edged_backends.openai_request import Dialect, Repetition, request_for

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from edged.backend import Sampling, TokenEvent, Vocabulary
+from edged.breaker import Breaker
 from edged.errors import BackendError, ConfigError, ContextOverflow, EdgedError, StageUnavailable, Upstream
 from edged_backends.openai_answer import Conversation, Task, logger
-from edged_backends.openai_breaker import Breaker
 from edged_backends.openai_http import Server, Target
 from edged_backends.openai_request import DIALECTS, sampling_fields
 from edged_backends.openai_vocabulary import PieceVocabulary, asked

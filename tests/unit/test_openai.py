@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from edged_backends.openai_breaker import Breaker
 from edged_backends.openai_request import Repetition
 from edged_backends.openai_stream import EventLines, Said, read_chunk
 from edged_backends.openai_vocabulary import PieceVocabulary, answer_tokens, asked, said_at_once
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.breaker import Breaker
 from edged.errors import BackendError, Upstream
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

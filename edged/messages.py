@@ -239,6 +239,8 @@ class ChatTask(msgspec.Struct, frozen=True, kw_only=True):
     """Passages that the retriever fetches; 0 means the stage's default."""
     keep: int = 0
     """Passages that the reranker keeps; 0 means the stage's default."""
+    passages_only: bool = False
+    """Give the passages that an answer would be written from, and no answer."""
 
 
 class EmbedTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -297,6 +299,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """How often the answer was continued by another worker."""
     passages_dropped: int = 0
     """How many of the passages found, the worst ones, did not fit the context."""
+    passages: tuple[Passage, ...] = ()
+    """Where only they were asked for: those that an answer would be written from, best first."""
 
 
 # ------------------------------------------------------------------- the codec

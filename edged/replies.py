@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from edged.errors import BY_CODE, EdgedError, from_code
+from edged.messages import Passage
 from edged.report import CacheReport
 
 
@@ -62,6 +63,8 @@ class Final(msgspec.Struct, frozen=True, kw_only=True):
     timings: tuple[Timing, ...] = ()
     usage: Usage | None = None
     resumed: int = 0
+    passages: tuple[Passage, ...] = ()
+    """Best first, where only they were asked for."""
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +79,7 @@ class Turn(msgspec.Struct, frozen=True):
 
     content: str | None = None
     citations: tuple[Cited, ...] = ()
+    passages: tuple[Passage, ...] = ()
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -159,6 +163,7 @@ def final(replies: Sequence[Reply]) -> Final:
         model=next((reply.model for reply in replies if reply.model), ""),
         request_id=trace.request_id,
         citations=next((turn.citations for turn in reversed(turns) if turn.citations), ()),
+        passages=next((turn.passages for turn in reversed(turns) if turn.passages), ()),
         timings=trace.timings,
         usage=next((reply.usage for reply in reversed(replies) if reply.usage), None),
         resumed=trace.resumed,

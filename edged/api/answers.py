@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from edged.api.openai import CitationInfo, EdgedInfo, Usage
+from edged.api.openai import CitationInfo, EdgedInfo, PassageInfo, Usage
 from edged.dispatch.requests import Completed
-from edged.messages import Answer, Citation, decoder
+from edged.messages import Answer, Citation, Passage, decoder
 
 decode_answer: Callable[[bytes], Answer] = decoder(Answer)
 
@@ -20,6 +20,11 @@ class Ending(msgspec.Struct, frozen=True):
     citations: list[CitationInfo]
     usage: Usage
     edged: EdgedInfo
+
+    @property
+    def passages(self) -> list[PassageInfo] | msgspec.UnsetType:
+        """What an answer would be written from, where that was asked."""
+        return [passage_info(passage) for passage in self.answer.passages] or msgspec.UNSET
 
 
 def ending_of(completed: Completed, request_id: str) -> Ending:
@@ -35,6 +40,11 @@ def ending_of(completed: Completed, request_id: str) -> Ending:
 def info_of(completed: Completed, request_id: str, model: str) -> EdgedInfo:
     """Say what edged did for a request."""
     return EdgedInfo(request_id=request_id, model=model, timings=completed.timings, resumed=completed.resumed)
+
+
+def passage_info(passage: Passage) -> PassageInfo:
+    """Write a passage for clients."""
+    return PassageInfo(**msgspec.structs.asdict(passage))
 
 
 def citation_info(citation: Citation) -> CitationInfo:

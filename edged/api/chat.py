@@ -48,7 +48,13 @@ def whole_answer(completed: Completed, request: Request, model: str, watch: Stop
     """Make the body of an answer that is not streamed."""
     ending = ending_of(completed, request.id)
     answer = ending.answer
-    message = AnswerMessage(role="assistant", content=answer.text, refusal=None, citations=ending.citations)
+    message = AnswerMessage(
+        role="assistant",
+        content=answer.text,
+        refusal=None,
+        citations=ending.citations,
+        passages=ending.passages,
+    )
     body = ChatCompletion(
         id=f"chatcmpl-{request.id}",
         created=watch.created,

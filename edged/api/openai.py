@@ -66,6 +66,8 @@ class EdgedOptions(Closed, frozen=True):
     keep: Annotated[int, Meta(ge=1, le=100)] | None = None
     priority: Priority | None = None
     """`interactive` when absent; `batch` work goes behind interactive work in every queue."""
+    passages_only: bool | None = None
+    """Answer with the passages that an answer would be written from, and write none."""
 
 
 class ChatRequest(Closed, frozen=True):
@@ -175,6 +177,22 @@ class CitationInfo(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class PassageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A passage that an answer would be written from."""
+
+    id: int
+    """In the library; another one after the document is ingested again."""
+    source: str
+    title: str
+    heading: str
+    first_line: int
+    last_line: int
+    page: int
+    text: str
+    scores: dict[str, float]
+    """By who gave them: dense, bm25, fused, rerank, blend."""
+
+
 class EdgedInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What edged did for a request."""
 
@@ -199,6 +217,8 @@ class AnswerMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     content: str | None
     refusal: UnsetType | None = UNSET
     citations: list[CitationInfo] | UnsetType = UNSET
+    passages: list[PassageInfo] | UnsetType = UNSET
+    """Best first, where only they were asked for."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +248,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     citations: list[CitationInfo] | UnsetType = UNSET
+    passages: list[PassageInfo] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,7 +73,7 @@ class ChatStream:
 
     async def _finish(self, completed: requests.Completed, ending: Ending) -> None:
         self._watch.completed(completed, ending.usage.prompt_tokens, ending.usage.completion_tokens)
-        last = Delta(citations=ending.citations)
+        last = Delta(citations=ending.citations, passages=ending.passages)
         events = [self._event(last, finish=ending.answer.finish, edged=ending.edged)]
         if self._usage:
             events.append(self._chunk((), usage=ending.usage))

@@ -84,7 +84,16 @@ def chat_task(request: ChatRequest, *, grounded: bool) -> ChatTask:
         grounded=grounded,
         candidates=options.candidates or 0,
         keep=options.keep or 0,
+        passages_only=_passages_only(options, grounded=grounded),
     )
+
+
+def _passages_only(options: EdgedOptions, *, grounded: bool) -> bool:
+    if options.passages_only and not grounded:
+        raise BadRequest(
+            "this model answers without documents, so it has no passages", param="edged.passages_only"
+        )
+    return bool(options.passages_only)
 
 
 def embedding_texts(request: EmbeddingRequest) -> tuple[str, ...]:

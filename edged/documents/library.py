@@ -21,6 +21,7 @@ from edged.documents.publish import Reading, publish_next, untold
 from edged.documents.recovery import known_manifest
 from edged.documents.sample import Sample, sample
 from edged.documents.store import DOCUMENT_COLUMNS, VISIBLE, Document, Store, connect
+from edged.documents.words import passages_with
 from edged.errors import NotFound, StorageError
 from edged.messages import Passage
 
@@ -137,6 +138,21 @@ class Library:
         """Ids of the `count` passages nearest to each vector, best first, in the generation in use."""
         found = self._generation.search(vectors, count) if self._generation else [([], [])] * len(vectors)
         return [ids for ids, _ in found]
+
+    def passages(self, ids: Sequence[int]) -> list[Passage]:
+        """The passages with these ids, in their order; `StorageError` when the library lacks one."""
+        self.refresh()
+        if not self._connection:
+            return []
+        with translated(self.path):
+            return search.fetch(self._connection, {identity: {} for identity in ids})
+
+    def holding(self, words: Sequence[str]) -> dict[str, int]:
+        """By word, how many passages hold it, as the search by words counts them; 0 for a word unheard of."""
+        if not self._connection:
+            return dict.fromkeys(words, 0)
+        with translated(self.path):
+            return passages_with(self._connection, words)
 
     def documents(self) -> list[Document]:
         """All documents, by source."""

@@ -180,3 +180,11 @@ def _document_frequency(connection: sqlite3.Connection, token: str, common: Mapp
         return common[token]
     row = connection.execute("SELECT doc FROM temp.vocabulary WHERE term = ?", (token,)).fetchone()
     return int(row[0]) if row else 0
+
+
+def passages_with(connection: sqlite3.Connection, words: Sequence[str]) -> dict[str, int]:
+    """By word, how many passages of the file hold it; of a word of several tokens, its rarest counts."""
+    return {
+        word: min((_document_frequency(connection, token, {}) for token in tokens(word)), default=0)
+        for word in words
+    }

@@ -119,6 +119,9 @@ class Generator:
         if item.operation != "chat":
             raise BadRequest(f"a generator answers chat, not {item.operation}", param="operation")
         task = _decode_task(item.payload)
+        if task.passages_only:
+            self._settled[item.request] = [Finished(item.request, encode(self._passages_of(task)))]
+            return
         if task.grounded and not task.passages:
             self._settled[item.request] = _nothing_found(item)
             return
@@ -132,6 +135,19 @@ class Generator:
             self._settled[item.request] = self._finish(live, "stop" if live.stream.stopped else "length")
             return
         self._start(live)
+
+    def _passages_of(self, task: ChatTask) -> Answer:
+        """What an answer would be written from, by the prompt that it would get."""
+        prompt = self._prompts.build(task)
+        return Answer(
+            text="",
+            finish="stop",
+            prompt_tokens=len(prompt.tokens),
+            completion_tokens=0,
+            model=self._model,
+            passages_dropped=prompt.passages_dropped,
+            passages=prompt.passages[::-1],
+        )
 
     def _begin(self, item: Item, task: ChatTask) -> _Live:
         decode = self._session.vocabulary.decode

@@ -15,7 +15,7 @@ import msgspec
 
 from edged import log, notify
 from edged.api.gateway import Gateway
-from edged.api.listen import ADMIN_MODE, ADMIN_NAME, CLIENT_NAME, bind_unix, passed_sockets, unlink_own
+from edged.api.listen import listeners, unlink_own
 from edged.api.server import Server, build_admin_app, build_client_app, build_gateway, limits_of
 from edged.catalogue import Catalogue
 from edged.config import Config, Stage
@@ -26,6 +26,8 @@ from edged.dispatch.status import readings, stage_state, status
 from edged.errors import ConfigError, Draining, EdgedError
 from edged.governor.force import InForce
 from edged.governor.governing import Governing
+from edged.governor.history import History
+from edged.governor.variants import Variants
 from edged.governor.watch import MachineWatch
 from edged.lock import take_lock
 from edged.models.store import ModelStore
@@ -66,8 +68,10 @@ class Daemon:
         self._applied = AppliedPlan(config.daemon.state_dir, self._store)
         self._rollout = Rollout(self._dispatcher, self._applied)
         self.swaps = Swaps(self._dispatcher, self._applied, self._rollout, self._store, lambda: self.config)
-        self.governing = Governing(lambda: self.config, self._dispatcher)
-        self._machine = MachineWatch(self._dispatcher, lambda: self.config)
+        variants = Variants(self.swaps, self._store, lambda: self.config)
+        history = History(config.daemon.state_dir)
+        self.governing = Governing(lambda: self.config, self._dispatcher, variants, history)
+        self._machine = MachineWatch(self._dispatcher, lambda: self.config, self.governing.feel)
         self._announced = False
 
     # ------------------------------------------------------------------ life
@@ -87,7 +91,7 @@ class Daemon:
             loop.add_signal_handler(number, self._asked_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
         with ExitStack() as sockets:
-            listeners = self._listeners(environment, sockets)
+            found, self._bound = listeners(self.config.api, environment, sockets)
             self._applied.read()
             self._share_cores()
             check_memory(self._dispatcher.arenas.geometry, 1 + len(self.config.stages))
@@ -96,14 +100,14 @@ class Daemon:
                 for name, stage in self.config.stages.items():
                     self._add_stage(name, stage)
                 self._dispatcher.start_workers()
-                await self._serve(listeners)
+                await self._serve(found)
             finally:
                 await self._dispatcher.stop()
                 logger.info("stopped")
 
-    async def _serve(self, listeners: list[socket]) -> None:
+    async def _serve(self, sockets: list[socket]) -> None:
         loop = asyncio.get_running_loop()
-        client, admin = listeners
+        client, admin = sockets
         limits = limits_of(self.config)
         drain_s = self.config.daemon.drain_s
         servers = [
@@ -115,38 +119,19 @@ class Daemon:
         logger.info("listening", extra={"socket": str(self.config.api.socket)})
         supervision = loop.create_task(self._report_to_service_manager(), name="service manager")
         watch = loop.create_task(self._watch_rates(), name="watch over the plan")
+        self.governing.begin()
         machine = loop.create_task(self._machine.run(), name="watch over the machine")
         await self._stop.wait()
         await self._drain()
         supervision.cancel()
         watch.cancel()
         machine.cancel()
+        self.governing.close()
         for path, listener in self._bound.items():
             unlink_own(listener, path)
         async with asyncio.TaskGroup() as group:
             for server in servers:
                 group.create_task(server.stop())
-
-    def _listeners(self, environment: Mapping[str, str], sockets: ExitStack) -> list[socket]:
-        """The client socket and the admin socket: systemd's where it passed them, else our own.
-
-        `sockets` closes them all, and removes the files of our own, however the daemon ends.
-        """
-        passed = passed_sockets(environment)
-        api = self.config.api
-        wanted = (
-            (api.socket, CLIENT_NAME, int(api.socket_mode, 8)),
-            (api.admin_socket, ADMIN_NAME, ADMIN_MODE),
-        )
-        for listener in passed.values():
-            sockets.callback(listener.close)
-        self._bound = {}
-        for path, name, mode in wanted:
-            if name not in passed:
-                self._bound[path] = bind_unix(path, mode)
-                sockets.callback(self._bound[path].close)
-                sockets.callback(unlink_own, self._bound[path], path)
-        return [passed.get(name) or self._bound[path] for path, name, _ in wanted]
 
     async def _drain(self) -> None:
         """Let accepted requests finish; what is left after `drain_s` ends with an explicit error."""
@@ -233,6 +218,7 @@ class Daemon:
 
     def submit(self, submission: Submission) -> Channel:
         """See `FrontDoor.submit`."""
+        self.governing.check(submission)
         return self._dispatcher.submit(submission)
 
     def status(self) -> Status:
@@ -246,7 +232,12 @@ class Daemon:
             notes=(*self._calibration.sentences(), *self._plan_notes()),
         )
         return self.swaps.shown(
-            msgspec.structs.replace(taken, plan=self._applied.status(), **self._machine.status())
+            msgspec.structs.replace(
+                taken,
+                plan=self._applied.status(),
+                governor=self.governing.status(),
+                **self._machine.status(),
+            )
         )
 
     def _plan_notes(self) -> tuple[str, ...]:
@@ -327,6 +318,7 @@ class Daemon:
         self._applied.note({name: setback for name, (_, setback) in found.items()})
         self._share_cores()
         self._gateway.adopt(config)
+        self.governing.adopt()
         logger.info("reloaded", extra={"stages": changed, "pipelines": lines + gone})
         return (
             [f"stage {name} is being replaced" for name in changed]

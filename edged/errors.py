@@ -86,6 +86,14 @@ class Overloaded(EdgedError):
     retryable = True
 
 
+class Shed(EdgedError):
+    """The governor's rung lets this work wait: the box is too hot, too busy or short of memory."""
+
+    code = "shed"
+    status = 429
+    retryable = True
+
+
 class Draining(EdgedError):
     """The daemon is stopping and takes no new work."""
 
@@ -228,6 +236,12 @@ class DeviceLost(BackendError):
     code = "device_lost"
     status = 503
     retryable = True
+
+
+class DeviceAbsent(ConfigError):
+    """A backend does not see the device that a stage is to run on, or cannot use it."""
+
+    code = "device_absent"
 
 
 class Upstream(EdgedError):

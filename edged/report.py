@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edged.config.tables import Rung
 from edged.governor.readings import Senses
 from edged.messages import CacheCounters
 from edged.placement.table import Plan
@@ -37,6 +38,25 @@ class CacheReport(msgspec.Struct, frozen=True, kw_only=True):
     """Of `prefix`: prompt tokens; of the others: look-ups."""
     misses: int
     evictions: int
+
+
+class DeviceLoss(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that a stage has lost and is to return to."""
+
+    device: str
+    lost_s: float
+    """How long ago."""
+    why: str
+    tries: int
+    """How often it has been tried since it was last sound."""
+    again_s: float | None
+    """Until it is tried again; None while it is."""
+
+    @property
+    def sentence(self) -> str:
+        """In words."""
+        again = "tried now" if self.again_s is None else f"tried again in {self.again_s:.0f} s"
+        return f"{self.device} lost {self.lost_s:.0f} s ago: {self.why}; {again}"
 
 
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +102,13 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Those that left the stage as it was."""
     override: str = ""
     """What `edgectl stage swap` or `scale` changed against configuration and plan; empty where nothing."""
+    lost_devices: tuple[DeviceLoss, ...] = ()
+    """Devices that it would rather run on, and is to return to."""
+    device_losses: int = 0
+    """Since the start."""
+    device_returns: int = 0
+    fallback_s: float = 0.0
+    """Time not spent on the device on which it belongs."""
 
 
 class PlanReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +172,63 @@ class PlanStatus(msgspec.Struct, frozen=True, kw_only=True):
     """By stage that was saturated: below 1 it is slower than the plan says, above 1 faster, 1 as planned."""
 
 
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that the governor did or heard of, as `edgectl governor history` lists it."""
+
+    at: float
+    """Seconds since the epoch."""
+    what: Literal["down", "up", "refused", "signal", "pinned", "released", "offered"]
+    """`refused`: a rung could not be taken; `signal`: a reading is not known any more, or is again;
+    `offered`: a rung can be taken from now on, or cannot."""
+    rung: str
+    """That was gone to, refused, pinned or offered, or is in force."""
+    before: str = ""
+    why: str = ""
+    """In a sentence."""
+    cause: str = ""
+    """`entered`, `predicted`, `critical`, `left`, `unavailable`, `pinned`, `floor`."""
+    signal: str = ""
+    value: float | None = None
+    predicted: float | None = None
+    limit: float | None = None
+    readings: dict[str, float] = {}
+    """All signals that were known then."""
+
+
+class GovernorStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The rung in force, and why."""
+
+    rung: int
+    """0 is the best."""
+    name: str
+    why: str
+    """The reading behind it; empty while none was ever left."""
+    since_s: float
+    """For how long it has been in force."""
+    under_way: bool = False
+    """Whether stages are still on their way to the variants that the rung asks for."""
+    pin: str = ""
+    """The rung that the operator wants, whatever the readings say; empty: the governor decides."""
+    floor: str = ""
+    """The lowest rung that may be taken."""
+    ladder: tuple[str, ...] = ()
+    """All rungs, best first."""
+    unavailable: dict[str, str] = {}
+    """Rungs that cannot be taken, and why."""
+    thermal: bool = False
+    """Whether temperatures count: without sensors only load and memory do."""
+    unknown: dict[str, str] = {}
+    """Signals that are watched and not known now, and why."""
+    changes: dict[str, dict[str, int]] = {}
+    """Since the start: by direction (`down`, `up`), by the kind of signal or, without one, the reason."""
+    refused: int = 0
+    """Rungs that could not be taken when they should have been, since the start."""
+    on_rung_s: dict[str, float] = {}
+    """Seconds on each rung since the start."""
+    settings: Rung = Rung(name="full")
+    """All that is done on the rung in force."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon as `edgectl status` shows it."""
 
@@ -172,5 +256,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The applied plan beside what is observed; None while none is applied."""
     senses: Senses | None = None
     """Temperatures by device, whom to believe, clocks, memory, pressure; None before the first sample."""
+    governor: GovernorStatus | None = None
+    """The rung of the quality ladder in force."""
     notes: tuple[str, ...] = ()
     """Sentences that an operator should read: no calibration, stale index, ..."""

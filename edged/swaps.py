@@ -206,12 +206,13 @@ class Swaps:
             memory=room.sentence,
         )
         self._dispatcher.try_out(step.spec, asked)
-        kept = _Kept(step, self._planned(name), self._applied.plan)
+        kept = _Kept(step, self.planned(name), self._applied.plan)
         self._task = asyncio.create_task(self._carry_out(before, kept), name=f"swap of {name}")
         logger.info("stage changes", extra={"stage": name, "how": told, "one_copy": alone})
         return list(self._report.changes)
 
-    def _planned(self, name: str) -> Step | None:
+    def planned(self, name: str) -> Step | None:
+        """How a stage runs by the configuration and the plan; None where that cannot be placed."""
         try:
             return self._applied.step(name, self._config().stages[name], self._config())[0]
         except EdgedError:

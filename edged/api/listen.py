@@ -7,8 +7,10 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
+from edged.config.tables import Api
 from edged.errors import AlreadyRunning, ConfigError
 
 BACKLOG = 4096
@@ -18,6 +20,29 @@ ADMIN_MODE = 0o600
 _FIRST_PASSED = 3
 _ANSWER_S = 1.0
 _LONGEST_PATH_BYTES = 107
+
+
+def listeners(
+    api: Api, environment: Mapping[str, str], sockets: ExitStack
+) -> tuple[list[socket.socket], dict[Path, socket.socket]]:
+    """The client socket and the admin socket: systemd's where it passed them, else our own, also by path.
+
+    `sockets` closes them all, and removes the files of our own, however the daemon ends.
+    """
+    passed = passed_sockets(environment)
+    wanted = (
+        (api.socket, CLIENT_NAME, int(api.socket_mode, 8)),
+        (api.admin_socket, ADMIN_NAME, ADMIN_MODE),
+    )
+    for listener in passed.values():
+        sockets.callback(listener.close)
+    own: dict[Path, socket.socket] = {}
+    for path, name, mode in wanted:
+        if name not in passed:
+            own[path] = bind_unix(path, mode)
+            sockets.callback(own[path].close)
+            sockets.callback(unlink_own, own[path], path)
+    return [passed.get(name) or own[path] for path, name, _ in wanted], own
 
 
 def bind_unix(path: Path, mode: int) -> socket.socket:

@@ -13,11 +13,25 @@ from edged.messages import Batch, SlotRef, Work
 
 def dispatch(ledger: Ledger, now: float) -> list[Command]:
     """Give waiting work to workers with room: no free output slot, no dispatch."""
+    ledger.duty.look(now)
     commands = settle(ledger, now)
     for stage in ledger.stages.values():
         if stage.queue:
             commands += _dispatch_stage(ledger, stage, now)
-    return commands
+    return commands + _rests(ledger)
+
+
+def _rests(ledger: Ledger) -> list[Command]:
+    """Note whether anything is worked on, and wake when the next rest begins or ends."""
+    duty = ledger.duty
+    if duty.share >= 1.0:
+        return []
+    duty.working = any(
+        worker.held and not (worker.cores == 0 and ledger.stages[worker.stage].streaming)
+        for worker in ledger.workers.values()
+    )
+    due_s = duty.due_s()
+    return [] if due_s is None or not ledger.requests else [Wake(due_s)]
 
 
 def _dispatch_stage(ledger: Ledger, stage: Stage, now: float) -> Iterable[Command]:

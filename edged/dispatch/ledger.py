@@ -12,6 +12,7 @@ from math import inf
 from typing import Any, Literal
 
 from edged.dispatch.controller import Controller
+from edged.dispatch.duty import Duty
 from edged.dispatch.leases import Leases
 from edged.dispatch.queues import StageQueue
 from edged.dispatch.requests import StageTiming
@@ -303,6 +304,7 @@ class Ledger:
     last_request: int = 0
     last_worker: int = 0
     leases: Leases = field(default_factory=Leases)
+    duty: Duty = field(default_factory=Duty)
 
     def slots_of(self, ref: SlotRef) -> Slots:
         """The arena that a descriptor points into."""

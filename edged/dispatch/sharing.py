@@ -13,17 +13,19 @@ from edged.messages import Cores
 def settle(ledger: Ledger, now: float) -> list[Command]:
     """Fit the leases to who has work now; a worker without work keeps the lease that it has."""
     leases = ledger.leases
+    if ledger.duty.resting:
+        return list(_rest(ledger))
+    commands = list(_wake(ledger))
     if not leases.cores:
-        return []
+        return commands
     sets = {
         name: core_set(worker.device, leases.cores)
         for name, worker in ledger.workers.items()
         if worker.state in {"ready", "stopping"}
     }
     if not any(sets.values()):
-        return []
+        return commands
     claims = {claim.worker: claim for stage in ledger.stages.values() for claim in _claims(ledger, stage)}
-    commands: list[Command] = []
     turns: dict[str, Turn] = {}
     for names, cores in groups(sets):
         present = [claims[name] for name in names if name in claims]
@@ -34,6 +36,25 @@ def settle(ledger: Ledger, now: float) -> list[Command]:
             commands += _lend(ledger.workers[name], min(count, len(sets[name])), len(sets[name]))
     leases.turns = turns
     return commands
+
+
+def _rest(ledger: Ledger) -> Iterator[Command]:
+    """Pause whoever works or could: a batch in hand is finished all the same."""
+    for stage in ledger.stages.values():
+        for claim in _claims(ledger, stage):
+            worker = ledger.workers[claim.worker]
+            if not core_set(worker.device, ledger.leases.cores):
+                ledger.duty.paused.add(worker.incarnation)
+            yield from _lend(worker, 0, 1)
+
+
+def _wake(ledger: Ledger) -> Iterator[Command]:
+    """End the rest of those to whom no cores are lent; the others get theirs with the next lease."""
+    paused = [worker for name in ledger.duty.paused if (worker := ledger.workers.get(name))]
+    ledger.duty.paused.clear()
+    for worker in paused:
+        worker.cores = None
+        yield Send(worker.incarnation, Cores(max(1, len(ledger.leases.cores))))
 
 
 def _lend(worker: Worker, count: int, everything: int) -> list[Command]:

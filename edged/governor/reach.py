@@ -46,3 +46,12 @@ def lacking(rung: Rung, missing: Mapping[str, str]) -> str:
 
 def _does(rung: Rung) -> Iterator[str]:
     return (what for what in DOES if getattr(rung, what) != getattr(NOTHING, what))
+
+
+def only_variants(rung: Rung) -> bool:
+    """Whether nothing is left of a rung without its variants.
+
+    >>> only_variants(Rung(name="light", variants={"generator": "lighter"}))
+    True
+    """
+    return list(_does(rung)) == ["variants"]

@@ -31,7 +31,14 @@ SENSED_AS = {"cuda": "gpu"}
 class MachineWatch:
     """Samples, judges, logs; construct, then `await run()`. Drivers may block: they are read in a thread."""
 
-    def __init__(self, dispatcher: Dispatcher, config: Callable[[], Config]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        config: Callable[[], Config],
+        felt: Callable[[Sensing, Senses], None] = lambda _sensing, _senses: None,
+    ) -> None:
+        """`felt` is told every sample, and, while the sensors do not answer, that nothing is known."""
+        self._felt = felt
         self._dispatcher = dispatcher
         self._config = config
         self._sampler = Sampler()
@@ -72,8 +79,10 @@ class MachineWatch:
         patience_s = max(SILENT_S, self._config().governor.sample_s)
         await asyncio.wait({reading}, timeout=patience_s)
         if not reading.done():
-            self._blind(f"the sensors do not answer: a driver has not returned for {patience_s:g} s")
-            await asyncio.wait({reading})
+            silent = f"the sensors do not answer: a driver has not returned for {patience_s:g} s"
+            while not reading.done():
+                self._blind(silent)
+                await asyncio.wait({reading}, timeout=patience_s)
         found = reading.result()
         if isinstance(found, str):
             self._blind(f"the machine cannot be read: {found}")
@@ -87,6 +96,7 @@ class MachineWatch:
         self.senses, changes = self._sensing.take(readings)
         for change in changes:
             self._log(change, self.senses)
+        self._felt(self._sensing, self.senses)
 
     def _blind(self, why: str) -> None:
         """The devices stay in view, without a temperature: what was is not what is."""
@@ -100,6 +110,8 @@ class MachineWatch:
             for heat in before.devices
         )
         self.senses = msgspec.structs.replace(before, problem=why, devices=unknown)
+        now = Readings(at_s=self._dispatcher.now())
+        self._felt(self._sensing, msgspec.structs.replace(self.senses, readings=now))
 
     def _log(self, change: Change, senses: Senses) -> None:
         readings = {

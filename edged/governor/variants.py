@@ -1,0 +1,206 @@
+"""Stages on other variants for as long as a rung says so: swaps, one at a time, and back again.
+
+What the operator did to a stage stands: a stage that he swapped, or had go back, is left alone until no rung
+asks for another variant of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
+import msgspec
+
+from edged.config import Config
+from edged.config.tables import Rung
+from edged.errors import AlreadyRunning, EdgedError
+from edged.models.store import ModelStore
+from edged.placement.applied import Step
+from edged.report import Override
+from edged.swaps import Swaps
+
+logger = logging.getLogger("edged.governor")
+
+LIGHTER = "lighter"
+BUSY_S = 0.2
+"""Workers that are being replaced for another reason are waited for, and looked at this often."""
+
+
+class _Aim(msgspec.Struct, frozen=True):
+    """Variants by stage that a rung asks for, and who is told when they are in force, or why not."""
+
+    wanted: dict[str, str]
+    told: Callable[[str], None]
+
+
+class Variants:
+    """Has stages run the variants that are aimed at, in the background. Construct, `aim`, `close`."""
+
+    def __init__(self, swaps: Swaps, store: ModelStore, config: Callable[[], Config]) -> None:
+        self._swaps = swaps
+        self._store = store
+        self._config = config
+        self._own: dict[str, Step] = {}
+        """Stages that run otherwise because of a rung, and how."""
+        self._left_alone: set[str] = set()
+        self._changing = ""
+        """The stage that is on its way because of a rung."""
+        self._aim: _Aim | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._seen: object = None
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def forget(self) -> None:
+        """Every stage is as configured again: the configuration was read anew."""
+        self._own.clear()
+        self._left_alone.clear()
+
+    def stirred(self) -> bool:
+        """Whether an operator has changed how stages run since this was asked last."""
+        before, self._seen = self._seen, self._swaps.overrides
+        return before != self._seen and self._aim is None
+
+    def at(self, wanted: Mapping[str, str]) -> bool:
+        """Whether nothing has to be done for these variants."""
+        return self._aim is None and not self._superfluous(wanted) and not any(self._differing(wanted))
+
+    def aim(self, wanted: Mapping[str, str], told: Callable[[str], None]) -> None:
+        """Have stages run these variants and all others as configured; `told` gets why it failed, or ''.
+
+        A later aim replaces one that is not reached yet, of which nobody is told.
+        """
+        self._aim = _Aim(dict(wanted), told)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._pursue(), name="variants of the rung")
+
+    def lacking(self, rung: Rung) -> str:
+        """Why no stage that a rung names can run the variant that it asks for; empty when one can."""
+        reasons = [self._lacking(name, variant) for name, variant in rung.variants.items()]
+        return "; ".join(dict.fromkeys(reasons)) if reasons and all(reasons) else ""
+
+    def _lacking(self, name: str, variant: str) -> str:
+        stage = self._config().stages[name]
+        if stage.workers == 0:
+            return f"stage {name} is switched off"
+        if self._theirs(name):
+            return f"stage {name} runs what the operator swapped in"
+        planned = self._swaps.planned(name)
+        if planned is None:
+            return f"stage {name} cannot be placed"
+        if variant == LIGHTER:
+            return (
+                "" if self._lighter(planned) else f"{name} has no lighter variant here: edgectl models list"
+            )
+        if stage.weightless or self._present(stage.model, variant):
+            return ""
+        return f"{stage.model} {variant} is not here: edgectl models pull {stage.model}:{variant}"
+
+    def _present(self, model: str, variant: str) -> bool:
+        try:
+            return self._store.present(model, variant)
+        except EdgedError:
+            return False
+
+    def _lighter(self, planned: Step) -> str:
+        """The next variant of its manifest that is smaller, here, and for the same runtime; else empty."""
+        spec = planned.spec
+        manifest = self._store.catalogue.models.get(spec.variant.model)
+        rungs = manifest.variants if manifest else ()
+        place = next((n for n, rung in enumerate(rungs) if rung.name == spec.variant.name), len(rungs))
+        fitting = (
+            rung.name
+            for rung in rungs[place + 1 :]
+            if spec.backend in rung.backends
+            and rung.bytes < rungs[place].bytes
+            and self._present(spec.variant.model, rung.name)
+        )
+        return next(fitting, "")
+
+    # --------------------------------------------------------------- effects
+
+    async def _pursue(self) -> None:
+        while (aim := self._aim) is not None:
+            why = await self._reach(aim)
+            if self._aim is aim:
+                self._aim = None
+                aim.told(why)
+
+    async def _reach(self, aim: _Aim) -> str:
+        """Go stage by stage, as long as the aim stays; why it cannot be reached, or ''."""
+        for name in self._superfluous(aim.wanted):
+            if self._aim is aim and (why := await self._back(name)):
+                return why
+        for name, variant in self._differing(aim.wanted):
+            if self._aim is aim and (why := await self._swap(name, variant)):
+                return why
+        return ""
+
+    def _superfluous(self, wanted: Mapping[str, str]) -> list[str]:
+        """Own stages of which no other variant is wanted any more."""
+        self._notice()
+        self._left_alone &= wanted.keys()
+        return [name for name in self._own if name not in wanted]
+
+    def _differing(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """Stages that do not run the wanted variant and can: what is lacking is no failure of a rung."""
+        self._notice()
+        for name, variant in wanted.items():
+            if not self._lacking(name, variant) and (target := self._target(name, variant)):
+                yield name, target
+
+    def _target(self, name: str, variant: str) -> str:
+        """The variant to swap to; empty when it runs already."""
+        planned, running = self._swaps.planned(name), self._swaps.running(name)
+        target = self._lighter(planned) if variant == LIGHTER and planned else variant
+        return "" if running is not None and running.spec.variant.name == target else target
+
+    def _theirs(self, name: str) -> bool:
+        swapped = name in self._swaps.overrides and name not in self._own
+        return name in self._left_alone or (swapped and name != self._changing)
+
+    def _notice(self) -> None:
+        """Stages that somebody else has changed since are his."""
+        for name, step in list(self._own.items()):
+            if self._swaps.running(name) != step:
+                del self._own[name]
+                self._left_alone.add(name)
+
+    async def _swap(self, name: str, variant: str) -> str:
+        self._changing = name
+        why = await self._changed(
+            lambda: self._swaps.swap(name, Override(variant=variant), one_copy=False), name
+        )
+        self._changing = ""
+        running = self._swaps.running(name)
+        if running is None or running.spec.variant.name != variant:
+            return why or f"stage {name} was changed by somebody else meanwhile"
+        self._own[name] = running
+        return ""
+
+    async def _back(self, name: str) -> str:
+        why = await self._changed(lambda: self._swaps.revert(name, one_copy=False), name)
+        running = self._swaps.running(name)
+        if why and running == self._own.get(name):
+            return why
+        self._own.pop(name, None)
+        return ""
+
+    async def _changed(self, begin: Callable[[], list[str]], name: str) -> str:
+        """Begin a change as soon as no other is on its way, and wait for its end; why it failed, or ''."""
+        while True:
+            await self._swaps.ended()
+            try:
+                begun = begin()
+            except AlreadyRunning:
+                await asyncio.sleep(BUSY_S)
+                continue
+            except EdgedError as error:
+                return f"stage {name}: {error.message}"
+            if begun:
+                await self._swaps.ended()
+            return self._swaps.report.problem if begun else ""

@@ -57,6 +57,8 @@ class Work(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="work"):
     """Tokens already sent to the client: the answer continues behind them."""
     resume_characters: int = 0
     """How much of the text of those tokens the client already has."""
+    keep: int = 0
+    """Most passages to use where the task does not say, because who chooses them was passed by; 0: all."""
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="batch"):
@@ -117,6 +119,17 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="ready")
     """What `status` shows: context_tokens, fingerprint, ..."""
 
 
+class Judgement(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a stage thinks of its result: a retriever of its order, a reranker of the order before its own."""
+
+    margin: float | None = None
+    """How sure the order is, -1..1 (`edged.stages.margin.margin_of`); None: unknown."""
+    generation: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Of the library that was searched; 0: unknown."""
+    missed: float | None = None
+    """What the order before lacked of this one, -1..1 of nDCG (`edged.stages.margin.missed`)."""
+
+
 class Done(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="done"):
     """An item's result is in its target slot."""
 
@@ -127,6 +140,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="done"):
     batch: Annotated[int, msgspec.Meta(ge=1)]
     """Size of the micro-batch that it ran in."""
     credit: Credit = 1
+    judgement: Judgement | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="failed"):

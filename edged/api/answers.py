@@ -33,7 +33,13 @@ def ending_of(completed: Completed, request_id: str) -> Ending:
     used = answer.prompt_tokens + answer.completion_tokens
     usage = Usage(answer.prompt_tokens, answer.completion_tokens, used)
     resumed = max(completed.resumed, answer.resumed)
-    info = EdgedInfo(request_id=request_id, model=answer.model, timings=completed.timings, resumed=resumed)
+    info = EdgedInfo(
+        request_id=request_id,
+        model=answer.model,
+        timings=completed.timings,
+        resumed=resumed,
+        bypassed=completed.skipped,
+    )
     return Ending(answer, [citation_info(citation) for citation in answer.citations], usage, info)
 
 

@@ -200,6 +200,8 @@ class EdgedInfo(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     timings: tuple[StageTiming, ...]
     resumed: int
+    bypassed: tuple[str, ...] = ()
+    """Stages that the request passed by: see `edgectl stage bypass`."""
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from edged.dispatch.deaths import RETRY_FAILED_S
 from edged.dispatch.forecast import finish, wait_s
 from edged.dispatch.ledger import Ledger, Request
 from edged.dispatch.requests import Submission
+from edged.dispatch.skipping import join, needed
 from edged.errors import DeadlineUnmeetable, Draining, EdgedError, Overloaded, StageUnavailable
 from edged.messages import SlotRef
 
@@ -19,10 +20,11 @@ def admit(ledger: Ledger, asked: Submission, now: float) -> Request:
     """Accept a request under a leased entry slot, or raise what the client is told at once."""
     deadline = now + asked.deadline_s
     try:
-        _check_open(ledger, asked.route)
+        route = needed(ledger, asked.route, asked.operation)
+        _check_open(ledger, route)
         if asked.firm:
-            _check_deadline(ledger, asked, now)
-        source = _entry_slot(ledger, asked)
+            _check_deadline(ledger, asked, route, now)
+        source = _entry_slot(ledger, asked, route)
     except EdgedError as error:
         ledger.count_rejection(error.code)
         raise
@@ -44,9 +46,9 @@ def _check_open(ledger: Ledger, route: tuple[str, ...]) -> None:
             raise StageUnavailable(f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=again_s)
 
 
-def _check_deadline(ledger: Ledger, asked: Submission, now: float) -> None:
+def _check_deadline(ledger: Ledger, asked: Submission, route: tuple[str, ...], now: float) -> None:
     limit_s = asked.deadline_s
-    prediction = finish(ledger, asked.route, asked.priority, now + limit_s, now)
+    prediction = finish(ledger, route, asked.priority, now + limit_s, now)
     if prediction is None or prediction.total_s <= limit_s:
         return
     alone = "" if prediction.service_s <= limit_s else ": too long even with nobody ahead"
@@ -58,10 +60,10 @@ def _check_deadline(ledger: Ledger, asked: Submission, now: float) -> None:
     )
 
 
-def _entry_slot(ledger: Ledger, asked: Submission) -> SlotRef:
+def _entry_slot(ledger: Ledger, asked: Submission, route: tuple[str, ...]) -> SlotRef:
     slot = ledger.entry.lease(asked.priority)
     if slot is None:
-        ahead_s = max(MINIMUM_WAIT_S, wait_s(ledger, asked.route, asked.priority))
+        ahead_s = max(MINIMUM_WAIT_S, wait_s(ledger, route, asked.priority))
         whose = f"{ledger.entry.count} entry slots"
         if ledger.entry.room("interactive"):
             whose = "entry slots for batch work"
@@ -71,5 +73,5 @@ def _entry_slot(ledger: Ledger, asked: Submission) -> SlotRef:
 
 def enqueue(ledger: Ledger, request: Request, source: SlotRef, now: float) -> None:
     """Queue an admitted request whose payload now lies in its entry slot; `Waited` gives it to a worker."""
-    request.source, request.queued_at = source, now
-    ledger.stages[request.stage].queue.put(request)
+    request.source = source
+    join(ledger, request, now)

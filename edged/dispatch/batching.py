@@ -135,6 +135,7 @@ def _hand_over(ledger: Ledger, request: Request, worker: Worker, target: SlotRef
         max(0, round((request.deadline - now) * 1000)),
         tuple(request.tokens),
         request.characters,
+        request.grounds.keep,
     )
 
 

@@ -24,6 +24,7 @@ from edged.dispatch.events import (
     ReplaceAsked,
     ScaleAsked,
     Send,
+    SkippingAsked,
     Spoke,
     Stream,
     Ticked,
@@ -32,6 +33,7 @@ from edged.dispatch.events import (
 )
 from edged.dispatch.ledger import Ledger, Request, Worker
 from edged.dispatch.requests import StageTiming
+from edged.dispatch.skipping import change, join, note
 from edged.dispatch.staffing import kill, stop
 from edged.dispatch.trials import call_off, scale, try_out
 from edged.errors import (
@@ -103,6 +105,8 @@ def _asked(ledger: Ledger, event: Asked, now: float) -> list[Command]:
             return scale(ledger, event, now)
         case GiveUpAsked(stage, reason):
             return call_off(ledger, ledger.stages[stage], reason)
+        case SkippingAsked():
+            return change(ledger, event, now)
         case _:
             assert_never(event)
 
@@ -209,6 +213,7 @@ def _done(ledger: Ledger, worker: Worker, message: Done, now: float) -> list[Com
             attempts=request.attempts_here,
         )
     )
+    note(ledger, request, worker.variant, message.judgement)
     return _advance(ledger, request, message.target, now)
 
 
@@ -218,12 +223,13 @@ def _advance(ledger: Ledger, request: Request, result: SlotRef, now: float) -> l
         ledger.release(request.source)
         request.source, request.target, request.worker = result, None, ""
         request.position += 1
-        request.phase, request.queued_at = "queued", now
+        request.phase = "queued"
         request.suspicion = request.attempts_here = 0
-        ledger.stages[request.stage].queue.put(request)
+        join(ledger, request, now)
         return []
     ledger.completed += 1
-    deliver = Deliver(request.id, result, tuple(request.timings), request.resumed)
+    timings, skipped = tuple(request.timings), request.grounds.skipped
+    deliver = Deliver(request.id, result, timings, request.resumed, skipped)
     end(ledger, request)
     return [deliver]
 

@@ -18,6 +18,7 @@ from edged.dispatch.channel import Channel
 from edged.dispatch.decide import decide, decide_all
 from edged.dispatch.endings import abandon_all
 from edged.dispatch.events import (
+    Asked,
     CalledOff,
     Command,
     Deliver,
@@ -39,6 +40,7 @@ from edged.dispatch.events import (
     Waited,
     Wake,
 )
+from edged.dispatch.health import self_test
 from edged.dispatch.leases import Mode
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
@@ -140,6 +142,10 @@ class Dispatcher:
         """End a trial that takes too long."""
         self._on(GiveUpAsked(name, reason))
 
+    def ask(self, event: Asked) -> None:
+        """Do what somebody wants of a stage."""
+        self._on(event)
+
     def share_cores(self, mode: Mode, most: int) -> None:
         """Lend cores in this mode from now on, at most so many (0: all)."""
         self.ledger.leases.mode, self.ledger.leases.most = mode, most
@@ -207,8 +213,7 @@ class Dispatcher:
         request = admit(self.ledger, submission, now)
         channel = Channel(request.id, self._client_left)
         self._channels[request.id] = channel
-        source = self.arenas.write(request.source, submission.payload)
-        enqueue(self.ledger, request, source, now)
+        enqueue(self.ledger, request, self.arenas.write(request.source, submission.payload), now)
         self._dispatch_soon()
         return channel
 
@@ -236,20 +241,9 @@ class Dispatcher:
         return self._processes
 
     def self_test(self) -> bool:
-        """Whether time passes and an entry slot can be turned over: lease, write, check, give back.
-
-        A full entry is no fault as long as workers are heard: whoever is silent beyond its `timeout_s` is
-        killed, and that frees slots.
-        """
-        if self._ticker.done():
-            return False
-        ref = self.ledger.entry.lease()
-        if ref is None:
-            patience_s = max(stage.timeout_s for stage in self.ledger.stages.values()) + 2 * IDLE_TICK_S
-            return self._loop.time() - self._heard_at < patience_s
-        intact = self.arenas.intact(ref)
-        self.ledger.release(ref)
-        return intact
+        """Whether time passes and slots can be turned over: see `health.self_test`."""
+        silence_s = self._loop.time() - self._heard_at
+        return not self._ticker.done() and self_test(self.ledger, self.arenas, silence_s)
 
     # --------------------------------------------------------------- events
 
@@ -257,9 +251,8 @@ class Dispatcher:
         self._apply(decide(self.ledger, event, self._loop.time()))
 
     def _listen(self) -> None:
-        if self._stopping:
-            return
-        if not (heard := [Spoke(worker, message) for worker, message in self._router.receive()]):
+        received = () if self._stopping else self._router.receive()
+        if not (heard := [Spoke(worker, message) for worker, message in received]):
             return
         self._heard_at = self._loop.time()
         self._specs.heard(heard)
@@ -340,7 +333,8 @@ class Dispatcher:
         except EdgedError as error:
             self._finish(command.request, Rejected(error))
         else:
-            self._finish(command.request, Completed(payload, command.timings, command.resumed))
+            completed = Completed(payload, command.timings, command.resumed, command.skipped)
+            self._finish(command.request, completed)
 
     def _finish(self, request: int, event: Completed | Rejected) -> None:
         if channel := self._channels.pop(request, None):

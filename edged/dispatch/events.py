@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edged.dispatch.passing import Rule
 from edged.dispatch.requests import StageTiming
 from edged.errors import EdgedError
 from edged.messages import FromWorker, SlotRef, ToWorker
@@ -90,7 +91,14 @@ class GiveUpAsked(msgspec.Struct, frozen=True):
     reason: str
 
 
-Asked = ReplaceAsked | IdleAsked | TrialAsked | ScaleAsked | GiveUpAsked
+class SkippingAsked(msgspec.Struct, frozen=True):
+    """Other requests than before are to pass a stage by; no rule: none are."""
+
+    stage: str
+    rule: Rule | None
+
+
+Asked = ReplaceAsked | IdleAsked | TrialAsked | ScaleAsked | GiveUpAsked | SkippingAsked
 """What an operator, a plan or a reload wants of a stage."""
 Event = Spoke | Died | Left | Ticked | Waited | Asked
 
@@ -145,6 +153,8 @@ class Deliver(msgspec.Struct, frozen=True):
     result: SlotRef
     timings: tuple[StageTiming, ...]
     resumed: int
+    skipped: tuple[str, ...] = ()
+    """Stages that it passed by."""
 
 
 class Refuse(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from edged.dispatch.controller import Controller
 from edged.dispatch.duty import Duty
 from edged.dispatch.leases import Leases
+from edged.dispatch.passing import Grounds, Passing
 from edged.dispatch.queues import StageQueue
 from edged.dispatch.requests import StageTiming
 from edged.dispatch.usage import Steps, Utilisation
@@ -112,6 +113,7 @@ class Request:
     characters: int = 0
     resumed: int = 0
     timings: list[StageTiming] = field(default_factory=list)
+    grounds: Grounds = field(default_factory=Grounds)
 
     @property
     def stage(self) -> str:
@@ -233,6 +235,7 @@ class Stage:
     """The next worker that becomes ready does the work in another way."""
     served_at: float = 0.0
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=2048))
+    passing: Passing = field(default_factory=Passing)
 
     @property
     def idle(self) -> bool:

@@ -56,6 +56,8 @@ class Completed(msgspec.Struct, frozen=True):
     payload: bytes
     timings: tuple[StageTiming, ...]
     resumed: int = 0
+    skipped: tuple[str, ...] = ()
+    """Stages that it passed by."""
 
 
 class Rejected(msgspec.Struct, frozen=True):

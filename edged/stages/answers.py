@@ -45,7 +45,7 @@ class Answers:
         """What the answer to an item is kept under; empty when it is not to be kept."""
         if not self._cache.counters.limit_bytes or item.resume_tokens or not greedy(task.sampling):
             return b""
-        return key(self._identity, bytes(item.payload))
+        return key(self._identity, bytes(item.payload), str(item.keep))
 
     def recall(self, request: int, kept_under: bytes) -> list[Progress | Finished]:
         """The events of an answer that is known; none when it is not."""

@@ -7,15 +7,28 @@ There are two shapes: a batch stage answers whole batches; a token stage streams
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import msgspec
 
 from edged.errors import EdgedError
-from edged.messages import CacheCounters
+from edged.messages import CacheCounters, Judgement
 
 Payload = bytes | Sequence[bytes | memoryview]
 """A result: one buffer, or several that are written to the slot one behind the other."""
+
+
+class Judged(bytes):
+    """A result that also says what its stage thinks of it."""
+
+    judgement: Judgement
+
+    @classmethod
+    def of(cls, payload: bytes, judgement: Judgement) -> Self:
+        """The payload as it is, with a judgement."""
+        judged = cls(payload)
+        judged.judgement = judgement
+        return judged
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -28,6 +41,8 @@ class Item(msgspec.Struct, frozen=True):
     remaining_ms: int = 0
     resume_tokens: tuple[int, ...] = ()
     resume_characters: int = 0
+    keep: int = 0
+    """See `Work.keep`."""
 
 
 class Progress(msgspec.Struct, frozen=True):

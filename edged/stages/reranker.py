@@ -8,15 +8,24 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from edged.backend import TensorSession, Variant
 from edged.documents.chunk import embedded_text
 from edged.errors import BackendError, BadRequest, EdgedError
-from edged.messages import CacheCounters, ChatTask, Passage, RerankAnswer, RerankTask, decoder, encode
+from edged.messages import (
+    CacheCounters,
+    ChatTask,
+    Judgement,
+    Passage,
+    RerankAnswer,
+    RerankTask,
+    decoder,
+    encode,
+)
 from edged.stages.caches import Cache, Row, Rows, clear, counters_of, identity_of, limit_option, remembered
-from edged.stages.contract import Item, Payload
+from edged.stages.contract import Item, Judged, Payload
 from edged.stages.encoder import CrossEncoder
+from edged.stages.margin import missed, standard_scores
 from edged.stages.options import count_option, each
 from edged.stages.retriever import question
 
@@ -75,8 +84,10 @@ class Reranker:
             return encode(RerankAnswer(scores=scores, tokens=sum(row.tokens for row in scored)))
         if not job.pairs:
             return bytes(item.payload)
-        best = best_passages(job.task.passages, scores, job.task.keep or self._keep)
-        return encode(msgspec.structs.replace(job.task, passages=best))
+        keep = job.task.keep or self._keep
+        best = best_passages(job.task.passages, scores, keep)
+        judgement = Judgement(missed=_missed(job.task.passages, best, scores, keep))
+        return Judged.of(encode(msgspec.structs.replace(job.task, passages=best)), judgement)
 
     def _score(self, pairs: Sequence[Pair]) -> list[Row[float]]:
         def score(rows: list[int]) -> list[Row[float]]:
@@ -130,15 +141,9 @@ def best_passages(passages: Sequence[Passage], logits: Sequence[float], keep: in
     return tuple(sorted(noted, key=lambda passage: -passage.scores["blend"])[:keep])
 
 
-def standard_scores(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Distance from the mean in standard deviations; 0 for all when they are equal.
-
-    >>> standard_scores([1.0, 3.0]).tolist()
-    [-1.0, 1.0]
-    """
-    array = np.asarray(values, np.float64)
-    deviation = array.std()
-    return (array - array.mean()) / deviation if deviation > 0 else np.zeros_like(array)
+def _missed(before: Sequence[Passage], after: Sequence[Passage], scores: Sequence[float], keep: int) -> float:
+    ids = [passage.id for passage in before]
+    return missed(ids, [passage.id for passage in after], dict(zip(ids, scores, strict=True)), keep)
 
 
 def _finite(score: np.float32) -> float:

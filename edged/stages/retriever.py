@@ -14,7 +14,16 @@ from edged.backend import TensorSession, Variant
 from edged.documents.index import Manifest, check_family
 from edged.documents.library import Library
 from edged.errors import BadRequest, EdgedError
-from edged.messages import CacheCounters, ChatTask, EmbedAnswer, EmbedTask, Passage, decoder, encode
+from edged.messages import (
+    CacheCounters,
+    ChatTask,
+    EmbedAnswer,
+    EmbedTask,
+    Judgement,
+    Passage,
+    decoder,
+    encode,
+)
 from edged.stages.caches import (
     Cache,
     Row,
@@ -26,8 +35,9 @@ from edged.stages.caches import (
     limit_option,
     remembered,
 )
-from edged.stages.contract import Item, Payload
+from edged.stages.contract import Item, Judged, Payload
 from edged.stages.encoder import Encoder, Kind, Vectors
+from edged.stages.margin import margin_of
 from edged.stages.options import count_option, each
 
 _decode_chat: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
@@ -103,7 +113,8 @@ class Retriever:
 
     def _grounded(self, task: ChatTask) -> Payload:
         passages = self._passages(question(task), task.candidates or self._candidates)
-        return encode(msgspec.structs.replace(task, passages=passages))
+        judgement = Judgement(margin_of(passages), self._found_in.generation if self._found_in else 0)
+        return Judged.of(encode(msgspec.structs.replace(task, passages=passages)), judgement)
 
     def _passages(self, text: str, count: int) -> tuple[Passage, ...]:
         """Search for one question at a time: neither its vector nor its search may depend on its company."""

@@ -35,6 +35,7 @@ from edged.stages.contract import (
     Finished,
     Housekeeping,
     Item,
+    Judged,
     Payload,
     Progress,
     TokenStage,
@@ -147,6 +148,7 @@ def _item(work: Work, arenas: Arenas) -> Item:
         work.remaining_ms,
         work.resume_tokens,
         work.resume_characters,
+        work.keep,
     )
 
 
@@ -159,7 +161,8 @@ def _answer(
         target = _write(arenas, work.target, result)
     except EdgedError as error:
         return _failed(work, error)
-    return Done(work.request, work.attempt, target, compute_s, batch)
+    judgement = result.judgement if isinstance(result, Judged) else None
+    return Done(work.request, work.attempt, target, compute_s, batch, judgement=judgement)
 
 
 def _write(arenas: Arenas, target: SlotRef, payload: Payload) -> SlotRef:

@@ -238,6 +238,14 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
     """By who gave them: dense, bm25, fused, rerank."""
 
 
+class Ceiling(msgspec.Struct, frozen=True, array_like=True):
+    """What the governor's rung leaves of a task, whatever was asked for or configured; 0: all of it."""
+
+    candidates: int = 0
+    keep: int = 0
+    answer_tokens: int = 0
+
+
 class ChatTask(msgspec.Struct, frozen=True, kw_only=True):
     """What a generation needs; the retriever and the reranker fill in and thin out `passages`."""
 
@@ -253,6 +261,7 @@ class ChatTask(msgspec.Struct, frozen=True, kw_only=True):
     """Passages that the retriever fetches; 0 means the stage's default."""
     keep: int = 0
     """Passages that the reranker keeps; 0 means the stage's default."""
+    ceiling: Ceiling = Ceiling()
     passages_only: bool = False
     """Give the passages that an answer would be written from, and no answer."""
 

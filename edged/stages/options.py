@@ -23,6 +23,15 @@ def count_option(options: Mapping[str, Any], name: str, *, default: int, most: i
     return value
 
 
+def at_most(count: int, ceiling: int) -> int:
+    """A count under a ceiling; 0 is none.
+
+    >>> at_most(4, 2), at_most(4, 0)
+    (2, 4)
+    """
+    return min(count, ceiling) if ceiling else count
+
+
 def each(function: Callable[[Given], Result], given: Given) -> Result | EdgedError:
     """The result, or the error that fails this item alone; a lost device concerns all and is raised."""
     try:

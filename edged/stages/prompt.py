@@ -17,6 +17,7 @@ import msgspec
 from edged.backend import Vocabulary
 from edged.errors import BadRequest, ContextOverflow, ModelError
 from edged.messages import ChatTask, Message, Passage
+from edged.stages.options import at_most
 from edged.stages.tables import spelled_out
 from edged.stages.template import ChatTemplate
 
@@ -88,8 +89,8 @@ class PromptBuilder:
             raise BadRequest("there is no message to answer", param="messages")
         if not task.grounded:
             return self._fit(self.encode(task.messages), task)
-        if self._most_passages:
-            task = msgspec.structs.replace(task, passages=task.passages[: self._most_passages])
+        most = at_most(self._most_passages or len(task.passages), task.ceiling.keep)
+        task = msgspec.structs.replace(task, passages=task.passages[:most])
         kept = self._passages_that_fit(task)
         prompt = self._fit(self.encode(grounded(task.messages, task.passages[:kept])), task)
         dropped = len(task.passages) - kept
@@ -141,7 +142,7 @@ class PromptBuilder:
             what = f"{len(tokens)} prompt tokens and max_tokens {task.max_tokens} make"
             raise _overflow(len(tokens) + task.max_tokens, self._context_tokens, what, "max_tokens")
         limit = task.max_tokens or min(self._default_max_tokens, left)
-        return Prompt(tokens=tuple(tokens), max_tokens=limit)
+        return Prompt(tokens=tuple(tokens), max_tokens=at_most(limit, task.ceiling.answer_tokens))
 
 
 def grounded(messages: Sequence[Message], passages: Sequence[Passage]) -> tuple[Message, ...]:

@@ -26,7 +26,7 @@ from edged.stages.caches import Cache, Row, Rows, clear, counters_of, identity_o
 from edged.stages.contract import Item, Judged, Payload
 from edged.stages.encoder import CrossEncoder
 from edged.stages.margin import missed, standard_scores
-from edged.stages.options import count_option, each
+from edged.stages.options import at_most, count_option, each
 from edged.stages.retriever import question
 
 _decode_chat: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
@@ -84,7 +84,7 @@ class Reranker:
             return encode(RerankAnswer(scores=scores, tokens=sum(row.tokens for row in scored)))
         if not job.pairs:
             return bytes(item.payload)
-        keep = job.task.keep or self._keep
+        keep = at_most(job.task.keep or self._keep, job.task.ceiling.keep)
         best = best_passages(job.task.passages, scores, keep)
         judgement = Judgement(missed=_missed(job.task.passages, best, scores, keep))
         return Judged.of(encode(msgspec.structs.replace(job.task, passages=best)), judgement)

@@ -38,7 +38,7 @@ from edged.stages.caches import (
 from edged.stages.contract import Item, Judged, Payload
 from edged.stages.encoder import Encoder, Kind, Vectors
 from edged.stages.margin import margin_of
-from edged.stages.options import count_option, each
+from edged.stages.options import at_most, count_option, each
 
 _decode_chat: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
 _decode_embed: Callable[[bytes | memoryview], EmbedTask] = decoder(EmbedTask)
@@ -112,9 +112,12 @@ class Retriever:
         return self._grounded(task) if task.grounded else bytes(item.payload)
 
     def _grounded(self, task: ChatTask) -> Payload:
-        passages = self._passages(question(task), task.candidates or self._candidates)
+        passages = self._passages(question(task), self._count(task))
         judgement = Judgement(margin_of(passages), self._found_in.generation if self._found_in else 0)
         return Judged.of(encode(msgspec.structs.replace(task, passages=passages)), judgement)
+
+    def _count(self, task: ChatTask) -> int:
+        return at_most(task.candidates or self._candidates, task.ceiling.candidates)
 
     def _passages(self, text: str, count: int) -> tuple[Passage, ...]:
         """Search for one question at a time: neither its vector nor its search may depend on its company."""

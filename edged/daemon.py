@@ -24,6 +24,7 @@ from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.requests import Submission
 from edged.dispatch.status import readings, stage_state, status
 from edged.errors import ConfigError, Draining, EdgedError
+from edged.fallbacks import Fallbacks
 from edged.governor.force import InForce
 from edged.governor.governing import Governing
 from edged.governor.history import History
@@ -63,11 +64,14 @@ class Daemon:
             config.daemon.log_level,
             config.daemon.log_format,
         )
-        self._gateway: Gateway = build_gateway(self, config)
+        self._gateway: Gateway = build_gateway(self, config, lambda: self.force)
         self._reload: asyncio.Task[None] | None = None
         self._applied = AppliedPlan(config.daemon.state_dir, self._store)
         self._rollout = Rollout(self._dispatcher, self._applied)
         self.swaps = Swaps(self._dispatcher, self._applied, self._rollout, self._store, lambda: self.config)
+        self._fallbacks = Fallbacks(
+            self._dispatcher, self._applied, self.swaps, self._rollout, self._store, lambda: self.config
+        )
         variants = Variants(self.swaps, self._store, lambda: self.config)
         history = History(config.daemon.state_dir)
         self.governing = Governing(lambda: self.config, self._dispatcher, variants, history)
@@ -120,6 +124,7 @@ class Daemon:
         supervision = loop.create_task(self._report_to_service_manager(), name="service manager")
         watch = loop.create_task(self._watch_rates(), name="watch over the plan")
         self.governing.begin()
+        self._fallbacks.begin()
         machine = loop.create_task(self._machine.run(), name="watch over the machine")
         await self._stop.wait()
         await self._drain()
@@ -127,6 +132,7 @@ class Daemon:
         watch.cancel()
         machine.cancel()
         self.governing.close()
+        self._fallbacks.close()
         for path, listener in self._bound.items():
             unlink_own(listener, path)
         async with asyncio.TaskGroup() as group:
@@ -166,7 +172,7 @@ class Daemon:
         """Compare the plan in force with what stages do."""
         while True:
             await asyncio.sleep(WATCH_S)
-            found = readings(self._dispatcher, besides=self.swaps.overrides)
+            found = readings(self._dispatcher, besides={*self.swaps.overrides, *self._fallbacks.away})
             self._applied.compare(found, self.config, self._dispatcher.now())
 
     def _uptime_s(self) -> float:
@@ -233,7 +239,7 @@ class Daemon:
         )
         return self.swaps.shown(
             msgspec.structs.replace(
-                taken,
+                self._fallbacks.shown(taken),
                 plan=self._applied.status(),
                 governor=self.governing.status(),
                 **self._machine.status(),
@@ -298,6 +304,7 @@ class Daemon:
             if stage.workers != 0
         }
         placed = {name: step for name, (step, _) in found.items()}
+        self._fallbacks.forget_all()
         changed = [name for name, step in placed.items() if self._differs(name, step, config.stages[name])]
         dropped = self.swaps.forget()
         for name in changed:
@@ -348,6 +355,7 @@ class Daemon:
         if dry_run:
             return self._rollout.changes(self.config, plan)
         self.swaps.check_free()
+        self._fallbacks.forget_all()
         return self._rollout.begin(self.config, plan)
 
     async def clear_caches(self, names: tuple[str, ...]) -> None:

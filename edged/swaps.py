@@ -65,6 +65,10 @@ class Swaps:
         self._kept: dict[str, _Kept] = {}
         self._ended: Counter[tuple[str, bool]] = Counter()
         """By stage, and whether it came into force."""
+        self.give_way: Callable[[str], None] = lambda _name: None
+        """Told before a stage is changed: the try of its lost device ends."""
+        self.stay: Callable[[str], None] = lambda _name: None
+        """Told when the operator wants what a stage runs already: it will not return to a lost device."""
 
     # ------------------------------------------------------------- questions
 
@@ -164,10 +168,11 @@ class Swaps:
         self.check_free()
         if stages[name].workers == 0:
             raise BadRequest(f"stage {name!r} is switched off (workers = 0)", param="stage")
-        workers = map(
-            self._dispatcher.ledger.workers.__getitem__, self._dispatcher.ledger.stages[name].workers
-        )
-        if any(worker.retiring or worker.state == "stopping" for worker in workers):
+        self.give_way(name)
+        if any(
+            worker.state == "stopping" or (worker.retiring and worker.state != "dying")
+            for worker in self._workers(name)
+        ):
             raise AlreadyRunning(
                 f"the workers of stage {name} are being replaced; wait for it: edgectl status --wait 120"
             )
@@ -176,6 +181,8 @@ class Swaps:
     def _replace(self, step: Step, *, one_copy: bool, guarded: bool) -> list[str]:
         before, name = self.running(step.spec.name), step.spec.name
         if before == step and not self._dispatcher.ledger.stages[name].failed:
+            self._keep(_Kept(step, self.planned(name), self._applied.plan))
+            self.stay(name)
             return []
         room = self._footprints.room(step.spec, step.workers)
         if room.verdict == "none" and not one_copy:
@@ -233,12 +240,16 @@ class Swaps:
             self._note(problem=f"stage {name} runs as before its last change, which failed: {why}", code=code)
             logger.error("stage change failed", extra={"stage": name, "why": why, "code": code})
             return
-        self._kept.pop(name, None)
-        if kept.step != kept.planned:
-            self._kept[name] = kept
+        self._keep(kept)
         self._footprints.remember(name)
         self._note(agreement=self._agreement(name))
         logger.info("stage changed", extra={"stage": name, "took_s": took_s})
+
+    def _keep(self, kept: _Kept) -> None:
+        name = kept.step.spec.name
+        self._kept.pop(name, None)
+        if kept.step != kept.planned:
+            self._kept[name] = kept
 
     async def _outcome(self, name: str) -> tuple[str, str]:
         """Wait for all new workers; else why there are not, and the error's code.

@@ -1,20 +1,23 @@
 """A runtime without models: declared costs, deterministic answers, faults on request.
 
 For tests and what-if plans, and for devices that a machine lacks; never a model's stand-in where answers
-are shown or judged. It opens variants of format `none`, for any task.
+are shown or judged. It opens variants of format `none`, for any task. With the option `runtime` it is a
+device that computes what another adapter's CPU computes, with real weights: costs and faults stay declared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from edged.backend import Capabilities, Device, TensorSession, TokenSession, Variant
-from edged.errors import BackendError
+from edged.errors import BackendError, ConfigError
 from edged_backends.options import read_options
+from edged_backends.simulated_borrowed import BorrowedTensors, BorrowedTokens
 from edged_backends.simulated_costs import Costs
 from edged_backends.simulated_faults import FaultFile, Saboteur
 from edged_backends.simulated_tensors import EmbedderSession, EmptySession, RerankerSession
@@ -51,6 +54,10 @@ class Options(Costs, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a token so kept is said to take."""
     lengths: tuple[Positive, ...] = ()
     """Token lengths that a device with static shapes was compiled for; others are refused. Empty: any."""
+    runtime: str = ""
+    """The adapter whose CPU does the computing, on the stage's own model and variant; empty: none does."""
+    runtime_options: dict[str, Any] = msgspec.field(default_factory=dict)
+    """For that adapter."""
 
 
 class SimulatedBackend:
@@ -73,10 +80,12 @@ class SimulatedBackend:
     ) -> TensorSession | TokenSession:
         """Open a session for the variant's task; see `Options`. Its path must exist: /dev/null will do."""
         settings = read_options(Options, options, self.name)
-        _check(variant, device)
+        _check(variant, device, formats=() if settings.runtime else self.formats)
         saboteur = Saboteur(FaultFile(Path(settings.faults) if settings.faults else None))
         saboteur.loading()
         settings.spend(settings.load_ms, saboteur.slow_factor())
+        if settings.runtime:
+            return _borrowed(variant, settings, saboteur)
         if variant.task == "generate":
             return SimulatedTokenSession(_limits(settings, variant, device), settings, saboteur)
         lengths = settings.lengths if device.capabilities.static_shapes else ()
@@ -89,12 +98,25 @@ def _device(identity: str, name: str, capabilities: Capabilities) -> Device:
     )
 
 
-def _check(variant: Variant, device: Device) -> None:
+def _borrowed(variant: Variant, settings: Options, saboteur: Saboteur) -> TensorSession | TokenSession:
+    """Open the weights with the other adapter on its CPU, and put costs and faults in front."""
+    found = tuple(entry_points(group="edged.backends", name=settings.runtime))
+    if not found:
+        raise ConfigError(f"there is no backend {settings.runtime!r} to compute with", param="runtime")
+    backend = found[0].load()()
+    cpu = next(device for device in backend.devices() if device.id == "cpu")
+    if variant.task == "generate":
+        given = {"max_sequences": settings.max_sequences} | settings.runtime_options
+        return BorrowedTokens(backend.open(variant, cpu, given), settings, saboteur)
+    return BorrowedTensors(backend.open(variant, cpu, settings.runtime_options), settings, saboteur)
+
+
+def _check(variant: Variant, device: Device, formats: Sequence[str]) -> None:
     if device.unusable:
         raise BackendError(f"device {device.id} cannot be used: {device.unusable}")
     if not device.id.startswith("sim:"):
         raise BackendError(f"{device.id} is no simulated device; ids begin with `sim:`")
-    if variant.format not in SimulatedBackend.formats:
+    if formats and variant.format not in formats:
         raise BackendError(
             f"the simulated runtime opens no {variant.format}; it takes variants of format none"
         )

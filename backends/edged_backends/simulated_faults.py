@@ -42,6 +42,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Only where the input contains this text: its bytes in a tensor, its tokens in a prompt."""
     on_tokens: tuple[int, ...] = ()
     """Only where integer input contains these ids in a row: for text that a real tokenizer has cut."""
+    gone: bool = False
+    """The device is not there, from the next load, run or step on: `DeviceLost`, until this is taken back."""
     at_load: bool = False
     """Crash, hang or raise while the session is opened, and not later."""
     once: bool = False
@@ -99,18 +101,25 @@ class Saboteur:
 
     def loading(self) -> None:
         """Commit what the file wants at load."""
-        faults = self._file.current()
+        faults = self._present()
         if faults.at_load:
             self._commit(faults)
 
     def working(self, items: int, concerned: Callable[[Faults], bool]) -> Faults:
         """Commit what is due before `items` more items; return the milder faults to apply."""
-        faults = self._file.current()
+        faults = self._present()
         self._items += items
         spared = faults is NONE or faults.at_load or not items or self._items <= faults.after_items
         if spared or not concerned(faults):
             return NONE
         self._commit(faults)
+        return faults
+
+    def _present(self) -> Faults:
+        """The faults in force, on a device that is there."""
+        faults = self._file.current()
+        if faults.gone:
+            raise DeviceLost("the simulated device is gone, as its fault file asks")
         return faults
 
     def slow_factor(self) -> float:

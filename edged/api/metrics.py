@@ -47,6 +47,12 @@ _STAGE_COUNTERS: dict[str, tuple[str, Callable[[StageStatus], float]]] = {
     "failed": ("Items that failed alone.", lambda stage: stage.failed),
     "swaps": ("Changes of the stage while it served that came into force.", lambda stage: stage.swaps),
     "swaps_failed": ("Such changes that left it as it was.", lambda stage: stage.swaps_failed),
+    "device_losses": ("Workers that found their device gone.", lambda stage: stage.device_losses),
+    "device_returns": ("Returns of the stage to a lost device.", lambda stage: stage.device_returns),
+    "fallback_seconds": (
+        "Time that the stage was not on the device on which it belongs.",
+        lambda stage: stage.fallback_s,
+    ),
     "restarts": ("Workers that were replaced after a fault.", lambda stage: stage.restarts),
 }
 _CACHE_GAUGES = {

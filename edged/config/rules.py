@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edged.backend import parse_cores
 from edged.config.bands import governor_problems
+from edged.config.tables import Fallback
 from edged.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +81,17 @@ def _pipeline_problems(config: Config, name: str, pipeline: Pipeline) -> Iterato
     where = f"pipelines.{name}.stages"
     for stage in pipeline.stages:
         if stage not in config.stages:
+    yield from _fallback_problems(f"{name}.fallback", stage)
+
+
+def _fallback_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
+    for entry in stage.fallback or ():
+        place = Fallback(device=entry) if isinstance(entry, str) else entry
+        if problem := _device_problem(place.device):
+            yield name, f"names {place.device!r}, which {problem}"
+        for value in (place.variant, place.backend):
+            if value and not _NAME.fullmatch(value):
+                yield name, f"names {value!r}: only a-z, 0-9, '.', '_' and '-', at most 64"
             yield where, f"names {stage!r}, which is not a stage; stages: {', '.join(config.stages)}"
             return
     if len(set(pipeline.stages)) < len(pipeline.stages):

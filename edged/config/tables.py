@@ -65,6 +65,17 @@ class Library(Table, frozen=True):
     """Kind of vector index; `auto` goes by the number of passages."""
 
 
+class Fallback(Table, frozen=True):
+    """Where a stage goes when its device is lost; what is left out stays as it is."""
+
+    device: str
+    backend: str = ""
+    """Empty means the present one, where it opens the weights, else the first of the manifest that does."""
+    variant: str = ""
+    options: dict[str, Any] | None = None
+    """In the place of the stage's: another backend may not know them."""
+
+
 class Stage(Table, frozen=True):
     """One stage: which model on which device, and the limits of its queue."""
 
@@ -95,13 +106,16 @@ class Stage(Table, frozen=True):
     timeout_s: Seconds = 60.0
     """Silence of a worker that holds work, after which it is killed and replaced."""
     load_timeout_s: Seconds = 300.0
+    fallback: tuple[str | Fallback, ...] | None = None
+    """Devices to which the stage moves when its own is lost, best first, until that is back; empty: to none.
+    Left out: the applied plan's runner-up where that is another device, then the CPU."""
     options: dict[str, Any] = {}
     """For the stage (`candidates`, `keep`, `max_tokens`) and for the backend (`threads`, ...)."""
 
     @property
     def weightless(self) -> bool:
         """Whether its backend opens no weights on this machine, so that no catalogue need know its model."""
-        return self.backend in {"simulated", "openai"}
+        return self.backend == "openai" or (self.backend == "simulated" and "runtime" not in self.options)
 
 
 class Placement(Table, frozen=True):

@@ -7,9 +7,10 @@ from math import inf
 from edged.dispatch.endings import abandon, end, refuse
 from edged.dispatch.events import Command, Died, IdleAsked
 from edged.dispatch.ledger import Ledger, Stage, Worker
+from edged.dispatch.losses import is_accelerator
 from edged.dispatch.staffing import STAYING, discard, missing, spawn, stop, workers_of
 from edged.dispatch.trials import call_off, on_trial, vacated
-from edged.errors import Poisoned, StageUnavailable
+from edged.errors import DeviceAbsent, DeviceLost, Poisoned, StageUnavailable
 
 CRASH_WEIGHT = 8
 """A crash, a fault, a hang or an end for lack of memory speaks against what was being worked on."""
@@ -25,6 +26,14 @@ restart intensity, scaled to processes that load models)."""
 LOOP_WINDOW_S = 60.0
 RETRY_FAILED_S = 30.0
 MAX_BACKOFF_S = 5.0
+LOST = frozenset({DeviceLost.code, DeviceAbsent.code})
+ABORTED = "killed by SIGABRT"
+"""How llama.cpp ends a process whose accelerator reports an error (`ggml_abort`)."""
+
+
+def device_lost(worker: Worker, reason: str) -> bool:
+    """Whether a worker died of its device: it said so, or its runtime gave up on an accelerator."""
+    return worker.fault_code in LOST or (reason == ABORTED and is_accelerator(worker.device))
 
 
 def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
@@ -35,7 +44,7 @@ def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
     ledger.lose(worker, now)
     stage = ledger.stages[worker.stage]
     weight = KILLED_WEIGHT if event.killed and worker.state != "dying" else CRASH_WEIGHT
-    commands = _take_up_again(ledger, stage, worker, weight, now)
+    commands = _take_up_again(ledger, stage, worker, 0 if event.excused else weight, now)
     if worker.state == "stopping" or worker.retiring or (ledger.draining and not ledger.requests):
         return commands + vacated(ledger, stage)
     if on_trial(stage, worker):
@@ -43,6 +52,8 @@ def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
     stage.restarts += 1
     if not worker.fruitful:
         stage.misfortunes.append((now, LOOP_LIMIT + 1 if worker.hopeless else weight))
+    if event.moved:
+        return commands + replace(ledger, stage)
     return commands + _respawn(ledger, stage, worker.fault or event.reason, now)
 
 

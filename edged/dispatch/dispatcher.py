@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import assert_never
 
 from edged.dispatch.admission import admit, enqueue
 from edged.dispatch.arenas import Arenas
 from edged.dispatch.channel import Channel
+from edged.dispatch.deaths import device_lost
 from edged.dispatch.decide import decide, decide_all
 from edged.dispatch.endings import abandon_all
 from edged.dispatch.events import (
@@ -52,12 +53,11 @@ from edged.errors import EdgedError, NotFound, StageUnavailable, TooLarge
 from edged.messages import ClearCaches
 from edged.transport.links import Router
 from edged.transport.slots import Geometry
+from edged.workers.births import Births, LogFormat
 from edged.workers.process import Process, kill_all
-from edged.workers.spec import StageSpec, WorkerSpec
+from edged.workers.spec import StageSpec
 
 logger = logging.getLogger("edged.dispatcher")
-
-LogFormat = Literal["auto", "text", "json"]
 
 BUSY_TICK_S = 0.1
 IDLE_TICK_S = 1.0
@@ -69,9 +69,9 @@ class Dispatcher:
 
     def __init__(self, runtime_dir: Path, geometry: Geometry, log_level: str, log_format: LogFormat) -> None:
         self.arenas = Arenas(geometry)
-        self._log_level = log_level
-        self._log_format: LogFormat = log_format
-        self._endpoint = runtime_dir / "workers.sock"
+        self._births = Births(runtime_dir / "workers.sock", log_level, log_format)
+        self.elsewhere: Callable[[Worker, StageSpec, str], StageSpec | None] = lambda *_: None
+        """Asked when a worker's device is lost: what its stage is to run from now on; None: as before."""
         self.ledger = Ledger(Slots(ENTRY, geometry.slots))
         self._surroundings = Surroundings()
         self._specs = Specs(self.ledger)
@@ -92,8 +92,8 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self.ledger.leases.cores = frozenset(os.sched_getaffinity(0))
         self.arenas.make(ENTRY, "entry", writable=True)
-        self._endpoint.unlink(missing_ok=True)  # left by a SIGKILL; the caller holds the instance lock
-        self._router = Router(self._endpoint)
+        self._births.endpoint.unlink(missing_ok=True)  # left by a SIGKILL; the caller holds the instance lock
+        self._router = Router(self._births.endpoint)
         self._loop.add_reader(self._router.fileno, self._listen)
         self._ticker = self._loop.create_task(self._tick(), name="dispatcher tick")
 
@@ -279,8 +279,19 @@ class Dispatcher:
         worker = self.ledger.workers.get(incarnation)
         level = logging.INFO if worker is not None and worker.state == "stopping" else logging.WARNING
         logger.log(level, "worker gone", extra={"worker": incarnation, "why": reason})
-        self._on(Died(incarnation, reason, process.killed_from_outside and not starved))
+        excused, moved = self._lost(worker, reason) if worker is not None else (False, False)
+        killed = process.killed_from_outside and not starved
+        self._on(Died(incarnation, reason, killed, excused=excused, moved=moved))
         self._specs.died(incarnation)
+
+    def _lost(self, worker: Worker, reason: str) -> tuple[bool, bool]:
+        """Whether a death is its device's, and others have the work; whether its stage moves elsewhere."""
+        if not device_lost(worker, reason):
+            return False, False
+        spec = self.elsewhere(worker, self._specs.of(worker.incarnation), worker.fault or reason)
+        if spec is not None:
+            self._specs.move(spec)
+        return spec is not None or worker.retiring or worker.state == "stopping", spec is not None
 
     # ------------------------------------------------------------- commands
 
@@ -361,7 +372,9 @@ class Dispatcher:
         self.ledger.last_worker += 1
         incarnation = f"{name}-{self.ledger.last_worker}"
         try:
-            process = Process(self._worker_spec(incarnation, name))
+            arenas = tuple(self.arenas.inherited(self.ledger.stages[name].slots.arena))
+            proof = proof_of(self.ledger.stages[name])
+            process = Process(self._births.spec(incarnation, self.specs[name], arenas, proof))
         except OSError as error:  # no descriptors, memory or process numbers left: not for ever
             logger.warning("worker not started", extra={"worker": incarnation, "why": str(error)})
             self._schedule_spawn(name, SPAWN_AGAIN_S)
@@ -376,15 +389,3 @@ class Dispatcher:
         self._processes[incarnation] = process
         self._loop.add_reader(process.pidfd, self._gone, incarnation)
         logger.info("worker started", extra={"worker": incarnation, "pid": process.pid})
-
-    def _worker_spec(self, incarnation: str, name: str) -> WorkerSpec:
-        return WorkerSpec(
-            incarnation=incarnation,
-            endpoint=self._endpoint,
-            parent=os.getpid(),
-            stage=self.specs[name],
-            trial=proof_of(self.ledger.stages[name]),
-            arenas=tuple(self.arenas.inherited(self.ledger.stages[name].slots.arena)),
-            log_level=self._log_level,
-            log_format=self._log_format,
-        )

@@ -24,6 +24,28 @@ class Died(msgspec.Struct, frozen=True):
     reason: str
     killed: bool
     """By a SIGKILL that neither the dispatcher nor the kernel's OOM killer sent."""
+    excused: bool = False
+    """Its device is lost, and others go on with its work elsewhere: no evidence against anybody."""
+    moved: bool = False
+    """What its stage wants from now on is another device."""
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """A peer will do the work of a stage, so many items at a time."""
+
+    worker: str
+    stage: str
+    peer: str
+    credit: int
+    variant: str
+
+
+class Returned(msgspec.Struct, frozen=True):
+    """A peer does not do what it was handed: it goes on elsewhere."""
+
+    worker: str
+    request: int
+    attempt: int
 
 
 class Left(msgspec.Struct, frozen=True):

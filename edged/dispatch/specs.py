@@ -51,6 +51,11 @@ class Specs:
         self.wanted.pop(stage, None)
         self._proven.pop(stage, None)
 
+    def move(self, spec: StageSpec) -> None:
+        """From now on a stage wants this, and what it costs is to be learnt anew."""
+        stage = self._ledger.stages[spec.name]
+        self.wanted[spec.name], stage.max_batch, stage.changed = spec, spec.max_batch, True
+
     def try_out(self, spec: StageSpec) -> None:
         """From now on a stage wants this, until `call_off` says otherwise."""
         self._former[spec.name] = self.wanted.get(spec.name)
@@ -63,6 +68,10 @@ class Specs:
             self.forget(stage)
         else:
             self.wanted[stage] = former
+
+    def of(self, incarnation: str) -> StageSpec:
+        """What a live worker was started as."""
+        return self._of[incarnation]
 
     def serving(self, name: str) -> StageSpec | None:
         """What the newest ready worker of a stage runs; else what the next one will."""

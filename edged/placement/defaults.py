@@ -120,4 +120,5 @@ def _variant(name: str, stage: Stage, store: ModelStore) -> Variant:
         )
     if not stage.model:
         raise ConfigError(f"stage {name!r} names no model", param=f"stages.{name}.model")
-    return store.resolve(stage.model, stage.variant, backend=stage.backend)
+    backend = str(stage.options["runtime"]) if stage.backend == "simulated" else stage.backend
+    return store.resolve(stage.model, stage.variant, backend=backend)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from edged import plugins
 from edged.backend import Backend, Device, TensorSession, TokenSession, parse_cores
-from edged.errors import ConfigError
+from edged.errors import ConfigError, DeviceAbsent
 from edged.stages.contract import BatchStage, TokenStage
 from edged.workers.spec import StageSpec
 
@@ -60,7 +60,7 @@ def open_session(spec: StageSpec, options: Mapping[str, Any]) -> TensorSession |
 
 
 def find_device(backend: Backend, wanted: str) -> Device:
-    """The device of that id; `cpu:0-1` is the CPU restricted to a core set. `ConfigError` otherwise."""
+    """The device of that id; `cpu:0-1` is the CPU restricted to a core set. `DeviceAbsent` otherwise."""
     devices = {device.id: device for device in backend.devices()}
     kind, _, cores = wanted.partition(":")
     device = devices.get(wanted)
@@ -76,10 +76,10 @@ def find_device(backend: Backend, wanted: str) -> Device:
             capabilities=cpu.capabilities,
         )
     if device is None:
-        raise ConfigError(
+        raise DeviceAbsent(
             f"backend {backend.name!r} sees no device {wanted!r}; it sees: {', '.join(devices) or 'none'}",
             param="device",
         )
     if device.unusable:
-        raise ConfigError(f"device {wanted!r} cannot be used: {device.unusable}", param="device")
+        raise DeviceAbsent(f"device {wanted!r} cannot be used: {device.unusable}", param="device")
     return device

@@ -1,0 +1,313 @@
+"""Stages whose device is lost: onto the next device, and back when the lost one works again.
+
+What is done is decided in `dispatch/losses.py`. Whatever an operator, a plan or a reload has a stage run ends
+its fallback; a try of a lost device gives way to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from edged.config import Config
+from edged.dispatch import losses
+from edged.dispatch.dispatcher import Dispatcher
+from edged.dispatch.events import TrialAsked
+from edged.dispatch.ledger import Stage, Trial, Worker
+from edged.footprints import Footprints
+from edged.models.store import ModelStore
+from edged.placement.applied import AppliedPlan
+from edged.placement.fallback import places, silicon
+from edged.report import DeviceLoss, StageStatus, Status
+from edged.rollout import Rollout
+from edged.swaps import PATIENCE, Swaps
+from edged.workers.spec import StageSpec
+
+logger = logging.getLogger("edged.fallbacks")
+
+LOOK_S = 0.25
+
+
+class _Away(msgspec.Struct):
+    """A stage that has lost a device, and what is known of its devices."""
+
+    name: str
+    specs: list[StageSpec]
+    state: losses.State = losses.State()
+    trial: Trial | None = None
+    """Of the place that is being tried."""
+    until: float = 0.0
+    """When a try has taken too long."""
+
+    @property
+    def wanted(self) -> StageSpec:
+        """What the stage is to run."""
+        return self.specs[self.state.at]
+
+
+class Fallbacks:
+    """Moves stages between their devices: at once when one is lost, and back once `begin` was called."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        applied: AppliedPlan,
+        swaps: Swaps,
+        rollout: Rollout,
+        store: ModelStore,
+        config: Callable[[], Config],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._applied = applied
+        self._swaps = swaps
+        self._rollout = rollout
+        self._store = store
+        self._footprints = Footprints(dispatcher, store)
+        self._config = config
+        self._stages: dict[str, _Away] = {}
+        self._lost: Counter[str] = Counter()
+        self._returned: Counter[str] = Counter()
+        self._away_s: defaultdict[str, float] = defaultdict(float)
+        self._looked_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+        dispatcher.elsewhere = self.elsewhere
+        swaps.give_way, swaps.stay = self.give_way, self.forget
+
+    def begin(self) -> None:
+        """See to lost devices from now on, on the running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="watch over lost devices")
+
+    def close(self) -> None:
+        """No more tries."""
+        if self._task is not None:
+            self._task.cancel()
+
+    # ------------------------------------------------------------ a loss
+
+    def elsewhere(self, worker: Worker, spec: StageSpec, why: str) -> StageSpec | None:
+        """What a stage is to run instead, now that a worker has lost its device; None: as before.
+
+        A swap or a plan on its way has the stage to itself, and goes back by itself.
+        """
+        stage = self._dispatcher.ledger.stages[worker.stage]
+        if worker.retiring or worker.state == "stopping" or self._taken(worker.stage):
+            return None
+        away = self._known(worker.stage)
+        if away is None or stage.trial is not None or spec not in away.specs:
+            return None
+        place = away.specs.index(spec)
+        self._lost[worker.stage] += 1
+        event = losses.Lost(place, why, self._barred(away))
+        command = self._decide(away, event)
+        details = {"stage": away.name, "device": spec.device, "backend": spec.backend, "why": why}
+        if not isinstance(command, losses.Move):
+            logger.error("device lost, and nowhere to go", extra=details)
+            return None
+        logger.warning("device lost", extra=details | {"now": away.wanted.device})
+        return away.wanted
+
+    def _known(self, name: str) -> _Away | None:
+        """The books of a stage, opened where it has none; None where it has nowhere to go."""
+        if (away := self._current(name)) is not None:
+            return away
+        home, config = self._dispatcher.specs.get(name), self._config()
+        if home is None or name not in config.stages:
+            return None
+        found = places(name, config.stages[name], home, config, self._applied.plan, self._store)
+        if len(found) == 1:
+            return None
+        return self._stages.setdefault(name, _Away(name, found))
+
+    def _barred(self, away: _Away) -> frozenset[int]:
+        """Places on silicon that other stages have lost."""
+        gone = {
+            silicon(other.specs[place].device)
+            for other in self._stages.values()
+            if other is not away
+            for place in other.state.losses
+            if other.state.lost(place)
+        }
+        return frozenset(
+            place
+            for place, spec in enumerate(away.specs)
+            if losses.is_accelerator(spec.device) and silicon(spec.device) in gone
+        )
+
+    def _decide(self, away: _Away, event: losses.Event) -> losses.Command | None:
+        away.state, command = losses.decide(
+            away.state,
+            event,
+            self._dispatcher.now(),
+            places=len(away.specs),
+            luck=random.random(),  # noqa: S311 (a pause)
+        )
+        return command
+
+    def _taken(self, name: str) -> bool:
+        """Whether a swap or a plan has a stage in its hands."""
+        report = self._swaps.report
+        return (report.under_way and report.stage == name) or self._rollout.waiting[:1] == (name,)
+
+    # ----------------------------------------------------------- the return
+
+    async def _run(self) -> None:
+        self._looked_at = self._dispatcher.now()
+        while True:
+            now = self._dispatcher.now()
+            for name in self.away:
+                self._away_s[name] += now - self._looked_at
+            self._looked_at = now
+            for name in list(self._stages):
+                self._look(name)
+            await asyncio.sleep(LOOK_S)
+
+    @property
+    def away(self) -> list[str]:
+        """Stages that are not on the device on which they belong."""
+        return [name for name, away in self._stages.items() if away.state.at]
+
+    def _look(self, name: str) -> None:
+        away = self._current(name)
+        if away is None or away.trial is not None:
+            return
+        stage, now = self._dispatcher.ledger.stages[name], self._dispatcher.now()
+        if away.state.lost(away.state.at) and self._serves(stage, away.wanted):
+            self._decide(away, losses.Served(away.state.at))
+        if losses.sound(away.state, now):
+            del self._stages[name]
+        elif self._at_rest(stage):
+            command = self._decide(away, losses.Looked())
+            if isinstance(command, losses.Try):
+                self._try(away, stage, command.place)
+
+    def _current(self, name: str) -> _Away | None:
+        """The books of a stage, brought up to what it is to run; None where somebody changed that."""
+        away = self._stages.get(name)
+        if away is None or self._taken(name):
+            return away
+        wanted, stage = self._dispatcher.specs.get(name), self._dispatcher.ledger.stages[name]
+        if away.trial is not None:
+            self._end_try(away, stage, wanted)
+        if away.trial is None and wanted != away.wanted:
+            if wanted in away.specs:
+                away.state = msgspec.structs.replace(away.state, at=away.specs.index(wanted), trying=None)
+            else:
+                logger.info("fallback ended: the stage is changed", extra={"stage": name})
+                del self._stages[name]
+                return None
+        return away
+
+    def _end_try(self, away: _Away, stage: Stage, wanted: StageSpec | None) -> None:
+        """Note how a try has ended, if it has."""
+        place = away.state.trying
+        assert place is not None
+        spec = away.specs[place]
+        if stage.trial is away.trial:
+            if self._dispatcher.now() > away.until:
+                self._dispatcher.call_off(away.name, f"not ready after {PATIENCE * stage.load_timeout_s:g} s")
+            return
+        away.trial = None
+        if wanted == spec:
+            self._decide(away, losses.Served(place))
+            self._returned[away.name] += 1
+            logger.info("device back", extra={"stage": away.name, "device": spec.device})
+        elif stage.called_off is not None:
+            why, _ = stage.called_off
+            self._decide(away, losses.Failed(place, why))
+            details = {
+                "stage": away.name,
+                "device": spec.device,
+                "why": why,
+                "again_s": self._again_s(away, place),
+            }
+            logger.warning("device still lost", extra=details)
+        else:
+            self._decide(away, losses.Disturbed(place))
+
+    def _try(self, away: _Away, stage: Stage, place: int) -> None:
+        """Load beside what serves; one without memory for that is not tried, and what serves stays."""
+        spec = away.specs[place]
+        room = self._footprints.room(spec, stage.desired)
+        if room.verdict != "beside":
+            self._decide(
+                away, losses.Failed(place, f"no memory to try it beside what serves: {room.sentence}")
+            )
+            return
+        asked = TrialAsked(
+            stage=away.name, workers=stage.desired, max_batch=spec.max_batch, alone=False, guarded=False
+        )
+        logger.info("lost device is tried", extra={"stage": away.name, "device": spec.device})
+        self._dispatcher.try_out(spec, asked)
+        away.trial, away.until = stage.trial, self._dispatcher.now() + PATIENCE * stage.load_timeout_s
+
+    def give_way(self, name: str) -> None:
+        """Break off the try of a stage's lost device: somebody wants to change the stage."""
+        away = self._stages.get(name)
+        if away is None or away.trial is None or away.state.trying is None:
+            return
+        if self._dispatcher.ledger.stages[name].trial is away.trial:
+            self._dispatcher.call_off(name, "it gives way to another change of the stage")
+        away.trial = None
+        self._decide(away, losses.Disturbed(away.state.trying))
+
+    def forget(self, name: str) -> None:
+        """A stage belongs where it is from now on."""
+        self.give_way(name)
+        self._stages.pop(name, None)
+
+    def forget_all(self) -> None:
+        """All stages are to run as they are told anew."""
+        for name in list(self._stages):
+            self.forget(name)
+
+    def _at_rest(self, stage: Stage) -> bool:
+        """Whether nobody comes or goes, so that a trial would be in nobody's way."""
+        if self._swaps.report.under_way or self._rollout.report.under_way or self._dispatcher.ledger.draining:
+            return False
+        workers = [self._dispatcher.ledger.workers[name] for name in stage.workers]
+        settled = all(worker.state == "ready" and not worker.retiring for worker in workers)
+        return bool(stage.failed) or (settled and not stage.starting)
+
+    def _serves(self, stage: Stage, spec: StageSpec) -> bool:
+        ready = any(self._dispatcher.ledger.workers[name].state == "ready" for name in stage.workers)
+        return ready and self._dispatcher.serving(stage.name) == spec
+
+    # -------------------------------------------------------------- status
+
+    def shown(self, status: Status) -> Status:
+        """The status with the devices that are lost, as the reason of their stage."""
+        stages = tuple(self._marked(stage) for stage in status.stages)
+        return msgspec.structs.replace(status, stages=stages)
+
+    def _marked(self, stage: StageStatus) -> StageStatus:
+        away = self._stages.get(stage.name)
+        lost = tuple(self._losses(away)) if away else ()
+        said = "; ".join(loss.sentence for loss in lost)
+        return msgspec.structs.replace(
+            stage,
+            reason="; ".join(filter(None, (stage.reason, f"device {stage.device} ({said})" if said else ""))),
+            lost_devices=lost,
+            device_losses=self._lost[stage.name],
+            device_returns=self._returned[stage.name],
+            fallback_s=round(self._away_s[stage.name], 3),
+        )
+
+    def _losses(self, away: _Away) -> Iterator[DeviceLoss]:
+        now = self._dispatcher.now()
+        for place, loss in sorted(away.state.losses.items()):
+            if away.state.lost(place):
+                yield DeviceLoss(
+                    device=away.specs[place].device,
+                    lost_s=now - loss.since,
+                    why=loss.why,
+                    tries=loss.tries,
+                    again_s=None if away.state.trying == place else self._again_s(away, place),
+                )
+
+    def _again_s(self, away: _Away, place: int) -> float:
+        return round(max(0.0, away.state.losses[place].again_at - self._dispatcher.now()), 1)

@@ -1,0 +1,85 @@
+"""Devices that vanish under load and come back: simulated ones with real weights, beside the real CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edged.backend import Variant
+from edged.report import StageStatus
+from edged.testing.daemon import RunningDaemon
+
+from .conftest import OFF, fault
+from .crowd import CLIENTS, Crowd, ask
+
+Start = Callable[..., RunningDaemon]
+QUESTIONS = ("How does a pump work?", "What is a gateway?", "Name three colours.")
+TOKENS = 24
+GENERATOR = """
+[daemon]
+state_dir = "{state}"
+[stages.generator]
+variant = "q4_0"
+backend = "simulated"
+device = "sim:gpu"
+fallback = [{{ device = "cpu", backend = "llama_cpp", options = {{}} }}]
+options = {{ runtime = "llama_cpp", decode_ms = 5, faults = "{faults}" }}
+"""
+
+
+def gone(path: Path, *, back: bool = False) -> None:
+    """Take the device away, or give it back."""
+    fault(path, gone=not back)
+
+
+@pytest.fixture
+def state(tmp_path: Path, variant: Callable[[str, str], Variant]) -> Path:
+    """A state folder with the checkout's models."""
+    models = variant("smollm2-135m-instruct", "q4_0").path.parents[2]
+    variant("ms-marco-minilm-l12-v2", "int8")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "models").symlink_to(models, target_is_directory=True)
+    return tmp_path / "state"
+
+
+def on(running: RunningDaemon, stage: str, device: str) -> StageStatus:
+    """Wait until a stage's new work goes to a device, and nobody is left on another."""
+
+    def there(_: object) -> bool:
+        found = running.stage(stage)
+        settled = len(found.workers) == 1 and found.workers[0].state == "ready"
+        return found.state == "ready" and found.device == device and settled
+
+    running.wait_for(there, f"{stage} on {device}")
+    return running.stage(stage)
+
+
+def test_answers_go_on_on_the_cpu_and_the_stage_returns(daemon: Start, state: Path, tmp_path: Path) -> None:
+    faults = tmp_path / "faults.json"
+    running = daemon(OFF + GENERATOR.format(state=state, faults=faults))
+    calm = [ask(running.client, question, max_tokens=TOKENS) for question in QUESTIONS]
+    reference = {outcome.question: outcome.text for outcome in calm}
+
+    def one(chooser):
+        return ask(running.client, chooser.choice(QUESTIONS), max_tokens=TOKENS)
+
+    with Crowd([one] * CLIENTS, seed=1) as crowd:
+        running.wait_for(lambda _: running.stage("generator").in_flight == CLIENTS, "everybody in mid-answer")
+        gone(faults)
+        moved = on(running, "generator", "cpu")
+        assert moved.backend == "llama_cpp"
+        assert moved.reason.startswith("device cpu (sim:gpu lost ")
+        assert "as its fault file asks; tried again in " in moved.reason
+        before = moved.done
+        running.wait_for(lambda _: running.stage("generator").done > before + CLIENTS, "answers from the CPU")
+        gone(faults, back=True)
+        returned = on(running, "generator", "sim:gpu")
+        running.wait_for(lambda _: running.stage("generator").done > returned.done + CLIENTS, "more answers")
+    crowd.judge(reference)
+    assert any(outcome.resumed for outcome in crowd.outcomes)
+    after = running.stage("generator")
+    assert (after.device_losses, after.device_returns, after.lost_devices, after.reason) == (1, 1, (), "")
+    assert after.fallback_s > 0
+    assert running.client.status().rejected == {}

@@ -27,7 +27,7 @@ class Ending(msgspec.Struct, frozen=True):
         return [passage_info(passage) for passage in self.answer.passages] or msgspec.UNSET
 
 
-def ending_of(completed: Completed, request_id: str) -> Ending:
+def ending_of(completed: Completed, request_id: str, rung: str) -> Ending:
     """Decode the generator's answer; `ProtocolError` when it is malformed."""
     answer = decode_answer(completed.payload)
     used = answer.prompt_tokens + answer.completion_tokens
@@ -38,14 +38,21 @@ def ending_of(completed: Completed, request_id: str) -> Ending:
         model=answer.model,
         timings=completed.timings,
         resumed=resumed,
+        rung=rung,
         bypassed=completed.skipped,
     )
     return Ending(answer, [citation_info(citation) for citation in answer.citations], usage, info)
 
 
-def info_of(completed: Completed, request_id: str, model: str) -> EdgedInfo:
+def info_of(completed: Completed, request_id: str, model: str, rung: str) -> EdgedInfo:
     """Say what edged did for a request."""
-    return EdgedInfo(request_id=request_id, model=model, timings=completed.timings, resumed=completed.resumed)
+    return EdgedInfo(
+        request_id=request_id,
+        model=model,
+        timings=completed.timings,
+        resumed=completed.resumed,
+        rung=rung,
+    )
 
 
 def passage_info(passage: Passage) -> PassageInfo:

@@ -84,7 +84,9 @@ class Batches:
         while (remaining_s := self._until_s - asyncio.get_running_loop().time()) > 0:
             try:
                 terms = msgspec.structs.replace(self._terms, deadline_s=remaining_s, firm=firm)
-                return self._gateway.submit(self._request, self._route, operation, payload, terms)
+                return self._gateway.submit(
+                    self._request, self._route, operation, payload, terms, continues=patient
+                )
             except Overloaded as error:
                 if not patient:
                     raise

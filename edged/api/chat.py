@@ -12,8 +12,9 @@ from edged.api.metrics import Stopwatch
 from edged.api.openai import AnswerMessage, ChatCompletion, ChatRequest, Choice
 from edged.api.streaming import ChatStream
 from edged.api.validation import chat_task, decode
+from edged.config.tables import Rung
 from edged.dispatch.requests import Completed
-from edged.messages import encode
+from edged.messages import Ceiling, ChatTask, encode
 
 _encoder = msgspec.json.Encoder()
 
@@ -29,24 +30,33 @@ class Chat:
         gateway = self._gateway
         wanted = decode(await gateway.body(request), ChatRequest)
         route = gateway.names.route(wanted.model, "chat")
-        task = chat_task(wanted, grounded=route.grounded)
+        force = gateway.force()
+        task = lowered(chat_task(wanted, grounded=route.grounded), force.settings)
         watch = gateway.metrics.stopwatch(route.name)
         terms = gateway.terms(wanted.deadline_ms, wanted.edged.priority if wanted.edged else None)
         ticket = gateway.submit(request, route, "chat", encode(task), terms)
         if wanted.stream:
             options = wanted.stream_options
             usage = bool(options and options.include_usage)
-            stream = ChatStream(request, ticket, route.name, watch, plan=gateway.plan(route), usage=usage)
+            stream = ChatStream(
+                request, ticket, route.name, watch, plan=gateway.plan(route), rung=force.name, usage=usage
+            )
             await stream.run()
             return None
         with Attendance(request, ticket.cancel):
             completed = await outcome(ticket, watch.first_token)
-        return whole_answer(completed, request, route.name, watch)
+        return whole_answer(completed, request, route.name, watch, force.name)
 
 
-def whole_answer(completed: Completed, request: Request, model: str, watch: Stopwatch) -> Reply:
+def lowered(task: ChatTask, doing: Rung) -> ChatTask:
+    """The task with what a rung leaves of it."""
+    ceiling = Ceiling(doing.candidates, doing.keep, doing.answer_tokens)
+    return msgspec.structs.replace(task, ceiling=ceiling) if ceiling != task.ceiling else task
+
+
+def whole_answer(completed: Completed, request: Request, model: str, watch: Stopwatch, rung: str) -> Reply:
     """Make the body of an answer that is not streamed."""
-    ending = ending_of(completed, request.id)
+    ending = ending_of(completed, request.id, rung)
     answer = ending.answer
     message = AnswerMessage(
         role="assistant",
@@ -64,4 +74,4 @@ def whole_answer(completed: Completed, request: Request, model: str, watch: Stop
         edged=ending.edged,
     )
     watch.completed(completed, ending.usage.prompt_tokens, ending.usage.completion_tokens)
-    return Reply(_encoder.encode(body), headers=answer_headers(completed))
+    return Reply(_encoder.encode(body), headers=answer_headers(completed, rung, ending.edged.resumed))

@@ -39,7 +39,7 @@ class Embeddings:
         wanted = decode(await gateway.body(request), EmbeddingRequest)
         route = gateway.names.route(wanted.model, "embed")
         tasks = _tasks(wanted, gateway.slot_text_bytes)
-        watch = gateway.metrics.stopwatch(route.name)
+        watch, rung = gateway.metrics.stopwatch(route.name), gateway.force().name
         terms = gateway.terms(wanted.deadline_ms, wanted.priority or _priority(tasks))
         batches = Batches(gateway, request, route, terms)
         parts = await batches.run("embed", tasks)
@@ -52,9 +52,9 @@ class Embeddings:
             data=_vectors(answers, base64_wanted=wanted.encoding_format == "base64"),
             model=route.name,
             usage=EmbeddingUsage(tokens, tokens),
-            edged=info_of(whole, request.id, route.name),
+            edged=info_of(whole, request.id, route.name, rung),
         )
-        return Reply(_encoder.encode(body), headers=answer_headers(whole))
+        return Reply(_encoder.encode(body), headers=answer_headers(whole, rung))
 
 
 def _priority(tasks: list[EmbedTask]) -> Priority:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -11,6 +12,7 @@ from edged.api.metrics import Metrics
 from edged.api.names import Names, Operation, Route, names_of
 from edged.config import Config
 from edged.dispatch.requests import Completed, FrontDoor, StageTiming, Submission, Ticket
+from edged.governor.force import InForce
 from edged.messages import Priority
 
 PLAN_TTL_S = 2.0
@@ -28,8 +30,16 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 class Gateway:
     """The API's view of the daemon; `adopt` replaces the configuration after a reload."""
 
-    def __init__(self, front: FrontDoor, config: Config, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        front: FrontDoor,
+        config: Config,
+        metrics: Metrics,
+        force: Callable[[], InForce] = InForce,
+    ) -> None:
+        """`force` tells the rung in force."""
         self.front = front
+        self.force = force
         self.metrics = metrics
         self.created = int(time.time())
         self.adopt(config)
@@ -56,9 +66,19 @@ class Gateway:
         return Terms(deadline_s=deadline_s, firm=bool(deadline_ms), priority=priority or "interactive")
 
     def submit(
-        self, request: Request, route: Route, operation: Operation, payload: bytes, terms: Terms
+        self,
+        request: Request,
+        route: Route,
+        operation: Operation,
+        payload: bytes,
+        terms: Terms,
+        *,
+        continues: bool = False,
     ) -> Ticket:
-        """Hand a request to the dispatcher, which accepts it or raises at once."""
+        """Hand a request to the dispatcher, which accepts it or raises at once.
+
+        With `continues` it is a further part of one that was accepted.
+        """
         submission = Submission(
             route=route.stages,
             operation=operation,
@@ -68,6 +88,7 @@ class Gateway:
             priority=terms.priority,
             pipeline=route.name,
             trace=request.id,
+            continues=continues,
         )
         return self.front.submit(submission)
 
@@ -81,9 +102,14 @@ class Gateway:
         return ";".join(self._plan.get(name, name) for name in route.stages).encode("ascii", "replace")
 
 
-def answer_headers(completed: Completed) -> list[Header]:
-    """Headers that say how an answer came about."""
-    return [(b"x-edged-plan", plan_of(completed.timings)), (b"x-edged-resumed", b"%d" % completed.resumed)]
+def answer_headers(completed: Completed, rung: str, resumed: int | None = None) -> list[Header]:
+    """Headers that say how an answer came about; `rung` is the one under which it was accepted."""
+    times = completed.resumed if resumed is None else resumed
+    return [
+        (b"x-edged-plan", plan_of(completed.timings)),
+        (b"x-edged-resumed", b"%d" % times),
+        (b"x-edged-rung", rung.encode()),
+    ]
 
 
 def plan_of(timings: tuple[StageTiming, ...]) -> bytes:

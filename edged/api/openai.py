@@ -200,6 +200,9 @@ class EdgedInfo(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     timings: tuple[StageTiming, ...]
     resumed: int
+    """How often another worker continued the answer."""
+    rung: str = "full"
+    """Of the quality ladder, when the request was accepted."""
     bypassed: tuple[str, ...] = ()
     """Stages that the request passed by: see `edgectl stage bypass`."""
 

@@ -66,12 +66,12 @@ class Operations:
         gateway = self._gateway
         route = gateway.names.route(request.path_params["pipeline"], "tensor")
         payload = await gateway.body(request)
-        watch = gateway.metrics.stopwatch(route.name)
+        watch, rung = gateway.metrics.stopwatch(route.name), gateway.force().name
         ticket = gateway.submit(request, route, "tensor", payload, gateway.terms(None))
         with Attendance(request, ticket.cancel):
             completed = await outcome(ticket)
         watch.completed(completed, 0, 0)
-        return Reply(completed.payload, content_type=_OCTETS, headers=answer_headers(completed))
+        return Reply(completed.payload, content_type=_OCTETS, headers=answer_headers(completed, rung))
 
     def _describe(self, route: Route) -> ModelInfo:
         kind = "pipeline" if route.pipeline else route.kinds[0]

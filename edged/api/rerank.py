@@ -35,7 +35,7 @@ class Rerank:
         route = gateway.names.route(wanted.model, "rerank")
         documents = rerank_documents(wanted)
         tasks = _tasks(wanted.query, documents, gateway.slot_text_bytes)
-        watch = gateway.metrics.stopwatch(route.name)
+        watch, rung = gateway.metrics.stopwatch(route.name), gateway.force().name
         batches = Batches(gateway, request, route, gateway.terms(wanted.deadline_ms, wanted.priority))
         parts = await batches.run("rerank", tasks)
         answers = [_answer(part, len(task.documents)) for part, task in zip(parts, tasks, strict=True)]
@@ -48,9 +48,9 @@ class Rerank:
             model=route.name,
             results=_ranked(logits, documents, wanted),
             usage=EmbeddingUsage(tokens, tokens),
-            edged=info_of(whole, request.id, route.name),
+            edged=info_of(whole, request.id, route.name, rung),
         )
-        return Reply(_encoder.encode(body), headers=answer_headers(whole))
+        return Reply(_encoder.encode(body), headers=answer_headers(whole, rung))
 
 
 def logistic(logit: float) -> float:

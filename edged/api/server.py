@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from socket import socket
 from typing import cast
 
@@ -33,6 +33,7 @@ from edged.api.swaps import StageChanges
 from edged.config import Config
 from edged.dispatch.requests import FrontDoor, Operator
 from edged.errors import EdgedError, MethodNotAllowed, NotFound
+from edged.governor.force import InForce
 
 logger = logging.getLogger("edged.api")
 
@@ -43,9 +44,9 @@ RESERVED_DESCRIPTORS = 64
 """Kept free for workers, arenas, logs and the refusal of a connection too many."""
 
 
-def build_gateway(front: FrontDoor, config: Config) -> Gateway:
+def build_gateway(front: FrontDoor, config: Config, force: Callable[[], InForce] = InForce) -> Gateway:
     """Make what both applications share; keep it, and call `adopt` on it after a reload."""
-    return Gateway(front, config, Metrics(front.status))
+    return Gateway(front, config, Metrics(front.status), force)
 
 
 def build_client_app(gateway: Gateway) -> ASGIApp:

@@ -37,12 +37,14 @@ class ChatStream:
         watch: Stopwatch,
         *,
         plan: bytes,
+        rung: str,
         usage: bool,
     ) -> None:
         self._request = request
         self._ticket = ticket
         self._watch = watch
         self._plan = plan
+        self._rung = rung
         self._usage = usage
         self._quiet = True
         self._opened = False
@@ -67,7 +69,7 @@ class ChatStream:
             if event.text:
                 await self._emit(self._event(Delta(content=event.text)), more=True)
         elif isinstance(event, requests.Completed):
-            await self._finish(event, ending_of(event, self._request.id))
+            await self._finish(event, ending_of(event, self._request.id, self._rung))
         else:
             raise event.error
 
@@ -96,7 +98,11 @@ class ChatStream:
         async with self._opening:
             if self._opened:
                 return b""
-            headers = [(b"cache-control", b"no-cache"), (b"x-edged-plan", self._plan)]
+            headers = [
+                (b"cache-control", b"no-cache"),
+                (b"x-edged-plan", self._plan),
+                (b"x-edged-rung", self._rung.encode()),
+            ]
             await self._request.start(200, _EVENT_STREAM, headers)
             self._opened = True
             return self._event(Delta(role="assistant", content=""))

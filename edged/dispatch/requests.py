@@ -29,6 +29,14 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority = "interactive"
     trace: str = ""
     """The client's request id, for logs."""
+    continues: bool = False
+    """It is a further part of a request that was accepted, and is not shed."""
+    hops: int = 0
+    """How many nodes it has come through."""
+    resume_tokens: tuple[int, ...] = ()
+    """Tokens of an answer that began on another node."""
+    resume_characters: int = 0
+    """How much of the text of those tokens the client already has."""
 
 
 class StageTiming(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +56,9 @@ class Delta(msgspec.Struct, frozen=True):
 
     text: str
     tokens: int
+    ids: tuple[int, ...] = ()
+    node: str = ""
+    """The peer that made them; empty: this node."""
 
 
 class Completed(msgspec.Struct, frozen=True):

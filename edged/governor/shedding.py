@@ -19,8 +19,8 @@ def check(force: InForce, ledger: Ledger, asked: Submission, *, why: str, climb_
     `why` is the reason for the rung, `climb_s` the soonest that a better one can be taken.
     """
     doing = force.settings
-    if ledger.draining:
-        return  # which is refused as what it is
+    if asked.continues or ledger.draining:  # the latter is refused as what it is
+        return
     if doing.shed_batch and asked.priority == "batch":
         raise _shed(force, why, "takes no work of priority batch", climb_s)
     if doing.busy_share < 1.0:

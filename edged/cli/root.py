@@ -33,6 +33,7 @@ COMMANDS = {
     "drain": "edged.cli.daemon:drain",
     "cache": "edged.cli.cache:cache",
     "governor": "edged.cli.governor:governor",
+    "ladder": "edged.cli.ladder:ladder",
     "config": "edged.cli.config:config",
     "logs": "edged.cli.logs:logs",
     "version": "edged.cli.version:version",

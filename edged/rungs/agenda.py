@@ -30,8 +30,6 @@ def agenda(
     sheets: Mapping[str, Sheet],
     questions: Sequence[Question],
     answers: int,
-    *,
-    searchable: bool = True,
 ) -> list[Task]:
     """Everything that is still to be asked, in order; `answers` is how many questions are answered too."""
     distinct = list(dict.fromkeys(keys))
@@ -40,14 +38,14 @@ def agenda(
         chunk = range(first, min(first + CHUNK, len(questions)))
         for key in distinct[:: -1 if number % 2 else 1]:
             sheet = sheets.get(key, Sheet())
-            tasks += _tasks(key, sheet, questions, chunk, answers, searchable=searchable)
+            tasks += _tasks(key, sheet, questions, chunk, answers)
     return tasks
 
 
 def _tasks(
-    key: str, sheet: Sheet, questions: Sequence[Question], chunk: range, answers: int, *, searchable: bool
+    key: str, sheet: Sheet, questions: Sequence[Question], chunk: range, answers: int
 ) -> Iterator[Task]:
-    searched = [each for each in chunk if searchable and questions[each].relevant and each not in sheet.found]
+    searched = [each for each in chunk if questions[each].relevant and each not in sheet.found]
     if searched:
         yield Task(key=key, kind="search", questions=tuple(searched))
     answered = [each for each in chunk if each < answers and each not in sheet.answers]

@@ -9,7 +9,7 @@ processes cannot be seen, the time between two answers at full load.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 
 import msgspec
@@ -50,18 +50,29 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Of an answer."""
     joules: float | None = None
     """Of an answer, all else that the processor packages did included."""
-    notes: tuple[str, ...] = ()
+    variants: dict[str, str] = {}
+    """What each stage ran."""
+    unavailable: str = ""
+    """Why it could not be taken; empty for a rung that can."""
 
 
 def figures(ladder: Sequence[Rung], record: Record) -> tuple[Figures, ...]:
     """The figures of every rung of a ladder, as far as they are known."""
-    whole = [settings(ladder, rung) for rung in range(len(ladder))]
+    whole = in_force(ladder, record.unavailable)
     sheets = [record.sheets.get(key_of(each), Sheet()) for each in whole]
     told = _told(whole, sheets, record)
     return tuple(
-        _figures(rung.name, sheet, sheets[0], record.questions, telling)
+        Figures(name=rung.name, unavailable=record.unavailable[rung.name])
+        if rung.name in record.unavailable
+        else _figures(rung.name, sheet, sheets[0], record.questions, telling)
         for rung, sheet, telling in zip(whole, sheets, told, strict=True)
     )
+
+
+def in_force(ladder: Sequence[Rung], unavailable: Collection[str]) -> list[Rung]:
+    """All that is done on each rung, without what those do that cannot be taken."""
+    without = [number for number, rung in enumerate(ladder) if rung.name in unavailable]
+    return [settings(ladder, number, without) for number in range(len(ladder))]
 
 
 def measured(ladder: Sequence[Rung], found: Sequence[Figures]) -> tuple[Rung, ...]:
@@ -105,7 +116,7 @@ def _figures(
         throughput_per_s=_rate(sheet.loads),
         cpu_s=_each(sheet.loads, [load.cpu_s for load in sheet.loads]) or None,
         joules=_joules(sheet.loads),
-        notes=sheet.notes,
+        variants=sheet.variants,
     )
 
 
@@ -234,14 +245,3 @@ def _product(first: Mean | None, second: Mean | None) -> Mean | None:
     margin = math.hypot(first.margin * second.value, second.margin * first.value)
     counts = [each.count for each in (first, second) if each.count]
     return Mean(first.value * second.value, margin, min(counts, default=0))
-
-
-def unmeasured(
-    ladder: Sequence[Rung], found: Sequence[Figures], without: Collection[int] = ()
-) -> Mapping[str, str]:
-    """By rung without figures: why, as far as one can tell."""
-    return {
-        rung.name: "; ".join(each.notes) or ("it cannot be taken here" if number in without else "not asked")
-        for number, (rung, each) in enumerate(zip(ladder, found, strict=True))
-        if each.cost is None
-    }

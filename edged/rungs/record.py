@@ -76,8 +76,8 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[Load, ...] = ()
     devices: tuple[str, ...] = ()
     """On which the stages ran."""
-    notes: tuple[str, ...] = ()
-    """What of the rung was not possible here."""
+    variants: dict[str, str] = {}
+    """Which each of them ran, by stage."""
 
 
 Origin = Literal["made", "file"]
@@ -108,6 +108,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """ISO 8601, UTC."""
     sheets: dict[str, Sheet] = {}
     """By what is done: see `key_of`."""
+    unavailable: dict[str, str] = {}
+    """Rungs that could not be taken, and why."""
 
 
 _UNMEASURED = {"cost": None, "quality": None, "shed_batch": False, "busy_share": 1.0}

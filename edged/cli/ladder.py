@@ -1,0 +1,188 @@
+"""`edgectl ladder`: what each rung of the quality ladder costs and is worth, on one's own documents."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from edged.cli.durations import DURATION
+from edged.cli.output import progress_bar, readable_seconds, visible
+from edged.cli.session import TEXT, Session, example, json_option, with_session
+from edged.errors import BadRequest
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from edged.report import Status
+    from edged.rungs.measure import Limits, Stand
+    from edged.rungs.prepare import Prepared
+    from edged.rungs.record import Question, Record
+
+BUDGET_S = 600.0
+QUESTIONS, ANSWERS, CLIENTS = 64, 24, 4
+STOPPED = "stopped; every answer so far is kept: run the same command again to continue"
+
+
+@click.group(epilog=example("edgectl ladder measure --budget 5m", "edgectl ladder show"))
+def ladder() -> None:
+    """See what the rungs of the quality ladder cost and are worth."""
+
+
+@ladder.command(
+    epilog=example(
+        "edgectl ladder measure --budget 5m",
+        "edgectl ladder measure --rungs fewer-passages,no-rerank",
+        "edgectl ladder measure --questions questions.jsonl",
+    )
+)
+@click.option("--budget", type=DURATION, default=BUDGET_S, help="Stop after this time, e.g. 5m  [10m].")
+@click.option("--rungs", type=TEXT, default="", metavar="NAME,...", help="Only these rungs  [all].")
+@click.option(
+    "--questions",
+    "file",
+    type=click.File(encoding="utf-8"),
+    help="Your own questions, one JSON object a line: question, relevant (documents), answer.",
+)
+@click.option(
+    "--count", type=click.IntRange(2, 10_000), default=QUESTIONS, help=f"Questions to make  [{QUESTIONS}]."
+)
+@click.option(
+    "--answers",
+    type=click.IntRange(2, 10_000),
+    default=ANSWERS,
+    help=f"How many of the questions are answered too  [{ANSWERS}].",
+)
+@click.option("--clients", type=click.IntRange(1, 64), default=CLIENTS, help=f"At a time  [{CLIENTS}].")
+@click.option("--pipeline", type=TEXT, default="", help="Which pipeline answers  [rag].")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the questions that are made  [0].")
+@click.option("--fresh", is_flag=True, help="Forget what was measured before.")
+@click.option("--while-serving", is_flag=True, help="Measure beside other work; the figures get worse.")
+@json_option
+@with_session
+def measure(
+    session: Session,
+    /,
+    *,
+    budget: float,
+    rungs: str,
+    file: IO[str] | None,
+    answers: int,
+    clients: int,
+    while_serving: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Measure what each rung costs and is worth here, with questions about your own documents.
+
+    The running daemon is pinned to one rung after the other and asked; at the end, and on Ctrl-C, the pin
+    is what it was. Quality is whether the right passages are found (nDCG@10) and how much of the first
+    rung's answers is still said; cost is CPU time, in proportion. Without --questions, questions are made
+    of passages drawn from the library. A rerun goes on where this one stopped.
+    """
+    from edged.rungs.measure import Limits
+    from edged.rungs.prepare import Wanted, prepare
+
+    own = None if file is None else _read(file)
+    status = session.client.status()
+    _heed(status, while_serving=while_serving)
+    wanted = Wanted(rungs=tuple(filter(None, rungs.split(","))), **asked)
+    begin = prepare(session.config, session.environment, status, wanted, own)
+    for note in begin.notes:
+        click.echo(f"note: {visible(note)}", err=True)
+    hottest = session.config.governor.temperature.get("cpu")
+    limits = Limits(budget_s=budget, answers=answers, critical_c=hottest.critical_c if hottest else None)
+    _run(session, begin, limits, clients)
+    _print(session, as_json=as_json)
+
+
+@ladder.command(epilog=example("edgectl ladder show", "edgectl ladder show --json"))
+@json_option
+@with_session
+def show(session: Session, as_json: bool) -> None:
+    """Print what each rung does, costs and is worth, and what is wrong with the order."""
+    _print(session, as_json=as_json)
+
+
+def _print(session: Session, *, as_json: bool) -> None:
+    from edged.cli.ladder_table import print_ladder
+
+    print_ladder(session.config, session.environment, as_json=as_json)
+
+
+def _read(file: IO[str]) -> tuple[Question, ...]:
+    from edged.rungs.asked import questions_in
+
+    try:
+        return questions_in(file, file.name)
+    except UnicodeDecodeError as error:
+        raise BadRequest(
+            f"{file.name} is not text: byte {error.start} is not valid UTF-8", param="questions"
+        ) from error
+
+
+def _heed(status: Status, *, while_serving: bool) -> None:
+    """Refuse beside other work, and where the governor has taken a rung by itself."""
+    if while_serving:
+        return
+    if status.outstanding > 0:
+        raise click.ClickException(
+            "the daemon is answering requests: figures taken beside them would be wrong, and clients would "
+            "get the answers of other rungs. Try again when nobody asks, or add --while-serving"
+        )
+    governor = status.governor
+    if governor is not None and governor.rung > 0 and not governor.pin:
+        raise click.ClickException(
+            f"the governor has gone down to {governor.name!r} ({governor.why}), and measuring would take its "
+            "place. Try again when it is back, or add --while-serving"
+        )
+
+
+def _run(session: Session, begin: Prepared, limits: Limits, clients: int) -> None:
+    from edged.placement.storage import only_writer
+    from edged.rungs import storage
+    from edged.rungs.asking import Asker
+    from edged.rungs.measure import Measurement
+    from edged.rungs.taking import Taking, interruptible
+
+    path = storage.path_in(session.config.daemon.state_dir)
+    asker = Asker(session.client, session.admin, begin.record.fingerprint.pipeline, clients)
+
+    def keep(record: Record) -> None:
+        storage.save(record, path)
+
+    with only_writer(path), progress_bar(*_columns()) as bar, interruptible():
+        task = bar.add_task("", total=None, ahead="")
+        run = Measurement(
+            session.config.governor.ladder,
+            begin.record,
+            asker,
+            limits,
+            keep,
+            lambda stand: _draw(bar, task, stand),
+        )
+        try:
+            with Taking(session.client, session.admin) as taking:
+                run.run(taking, begin.rungs)
+        except KeyboardInterrupt:
+            click.echo(STOPPED, err=True)
+            raise
+    if run.stopped:
+        click.echo(f"note: stopped early: {run.stopped}", err=True)
+
+
+def _columns() -> tuple[Any, ...]:
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    what = TextColumn("{task.description}", markup=False)
+    return SpinnerColumn(), what, TimeElapsedColumn(), TextColumn("{task.fields[ahead]}")
+
+
+def _draw(bar: Progress, task: Any, stand: Stand) -> None:
+    ahead = (
+        f"{stand.done} done, {stand.left} to go (about {readable_seconds(stand.expected_s)}), "
+        f"{readable_seconds(max(stand.budget_left_s, 0.0))} of the budget left"
+    )
+    bar.update(task, description=visible(stand.what), ahead=ahead)
+    if bar.disable and not stand.done:
+        click.echo(ahead, err=True)

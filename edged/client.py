@@ -17,7 +17,7 @@ import msgspec
 from edged.errors import ConnectionLost, EdgedError, Overloaded, Unreachable
 from edged.placement.table import Plan
 from edged.replies import Cleared, Delta, Final, Models, Ranked, Ranking, Reply, Vectors, as_error, final
-from edged.report import CacheReport, PlanReport, Status, SwapReport
+from edged.report import CacheReport, Decision, GovernorStatus, PlanReport, Status, SwapReport
 
 T = TypeVar("T")
 Plain = dict[str, Any]
@@ -289,6 +289,23 @@ class AdminClient(_Caller):
     def swap_report(self) -> SwapReport:
         """Return how far the newest change of a stage is."""
         return self._ask(SwapReport, "GET", "/admin/v1/swap")
+
+    def governor(self) -> GovernorStatus:
+        """Return the rung in force, and why."""
+        return self._ask(GovernorStatus, "GET", "/admin/v1/governor")
+
+    def pin_rung(self, name: str) -> GovernorStatus:
+        """Stay on a rung of the quality ladder, whatever the readings say."""
+        return self._ask(GovernorStatus, "POST", "/admin/v1/governor/pin", {"rung": name})
+
+    def release_rung(self) -> GovernorStatus:
+        """Leave the rung to the readings again."""
+        return self._ask(GovernorStatus, "DELETE", "/admin/v1/governor/pin")
+
+    def decisions(self, count: int) -> list[Decision]:
+        """Return the governor's newest decisions, oldest first."""
+        path = f"/admin/v1/governor/history?count={count}"
+        return self._ask(dict[str, list[Decision]], "GET", path).get("decisions", [])
 
     def drain(self) -> None:
         """Begin an orderly stop."""

@@ -59,6 +59,32 @@ class DeviceLoss(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.device} lost {self.lost_s:.0f} s ago: {self.why}; {again}"
 
 
+class BypassStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Who passes a reranker by, and what that saves and costs."""
+
+    mode: str
+    """`off`, `auto`, `benefit` or `always`: what holds now."""
+    configured: str
+    passing: str
+    """`nothing`, `benefit` or `everything`."""
+    why: str
+    """Whose wish that is."""
+    bypassed: int
+    """Rerankings saved since the start."""
+    questions: int
+    """Requests that came to the stage since the start, those that passed by included."""
+    lost_points: float
+    """Expected loss of nDCG@10, in points, on average over all of them."""
+    from_margin: float | None
+    """By benefit, from this margin on; None: at no margin."""
+    calibration: Literal["shipped", "own"]
+    """`own`: learnt from the questions of this library."""
+    observations: int
+    """Rerankings that it is learnt from."""
+    generation: int
+    """Of the library that they are about; 0: of none."""
+
+
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A stage as `edgectl status` shows it."""
 
@@ -102,6 +128,8 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Those that left the stage as it was."""
     override: str = ""
     """What `edgectl stage swap` or `scale` changed against configuration and plan; empty where nothing."""
+    bypass: BypassStatus | None = None
+    """Of a reranker."""
     lost_devices: tuple[DeviceLoss, ...] = ()
     """Devices that it would rather run on, and is to return to."""
     device_losses: int = 0
@@ -211,8 +239,8 @@ class GovernorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The rung that the operator wants, whatever the readings say; empty: the governor decides."""
     floor: str = ""
     """The lowest rung that may be taken."""
-    ladder: tuple[str, ...] = ()
-    """All rungs, best first."""
+    ladder: tuple[Rung, ...] = ()
+    """All rungs, best first, each with what it does on top of those before."""
     unavailable: dict[str, str] = {}
     """Rungs that cannot be taken, and why."""
     thermal: bool = False
@@ -227,6 +255,61 @@ class GovernorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds on each rung since the start."""
     settings: Rung = Rung(name="full")
     """All that is done on the rung in force."""
+
+
+class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Another node as this one sees it."""
+
+    name: str
+    endpoint: str
+    """Empty: it is never asked, it only asks."""
+    state: Literal["up", "connecting", "ejected", "guest"]
+    """`ejected`: it failed, and is left alone for `again_in_s`; `guest`: it only asks."""
+    reason: str
+    node: str
+    """What it calls itself; empty while it is not up, as all that follows."""
+    rung: str
+    hot: bool
+    rtt_ms: float
+    free: int
+    """Answers that it would begin at once for this node."""
+    grant: int
+    tokens_per_s: float
+    making: int
+    """Answers that it makes for this node now."""
+    made_here: int
+    """Answers that this node makes for it now."""
+    handed: int
+    """Answers handed to it since the start."""
+    returned: int
+    """Those of them that came back unfinished and went on at home."""
+    failures: int
+    again_in_s: float = 0.0
+
+
+class PeersStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """This node among its peers."""
+
+    node: str
+    listen: str
+    """Where it listens now; empty: it does not."""
+    key: str
+    """Its public key."""
+    problem: str
+    """Why peers are off although the configuration wants them; empty when they are not."""
+    away: bool
+    """The governor wants new answers to be made elsewhere."""
+    urgent: bool
+    """Also those that have begun."""
+    peers: tuple[PeerStatus, ...]
+    refused: int
+    """Handshakes of keys that are not on the list."""
+    messages: int
+    """Messages of peers that reached the application."""
+    malformed: int
+    excessive: int
+    taken: int
+    declined: int
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,5 +341,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Temperatures by device, whom to believe, clocks, memory, pressure; None before the first sample."""
     governor: GovernorStatus | None = None
     """The rung of the quality ladder in force."""
+    peers: PeersStatus | None = None
+    """Other nodes; None while `peers.enabled` is false."""
     notes: tuple[str, ...] = ()
     """Sentences that an operator should read: no calibration, stale index, ..."""

@@ -96,7 +96,7 @@ class Administration:
 
     async def logs(self, request: Request) -> Reply:
         """GET /admin/v1/logs?count=N."""
-        count = _count(request.query)
+        count = count_of(request.query)
         # Not audited: it changes nothing, and a follower would fill the log with its own reading.
         return Reply(_encoder.encode({"records": self._operator.recent_logs(count)}))
 
@@ -137,7 +137,8 @@ def _flag(query: bytes, name: str) -> bool:
     return given == "true"
 
 
-def _count(query: bytes) -> int:
+def count_of(query: bytes) -> int:
+    """How many records a query asks for; `BadRequest` for what is no number in range."""
     given = parse_qs(query.decode("ascii", "replace")).get("count", [str(_RECORDS)])[0]
     if not given.isdecimal() or not 1 <= int(given[:9]) <= _MOST_RECORDS:
         raise BadRequest(f"count must be a number in 1..{_MOST_RECORDS}", param="count")

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from edged.api.heat import machine_families
+from edged.api.rungs import governor_families
 from edged.dispatch.requests import Completed, StageTiming
 from edged.report import PlanStatus, StageStatus, Status
 
@@ -102,6 +103,8 @@ class StatusCollector(Collector):  # type: ignore[misc]  # the library is untype
         yield from _daemon_families(status)
         if status.senses is not None:
             yield from machine_families(status.senses)
+        if status.governor is not None:
+            yield from governor_families(status.governor)
         if status.plan is not None:
             yield from _plan_families(status.plan)
         yield from _stage_families(status.stages)

@@ -25,6 +25,7 @@ from edged.api.embeddings import Embeddings
 from edged.api.endpoint import Endpoint, Handler, Reply, Request, error_reply
 from edged.api.errors import INTERNAL
 from edged.api.gateway import Gateway
+from edged.api.governor import GovernorActions
 from edged.api.metrics import Metrics
 from edged.api.openapi import document
 from edged.api.operations import Operations
@@ -220,6 +221,11 @@ def _admin_routes(gateway: Gateway, operator: Operator) -> Iterator[Route]:
     yield _route(gateway, "/admin/v1/stages/{name}/swap", changes.swap, "POST")
     yield _route(gateway, "/admin/v1/stages/{name}/scale", changes.scale, "POST")
     yield _route(gateway, "/admin/v1/swap", changes.report, "GET")
+    acting = GovernorActions(operator, gateway)
+    yield _route(gateway, "/admin/v1/governor", acting.show, "GET")
+    yield _route(gateway, "/admin/v1/governor/pin", acting.pin, "POST")
+    yield _route(gateway, "/admin/v1/governor/pin", acting.release, "DELETE")
+    yield _route(gateway, "/admin/v1/governor/history", acting.history, "GET")
     yield _route(gateway, "/admin/v1/reload", acts.reload, "POST")
     yield _route(gateway, "/admin/v1/drain", acts.drain, "POST")
     yield _route(gateway, "/admin/v1/caches", acts.caches, "GET")

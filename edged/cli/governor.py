@@ -11,13 +11,14 @@ import msgspec
 
 from edged.cli.durations import DURATION
 from edged.cli.output import print_json, print_table, progress_bar, readable_seconds, visible
-from edged.cli.session import Session, example, json_option, with_session
+from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest
 
 if TYPE_CHECKING:
-    from edged.governor.events import Cause, Command
+    from edged.governor.events import Command
     from edged.governor.plant import Scenario
     from edged.governor.simulate import Outcome, Rehearsal
+    from edged.report import GovernorStatus
 
 PLANTS = ("cabinet-45c", "cabinet-45c-overload", "cabinet-45c-sensor", "office-25c")
 """Names of `edged.governor.plant.SCENARIOS`, which is imported when one is used."""
@@ -31,9 +32,72 @@ NAMES = {
 }
 
 
-@click.group(epilog=example("edgectl governor simulate --plant cabinet-45c"))
+@click.group(
+    epilog=example(
+        "edgectl governor show",
+        "edgectl governor pin fewer-passages",
+        "edgectl governor simulate --plant cabinet-45c",
+    )
+)
 def governor() -> None:
-    """See what heat, load and memory make the daemon do."""
+    """See and steer what heat, load and memory make the daemon do."""
+
+
+@governor.command(epilog=example("edgectl governor show --json | jq .name"))
+@json_option
+@with_session
+def show(session: Session, /, *, as_json: bool) -> None:
+    """Show the rung in force, why, and what each rung does."""
+    from edged.cli.governor_words import print_standing
+
+    found = session.admin.governor()
+    if as_json:
+        print_json(found)
+    else:
+        print_standing(found)
+
+
+@governor.command(epilog=example("edgectl governor pin no-rerank", "edgectl governor auto"))
+@click.argument("rung", type=TEXT)
+@json_option
+@with_session
+def pin(session: Session, /, *, rung: str, as_json: bool) -> None:
+    """Stay on a RUNG, whatever the readings say, until `auto` or the daemon's next start."""
+    _print_outcome(session.admin.pin_rung(rung), as_json=as_json)
+
+
+@governor.command(epilog=example("edgectl governor auto"))
+@json_option
+@with_session
+def auto(session: Session, /, *, as_json: bool) -> None:
+    """Leave the rung to the readings again."""
+    _print_outcome(session.admin.release_rung(), as_json=as_json)
+
+
+def _print_outcome(found: GovernorStatus, *, as_json: bool) -> None:
+    from edged.cli.governor_words import headline
+
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(headline(found))
+
+
+@governor.command(epilog=example("edgectl governor history -n 50", "edgectl governor history --json"))
+@click.option(
+    "-n", "--count", type=click.IntRange(1, 1000), default=20, show_default=True, help="Newest rows."
+)
+@json_option
+@with_session
+def history(session: Session, /, *, count: int, as_json: bool) -> None:
+    """List what was decided and why, over restarts of the daemon too."""
+    from edged.cli.governor_words import print_history
+
+    found = session.admin.decisions(count)
+    if as_json:
+        print_json({"decisions": found})
+    else:
+        print_history(found)
 
 
 @governor.command(
@@ -185,29 +249,14 @@ def _print_decisions(commands: Sequence[Command]) -> None:
 
 def _decision(command: Command) -> tuple[str, str, str]:
     from edged.governor.events import GoTo
+    from edged.governor.words import because
 
     minutes, seconds = divmod(int(command.at_s), 60)
     time = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
     if isinstance(command, GoTo):
         arrow = "down to" if command.rung > command.before else "up to"
-        return time, f"{arrow} {command.name}", _why(command.cause)
+        return time, f"{arrow} {command.name}", because(command.cause)
     return time, command.what, command.why or "known again"
-
-
-def _why(cause: Cause) -> str:
-    if not cause.signal:
-        return cause.why
-    said = {
-        "entered": "reached",
-        "predicted": "is foreseen to reach",
-        "critical": "reached the critical",
-        "left": "is below",
-    }.get(cause.why, cause.why)
-    unit = " °C" if cause.signal.startswith("temperature.") else ""
-    figures = (("", cause.value), ("predicted ", cause.predicted))
-    readings = ", ".join(f"{name}{value:.4g}" for name, value in figures if value is not None)
-    limit = "" if cause.limit is None else f" {cause.limit:g}{unit}"
-    return f"{cause.signal} {said}{limit} ({readings})"
 
 
 def _print_rungs(on_rung_s: dict[str, float], duration_s: float) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edged.cli import heat
+from edged.cli.governor_words import headline
 from edged.cli.output import print_json, print_table, readable_bytes, readable_seconds, styled, visible
 from edged.cli.session import Session, example, json_option, with_session
 from edged.errors import StageUnavailable, Unreachable
@@ -58,6 +59,8 @@ def status(session: Session, wait_s: float | None, as_json: bool) -> None:
     click.echo(_counts(current))
     if current.plan is not None:
         click.echo(_plan(current.plan))
+    if current.governor is not None and (current.governor.rung or current.governor.pin):
+        click.echo(headline(current.governor))
     if current.senses is not None:
         for line in heat.lines(current.senses):
             click.echo(line)

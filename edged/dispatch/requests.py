@@ -10,7 +10,7 @@ import msgspec
 from edged.errors import EdgedError
 from edged.messages import Priority
 from edged.placement.table import Plan
-from edged.report import Override, PlanReport, Status, SwapReport
+from edged.report import Decision, GovernorStatus, Override, PlanReport, Status, SwapReport
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,12 +139,37 @@ class Swapper(Protocol):
         ...
 
 
+class Governs(Protocol):
+    """The quality ladder as the admin socket uses it."""
+
+    def status(self) -> GovernorStatus:
+        """The rung in force, and why."""
+        ...
+
+    def pin(self, name: str, /) -> None:
+        """Stay on a rung; `NotFound` or `BadRequest` for one that cannot be taken."""
+        ...
+
+    def release(self) -> None:
+        """Leave it to the readings again."""
+        ...
+
+    def history(self, count: int, /) -> list[Decision]:
+        """The newest decisions, oldest first."""
+        ...
+
+
 class Operator(Protocol):
     """The daemon as the admin socket uses it; every method may raise `EdgedError`."""
 
     @property
     def swaps(self) -> Swapper:
         """Changes of single stages."""
+        ...
+
+    @property
+    def governing(self) -> Governs:
+        """The rung in force, and what was decided."""
         ...
 
     async def restart_stage(self, stage: str, /) -> None:

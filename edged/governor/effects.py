@@ -22,9 +22,11 @@ PASSAGES_IN_PROMPT = 0.7
 """Share of a prompt that is passages; the rest is the question and the instructions."""
 UNCUT = 0.25
 """Share of the decoding in answers that end long before any limit. Assumed."""
+UNMOVED = 0.5
+"""Share of the questions whose reranking changes little (row B1)."""
 LIGHTER = 0.85
 """Work of a lighter variant, in proportion. Assumed."""
-QUALITY = {"passages": 0.98, "answer": 0.97, "variants": 0.97, "rerank": 0.93}
+QUALITY = {"passages": 0.98, "answer": 0.97, "variants": 0.97, "benefit": 0.995, "rerank": 0.93}
 """Factors of quality, by what is taken away. Assumed, until `cost` and `quality` are measured."""
 
 
@@ -83,7 +85,8 @@ def _effect(rung: Rung) -> Effect:
 
 def _work(rung: Rung) -> float:
     lighter = LIGHTER if rung.variants else 1.0
-    rerank = 0.0 if rung.bypass_rerank else RERANK * _cut(rung.candidates, CANDIDATES) * lighter
+    moved = 0.0 if rung.bypass_rerank else 1 - UNMOVED if rung.bypass_benefit else 1.0
+    rerank = moved * RERANK * _cut(rung.candidates, CANDIDATES) * lighter
     prefill = PREFILL * (1 - PASSAGES_IN_PROMPT + PASSAGES_IN_PROMPT * _cut(rung.keep, KEEP))
     decode = DECODE * (UNCUT + (1 - UNCUT) * _cut(rung.answer_tokens, ANSWER_TOKENS))
     generate = 0.0 if rung.peer else (prefill + decode) * lighter
@@ -99,6 +102,7 @@ def _worth(rung: Rung) -> float:
         "passages": bool(rung.candidates or rung.keep),
         "answer": bool(rung.answer_tokens),
         "variants": bool(rung.variants),
+        "benefit": rung.bypass_benefit and not rung.bypass_rerank,
         "rerank": rung.bypass_rerank,
     }
     worth = 1.0

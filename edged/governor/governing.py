@@ -251,7 +251,7 @@ class Governing:
             under_way=self._going is not None,
             pin="" if state.pin is None else policy.rungs[state.pin],
             floor=policy.rungs[policy.floor],
-            ladder=policy.rungs,
+            ladder=tuple(self._ladder),
             unavailable=dict(self._unavailable),
             thermal=any(name.startswith(f"{TEMPERATURE}.") for name in state.standings),
             unknown={name: each.unknown for name, each in state.standings.items() if each.unknown},

@@ -12,6 +12,7 @@ DOES = (
     "keep",
     "answer_tokens",
     "variants",
+    "bypass_benefit",
     "bypass_rerank",
     "peer",
     "shed_batch",
@@ -21,6 +22,7 @@ NEEDS = {
     "candidates": "retriever",
     "keep": "retriever",
     "answer_tokens": "generator",
+    "bypass_benefit": "reranker",
     "bypass_rerank": "reranker",
 }
 """Kind of the stage without which this changes nothing."""

@@ -1,0 +1,82 @@
+"""What `edgectl` prints about the rung in force and the decisions behind it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from edged.cli.output import print_table, readable_seconds, visible
+
+if TYPE_CHECKING:
+    from edged.config.tables import Rung
+    from edged.report import Decision, GovernorStatus
+
+RUNGS = ("RUNG", "DOES", "TIME", "NOW")
+ROWS = ("TIME", "WHAT", "RUNG", "WHY")
+
+
+def headline(status: GovernorStatus) -> str:
+    """The rung in force, since when and why, in a line."""
+    pinned = f", pinned to {status.pin}" if status.pin else ""
+    way = ", stages on their way" if status.under_way else ""
+    why = f": {status.why}" if status.why else ""
+    since = readable_seconds(status.since_s)
+    return visible(
+        f"rung {status.name} ({status.rung} of {len(status.ladder) - 1}) for {since}{pinned}{way}{why}"
+    )
+
+
+def print_standing(status: GovernorStatus) -> None:
+    """The rung in force, then all of them."""
+    click.echo(headline(status))
+    if not status.thermal:
+        click.echo("no temperature is known: only load and memory count")
+    for signal, why in status.unknown.items():
+        click.echo(visible(f"{signal} is unknown: {why}"))
+    click.echo()
+    print_table(RUNGS, [_row(status, rung) for rung in status.ladder])
+
+
+def _row(status: GovernorStatus, rung: Rung) -> tuple[str, ...]:
+    name, does = rung.name, ", ".join(_does(rung))
+    spent_s = status.on_rung_s.get(name, 0.0)
+    now = [
+        "in force" if name == status.name else "",
+        "floor" if name == status.floor and rung != status.ladder[-1] else "",
+        f"cannot be taken: {why}" if (why := status.unavailable.get(name)) else "",
+    ]
+    return name, does or "all that was asked", readable_seconds(spent_s), ", ".join(filter(None, now))
+
+
+def _does(rung: Rung) -> Iterator[str]:
+    counts = (
+        (rung.candidates, "{} candidates"),
+        (rung.keep, "{} passages"),
+        (rung.answer_tokens, "{} tokens an answer"),
+    )
+    yield from (text.format(count) for count, text in counts if count)
+    yield from (f"{stage} {variant}" for stage, variant in rung.variants.items())
+    flags = (
+        (rung.bypass_rerank, "no reranking"),
+        (rung.peer, "generation by a peer"),
+        (rung.shed_batch, "no batch work"),
+        (rung.busy_share < 1.0, f"work for {rung.busy_share:.0%} of the time"),
+    )
+    yield from (text for is_so, text in flags if is_so)
+
+
+def print_history(rows: Sequence[Decision]) -> None:
+    """A line for each decision, oldest first."""
+    if rows:
+        print_table(ROWS, [_line(row) for row in rows])
+    else:
+        click.echo("nothing was decided yet")
+
+
+def _line(row: Decision) -> tuple[str, str, str, str]:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.at))
+    rung = f"{row.before} -> {row.rung}" if row.before else row.rung
+    return at, row.what, rung, f"{row.signal}: {row.why}" if row.what == "signal" else row.why

@@ -17,6 +17,7 @@ from edged import log, notify
 from edged.api.gateway import Gateway
 from edged.api.listen import listeners, unlink_own
 from edged.api.server import Server, build_admin_app, build_client_app, build_gateway, limits_of
+from edged.bypass.bypasses import Bypasses, remodelled
 from edged.catalogue import Catalogue
 from edged.config import Config, Stage
 from edged.dispatch.channel import Channel
@@ -32,6 +33,7 @@ from edged.governor.variants import Variants
 from edged.governor.watch import MachineWatch
 from edged.lock import take_lock
 from edged.models.store import ModelStore
+from edged.peers.node import Node
 from edged.placement.applied import AppliedPlan, Step
 from edged.placement.notes import UNUSED, CalibrationNotes
 from edged.placement.table import Plan
@@ -42,7 +44,7 @@ from edged.transport.slots import Geometry, check_memory
 
 logger = logging.getLogger("edged.daemon")
 
-FIXED_TABLES = ("daemon", "api", "queue")
+FIXED_TABLES = ("daemon", "api", "queue", "peers")
 """Tables whose changes need a restart: sockets, arenas and folders exist already."""
 
 WATCH_S = 1.0
@@ -75,7 +77,11 @@ class Daemon:
         variants = Variants(self.swaps, self._store, lambda: self.config)
         history = History(config.daemon.state_dir)
         self.governing = Governing(lambda: self.config, self._dispatcher, variants, history)
+        self.bypasses = Bypasses(
+            self._dispatcher, lambda: self.config, lambda: self.force, self.governing.offer
+        )
         self._machine = MachineWatch(self._dispatcher, lambda: self.config, self.governing.feel)
+        self.peers = Node(self._dispatcher, lambda: self.config, self.governing, self.submit)
         self._announced = False
 
     # ------------------------------------------------------------------ life
@@ -104,8 +110,10 @@ class Daemon:
                 for name, stage in self.config.stages.items():
                     self._add_stage(name, stage)
                 self._dispatcher.start_workers()
+                self.peers.begin(environment)
                 await self._serve(found)
             finally:
+                self.peers.close()
                 await self._dispatcher.stop()
                 logger.info("stopped")
 
@@ -123,13 +131,17 @@ class Daemon:
         logger.info("listening", extra={"socket": str(self.config.api.socket)})
         supervision = loop.create_task(self._report_to_service_manager(), name="service manager")
         watch = loop.create_task(self._watch_rates(), name="watch over the plan")
+        peers = loop.create_task(self.peers.run(), name="peers")
         self.governing.begin()
+        self.bypasses.begin()
         self._fallbacks.begin()
         machine = loop.create_task(self._machine.run(), name="watch over the machine")
         await self._stop.wait()
         await self._drain()
         supervision.cancel()
         watch.cancel()
+        self.bypasses.close()
+        peers.cancel()
         machine.cancel()
         self.governing.close()
         self._fallbacks.close()
@@ -169,9 +181,10 @@ class Daemon:
             await asyncio.sleep(interval_s)
 
     async def _watch_rates(self) -> None:
-        """Compare the plan in force with what stages do."""
+        """Compare the plan in force with what stages do; learn who may pass rerankers by."""
         while True:
             await asyncio.sleep(WATCH_S)
+            self.bypasses.look()
             found = readings(self._dispatcher, besides={*self.swaps.overrides, *self._fallbacks.away})
             self._applied.compare(found, self.config, self._dispatcher.now())
 
@@ -239,10 +252,11 @@ class Daemon:
         )
         return self.swaps.shown(
             msgspec.structs.replace(
-                self._fallbacks.shown(taken),
+                self._fallbacks.shown(self.bypasses.shown(taken)),
                 plan=self._applied.status(),
                 governor=self.governing.status(),
                 **self._machine.status(),
+                peers=self.peers.status(),
             )
         )
 
@@ -312,11 +326,8 @@ class Daemon:
             self._dispatcher.change_stage(step.spec, step.workers, stage.timeout_s, stage.load_timeout_s)
         for name, stage in config.stages.items():
             self._dispatcher.form_batches(name, stage.max_wait_ms, stage.target_ms)
-        reformed = [
-            name
-            for name, stage in config.stages.items()
-            if name in placed and name not in changed and stage != self.config.stages[name]
-        ]
+        kept = [name for name in placed if name not in changed]
+        reformed = list(remodelled(self.config.stages, config.stages, kept))
         lines = [
             name for name in config.pipelines if config.pipelines[name] != self.config.pipelines.get(name)
         ]
@@ -330,7 +341,7 @@ class Daemon:
         return (
             [f"stage {name} is being replaced" for name in changed]
             + [f"stage {name} is as configured again" for name in dropped]
-            + [f"stage {name} forms its batches in another way" for name in reformed]
+            + reformed
             + [f"pipeline {name} changed" for name in lines]
             + [f"pipeline {name} removed" for name in gone]
         )
@@ -342,7 +353,10 @@ class Daemon:
     def _differs(self, name: str, step: Step, stage: Stage) -> bool:
         """Whether its workers must be replaced; how batches are formed can change without that."""
         before = msgspec.structs.replace(
-            self.config.stages[name], max_wait_ms=stage.max_wait_ms, target_ms=stage.target_ms
+            self.config.stages[name],
+            max_wait_ms=stage.max_wait_ms,
+            target_ms=stage.target_ms,
+            bypass=stage.bypass,
         )
         return before != stage or self.swaps.running(name) != step
 

@@ -288,7 +288,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PeersStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """This node among its peers."""
+    """One node among its peers."""
 
     node: str
     listen: str

@@ -12,12 +12,14 @@ from edged.config.tables import Fallback
 from edged.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edged.config.tables import Config, Pipeline, Stage
+    from edged.config.tables import Config, Peers, Pipeline, Stage
 
 PAGE_BYTES = 4096
 MAX_ARENA_BYTES = 16 << 30
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CORES = r"[0-9]{1,4}(-[0-9]{1,4})?"
+_LISTEN = re.compile(r"tcp://((?:[0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-fA-F:.%a-z]+\]):[0-9]{1,5}")
+_EVERYWHERE = ("0.0.0.0", "[::]", "[::0]")  # noqa: S104 (they are refused)
 _DEVICE = re.compile(rf"sim:[a-z0-9]+|[a-z][a-z0-9_]*(:{_CORES}(,{_CORES})*)?")
 
 
@@ -31,6 +33,7 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
     yield from _queue_problems(config)
     yield from _library_problems(config)
     yield from governor_problems(config)
+    yield from _peer_problems(config.peers)
     if config.api.socket == config.api.admin_socket:
         yield "api.admin_socket", f"= '{config.api.admin_socket}' is also api.socket; they have to differ"
     for name, stage in config.stages.items():
@@ -57,6 +60,18 @@ def _library_problems(config: Config) -> Iterator[tuple[str, str]]:
         )
 
 
+def _peer_problems(peers: Peers) -> Iterator[tuple[str, str]]:
+    if peers.name and not _NAME.fullmatch(peers.name):
+        yield "peers.name", f"= {peers.name!r} may hold only a-z, 0-9, '.', '_' and '-', at most 64"
+    found = _LISTEN.fullmatch(peers.listen)
+    if peers.listen and found is None:
+        yield "peers.listen", f"= {peers.listen!r} is not tcp://ADDRESS:PORT"
+    elif found is not None and found[1] in _EVERYWHERE:
+        yield "peers.listen", f"= {peers.listen!r} is every network there is; name the address of one"
+    if peers.silence_s < 2 * peers.ping_s:
+        yield "peers.silence_s", f"= {peers.silence_s:g} has to be at least twice peers.ping_s"
+
+
 def _stage_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
     if not stage.model and not stage.weightless:
         yield (
@@ -68,6 +83,19 @@ def _stage_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
             yield f"{name}.{option}", f"= {value!r} may hold only a-z, 0-9, '.', '_' and '-', at most 64"
     if stage.device and (problem := _device_problem(stage.device)):
         yield f"{name}.device", f"= {stage.device!r} {problem}"
+    if stage.bypass != "auto" and stage.kind != "reranker":
+        yield f"{name}.bypass", f"= {stage.bypass!r} is for rerankers; this stage is a {stage.kind}"
+    yield from _fallback_problems(f"{name}.fallback", stage)
+
+
+def _fallback_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
+    for entry in stage.fallback or ():
+        place = Fallback(device=entry) if isinstance(entry, str) else entry
+        if problem := _device_problem(place.device):
+            yield name, f"names {place.device!r}, which {problem}"
+        for value in (place.variant, place.backend):
+            if value and not _NAME.fullmatch(value):
+                yield name, f"names {value!r}: only a-z, 0-9, '.', '_' and '-', at most 64"
 
 
 def _device_problem(device: str) -> str:
@@ -81,17 +109,6 @@ def _pipeline_problems(config: Config, name: str, pipeline: Pipeline) -> Iterato
     where = f"pipelines.{name}.stages"
     for stage in pipeline.stages:
         if stage not in config.stages:
-    yield from _fallback_problems(f"{name}.fallback", stage)
-
-
-def _fallback_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
-    for entry in stage.fallback or ():
-        place = Fallback(device=entry) if isinstance(entry, str) else entry
-        if problem := _device_problem(place.device):
-            yield name, f"names {place.device!r}, which {problem}"
-        for value in (place.variant, place.backend):
-            if value and not _NAME.fullmatch(value):
-                yield name, f"names {value!r}: only a-z, 0-9, '.', '_' and '-', at most 64"
             yield where, f"names {stage!r}, which is not a stage; stages: {', '.join(config.stages)}"
             return
     if len(set(pipeline.stages)) < len(pipeline.stages):

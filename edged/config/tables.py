@@ -12,6 +12,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Bypass = Literal["off", "auto", "benefit", "always"]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,6 +107,10 @@ class Stage(Table, frozen=True):
     timeout_s: Seconds = 60.0
     """Silence of a worker that holds work, after which it is killed and replaced."""
     load_timeout_s: Seconds = 300.0
+    bypass: Bypass = "auto"
+    """Of a reranker, who passes it by: nobody; as the rung in force says (`bypass_benefit`, `bypass_rerank`);
+    always those whose margin after retrieval says that it would not change the answer's passages, and as the
+    rung says; or everybody."""
     fallback: tuple[str | Fallback, ...] | None = None
     """Devices to which the stage moves when its own is lost, best first, until that is back; empty: to none.
     Left out: the applied plan's runner-up where that is another device, then the CPU."""
@@ -156,6 +161,8 @@ class Rung(Table, frozen=True):
     """Most new tokens of an answer; 0: as asked."""
     variants: dict[Name, str] = {}
     """Variant by stage; `lighter` means the next lighter one that is present."""
+    bypass_benefit: bool = False
+    """Leave the reranker out for questions whose margin after retrieval says that it would change little."""
     bypass_rerank: bool = False
     """Leave the reranker out."""
     peer: bool = False
@@ -197,7 +204,7 @@ class Band(Table, frozen=True):
 def _ladder() -> tuple[Rung, ...]:
     return (
         Rung(name="full"),
-        Rung(name="fewer-passages", candidates=10, keep=2),
+        Rung(name="fewer-passages", candidates=10, keep=2, bypass_benefit=True),
         Rung(name="shorter-answers", answer_tokens=96),
         Rung(name="lighter-models", variants={"generator": "lighter", "reranker": "lighter"}),
         Rung(name="no-rerank", bypass_rerank=True),
@@ -271,6 +278,29 @@ class Governor(Table, frozen=True):
     """By the share of the time in which some task waited for memory (PSI)."""
 
 
+class Peers(Table, frozen=True):
+    """Other nodes that take over answers, and for whom this one does; who they are, `edgectl peers` says."""
+
+    enabled: bool = False
+    name: str = ""
+    """How this node calls itself; empty means the machine's name."""
+    listen: str = ""
+    """`tcp://ADDRESS:PORT` of one interface, where listed peers come in; empty: this node serves none."""
+    most_requests: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+    """Answers that this node makes at a time for one peer."""
+    most_kib_per_s: Annotated[int, msgspec.Meta(ge=64, le=1 << 20)] = 8192
+    """What one peer may send; beyond it is cut off."""
+    ping_s: Annotated[float, msgspec.Meta(ge=0.05, le=10)] = 0.3
+    """How often a peer is asked what it offers."""
+    silence_s: Annotated[float, msgspec.Meta(ge=0.2, le=60)] = 1.2
+    """A peer that was not heard for so long is gone: its answers go on elsewhere."""
+    stall_s: Annotated[float, msgspec.Meta(ge=0.2, le=600)] = 2.5
+    """A peer whose answer has had no token for so long is too slow (four times as long before the first)."""
+    first_wait_s: Seconds = 1.0
+    """How long a peer that failed is left alone; it doubles with every failure in a row."""
+    longest_wait_s: Seconds = 60.0
+
+
 class Config(Table, frozen=True):
     """The whole configuration."""
 
@@ -280,6 +310,7 @@ class Config(Table, frozen=True):
     library: Library = msgspec.field(default_factory=Library)
     placement: Placement = msgspec.field(default_factory=Placement)
     governor: Governor = msgspec.field(default_factory=Governor)
+    peers: Peers = msgspec.field(default_factory=Peers)
     stages: dict[Name, Stage] = {}
     pipelines: dict[Name, Pipeline] = {}
 

@@ -33,6 +33,8 @@ def admit(ledger: Ledger, asked: Submission, now: float) -> Request:
     request = Request(
         ledger.last_request, asked.route, asked.operation, source, deadline, now, priority=asked.priority
     )
+    request.hops, request.characters = asked.hops, asked.resume_characters
+    request.tokens.extend(asked.resume_tokens)
     ledger.requests[request.id] = request
     return request
 

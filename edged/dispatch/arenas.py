@@ -21,6 +21,8 @@ class Arenas:
         self.descriptors: dict[int, tuple[int, int]] = {}
         """By arena: writable, and read-only."""
         self._arenas: dict[int, Arena] = {}
+        self._written: dict[int, Arena] = {}
+        """Arenas of stages that peers work for, mapped a second time when the first result comes."""
 
     def make(self, arena: int, name: str, *, writable: bool) -> None:
         """Commit the memory of an arena; `writable` by the daemon itself."""
@@ -38,6 +40,13 @@ class Arenas:
         """Write into a leased slot; return the descriptor of what was written."""
         return self._arenas[ref.arena].write(ref, payload)
 
+    def write_result(self, ref: SlotRef, payload: bytes) -> SlotRef:
+        """Write into a slot that a peer's answer leased: the daemon is that worker's hand."""
+        if ref.arena not in self._written:
+            descriptor = self.descriptors[ref.arena][0]
+            self._written[ref.arena] = Arena(descriptor, self.geometry, writable=True)
+        return self._written[ref.arena].write(ref, payload)
+
     def read(self, ref: SlotRef) -> memoryview:
         """Read in place; `CorruptSlot` where the checksum does not match."""
         return self._arenas[ref.arena].read(ref)
@@ -53,7 +62,7 @@ class Arenas:
 
     def close(self) -> None:
         """Give the memory back."""
-        for arena in self._arenas.values():
+        for arena in (*self._arenas.values(), *self._written.values()):
             arena.close()
         for pair in self.descriptors.values():
             for descriptor in pair:

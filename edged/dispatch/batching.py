@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from edged.dispatch.controller import Load
 from edged.dispatch.events import Command, Memory, Send, Wake
 from edged.dispatch.ledger import Ledger, Request, Stage, Worker
+from edged.dispatch.offload import outgoing
 from edged.dispatch.sharing import by_room, settle
 from edged.messages import Batch, SlotRef, Work
 
@@ -27,7 +28,9 @@ def _rests(ledger: Ledger) -> list[Command]:
     if duty.share >= 1.0:
         return []
     duty.working = any(
-        worker.held and not (worker.cores == 0 and ledger.stages[worker.stage].streaming)
+        worker.held
+        and worker.remote is None
+        and not (worker.cores == 0 and ledger.stages[worker.stage].streaming)
         for worker in ledger.workers.values()
     )
     due_s = duty.due_s()
@@ -37,6 +40,9 @@ def _rests(ledger: Ledger) -> list[Command]:
 def _dispatch_stage(ledger: Ledger, stage: Stage, now: float) -> Iterable[Command]:
     while stage.queue:
         worker = _next_worker(ledger, stage)
+        if away := _hand_away(ledger, stage, now, room=worker is not None):
+            yield away
+            continue
         if worker is None:
             return
         if (due := _due(ledger, stage)) > now:
@@ -46,6 +52,21 @@ def _dispatch_stage(ledger: Ledger, stage: Stage, now: float) -> Iterable[Comman
         if not batch:
             return
         yield Send(worker.incarnation, Batch(batch))
+
+
+def _hand_away(ledger: Ledger, stage: Stage, now: float, *, room: bool) -> Send | None:
+    """Give one item to a peer, if that is better; see `offload`."""
+    found = outgoing(ledger, stage, now, room=room)
+    target = stage.slots.lease(found[0].priority) if found else None
+    if found is None or target is None:
+        return None
+    request, worker = found
+    stage.queue.take(request.id)
+    request.trips += 1
+    if worker.remote is not None:
+        worker.remote.balance -= 1
+        worker.remote.handed += 1
+    return Send(worker.incarnation, Batch((_hand_over(ledger, request, worker, target, now),)))
 
 
 def _first(ledger: Ledger, stage: Stage) -> Request | None:

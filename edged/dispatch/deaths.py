@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from edged.dispatch.endings import abandon, end, refuse
+from edged.dispatch.endings import abandon, end, refuse, requeue
 from edged.dispatch.events import Command, Died, IdleAsked
 from edged.dispatch.ledger import Ledger, Stage, Worker
 from edged.dispatch.losses import is_accelerator
@@ -43,6 +43,8 @@ def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
         return []
     ledger.lose(worker, now)
     stage = ledger.stages[worker.stage]
+    if worker.remote is not None:
+        return _take_up_again(ledger, stage, worker, 0, now)
     weight = KILLED_WEIGHT if event.killed and worker.state != "dying" else CRASH_WEIGHT
     commands = _take_up_again(ledger, stage, worker, 0 if event.excused else weight, now)
     if worker.state == "stopping" or worker.retiring or (ledger.draining and not ledger.requests):
@@ -50,10 +52,10 @@ def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
     if on_trial(stage, worker):
         return commands + call_off(ledger, stage, worker.fault or event.reason, worker.fault_code)
     stage.restarts += 1
-    if not worker.fruitful:
-        stage.misfortunes.append((now, LOOP_LIMIT + 1 if worker.hopeless else weight))
     if event.moved:
         return commands + replace(ledger, stage)
+    if not worker.fruitful:
+        stage.misfortunes.append((now, LOOP_LIMIT + 1 if worker.hopeless else weight))
     return commands + _respawn(ledger, stage, worker.fault or event.reason, now)
 
 
@@ -65,17 +67,13 @@ def _take_up_again(ledger: Ledger, stage: Stage, worker: Worker, weight: int, no
         if request.phase == "leaving":
             end(ledger, request)
             continue
-        if request.target is not None:
-            ledger.release(request.target)
-        request.target, request.worker, request.phase = None, "", "queued"
-        request.deaths += 1
-        request.queued_at = now
+        requeue(ledger, request, now)
+        request.deaths += weight > 0
         if len(request.tokens) == request.tokens_at_dispatch:
             request.suspicion += weight
         if request.suspicion >= POISON_LIMIT or request.deaths >= MAX_DEATHS:
+            stage.queue.remove(number)
             commands += refuse(ledger, request, _poisoned(stage, worker))
-        else:
-            stage.queue.put(request)
     return commands
 
 

@@ -11,7 +11,7 @@ from typing import assert_never
 
 from edged.dispatch.batching import adapt, dispatch
 from edged.dispatch.deaths import bury, idle, replace, retry_failed
-from edged.dispatch.endings import abandon, end, refuse
+from edged.dispatch.endings import abandon, end, refuse, requeue
 from edged.dispatch.events import (
     Asked,
     Command,
@@ -20,8 +20,10 @@ from edged.dispatch.events import (
     Event,
     GiveUpAsked,
     IdleAsked,
+    Joined,
     Left,
     ReplaceAsked,
+    Returned,
     ScaleAsked,
     Send,
     SkippingAsked,
@@ -31,7 +33,9 @@ from edged.dispatch.events import (
     TrialAsked,
     Waited,
 )
-from edged.dispatch.ledger import Ledger, Request, Worker
+from edged.dispatch.ledger import Ledger, Request, Stage, Worker
+from edged.dispatch.offload import recalls
+from edged.dispatch.peer import Remote
 from edged.dispatch.requests import StageTiming
 from edged.dispatch.skipping import change, join, note
 from edged.dispatch.staffing import kill, stop
@@ -74,22 +78,39 @@ def decide_all(ledger: Ledger, events: Iterable[Event], now: float) -> list[Comm
     return commands + dispatch(ledger, now)
 
 
-def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:
+def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:  # noqa: PLR0911 (an event)
     match event:
         case Spoke(worker, message):
             return _heard(ledger, worker, message, now)
         case Died():
             return bury(ledger, event, now)
+        case Joined():
+            return _joined(ledger, event, now)
+        case Returned():
+            return _returned(ledger, event, now)
         case Left(request):
             return abandon(ledger, request, Cancelled("the client left"), told=True)
         case Ticked(memory):
             if memory is not None:
                 adapt(ledger, memory, now)
-            return [*_overdue(ledger, now), *_silent(ledger, now), *retry_failed(ledger, now)]
+            return [
+                *_overdue(ledger, now),
+                *_silent(ledger, now),
+                *retry_failed(ledger, now),
+                *recalls(ledger),
+            ]
         case Waited():
             return []
         case _:
             return _asked(ledger, event, now)
+
+
+def _joined(ledger: Ledger, event: Joined, now: float) -> list[Command]:
+    worker = Worker(event.worker, event.stage, now, now, state="ready", loaded=True, credit=event.credit)
+    worker.device, worker.variant, worker.remote = f"peer:{event.peer}", event.variant, Remote(event.peer)
+    ledger.workers[event.worker] = worker
+    ledger.stages[event.stage].remotes.add(event.worker)
+    return []
 
 
 def _asked(ledger: Ledger, event: Asked, now: float) -> list[Command]:
@@ -180,6 +201,8 @@ def _take_back(ledger: Ledger, worker: Worker, message: Done | Failed | Gone, no
         worker.batch_items += 1
         worker.batch_s += message.compute_s
     ledger.let_go(worker, held.id, now)
+    if worker.remote is not None:
+        worker.remote.balance += 1
     if worker.state == "ready":
         worker.credit += message.credit
     return held
@@ -199,9 +222,7 @@ def _done(ledger: Ledger, worker: Worker, message: Done, now: float) -> list[Com
         return []
     stage = ledger.stages[worker.stage]
     wait_s = request.sent_at - request.queued_at
-    stage.finish_item(wait_s, message.compute_s, message.batch, now)
-    if stage.streaming:
-        stage.finish_service(worker.company_of(request, now), message.compute_s, now)
+    _learn(stage, worker, request, message, now)
     request.timings.append(
         StageTiming(
             stage=stage.name,
@@ -215,6 +236,18 @@ def _done(ledger: Ledger, worker: Worker, message: Done, now: float) -> list[Com
     )
     note(ledger, request, worker.variant, message.judgement)
     return _advance(ledger, request, message.target, now)
+
+
+def _learn(stage: Stage, worker: Worker, request: Request, message: Done, now: float) -> None:
+    """What an answer says about the costs of whoever made it."""
+    if worker.remote is not None:
+        stage.done += 1
+        worker.remote.served(now - request.sent_at)
+        return
+    stage.finish_item(request.sent_at - request.queued_at, message.compute_s, message.batch, now)
+    if stage.streaming:
+        stage.finish_service(worker.company_of(request, now), message.compute_s, now)
+        stage.finish_tokens(len(request.tokens) - request.tokens_at_dispatch, message.compute_s)
 
 
 def _advance(ledger: Ledger, request: Request, result: SlotRef, now: float) -> list[Command]:
@@ -245,7 +278,23 @@ def _failed(ledger: Ledger, worker: Worker, message: Failed, now: float) -> list
 
 def _gone(ledger: Ledger, worker: Worker, message: Gone, now: float) -> list[Command]:
     if request := _take_back(ledger, worker, message, now):
-        end(ledger, request)
+        if request.recalled and request.phase == "running":
+            requeue(ledger, request, now)
+        else:
+            end(ledger, request)
+    return []
+
+
+def _returned(ledger: Ledger, event: Returned, now: float) -> list[Command]:
+    """As `Gone`, but for the request, which goes on."""
+    worker = ledger.workers.get(event.worker)
+    if worker is None:
+        return []
+    if request := _take_back(ledger, worker, Gone(event.request, event.attempt), now):
+        if request.phase == "running":
+            requeue(ledger, request, now)
+        else:
+            end(ledger, request)
     return []
 
 
@@ -262,7 +311,8 @@ def _tokens(ledger: Ledger, worker: Worker, message: Tokens) -> list[Command]:
     request.characters += len(message.text)
     request.suspicion = 0
     worker.fruitful = True
-    return [Stream(request.id, message.text, len(message.tokens))]
+    node = worker.remote.peer if worker.remote else ""
+    return [Stream(request.id, message.text, len(message.tokens), message.tokens, node)]
 
 
 def _overdue(ledger: Ledger, now: float) -> list[Command]:
@@ -277,6 +327,8 @@ def _silent(ledger: Ledger, now: float) -> list[Command]:
     for worker in ledger.workers.values():
         stage = ledger.stages[worker.stage]
         silence_s = now - worker.heard_at
+        if worker.remote is not None:
+            continue
         if worker.state == "starting":
             if now - worker.started_at > stage.load_timeout_s:
                 commands += kill(worker, f"not loaded after {stage.load_timeout_s:g} s")

@@ -44,6 +44,7 @@ from edged.dispatch.events import (
 from edged.dispatch.health import self_test
 from edged.dispatch.leases import Mode
 from edged.dispatch.ledger import ENTRY, Ledger, Slots, Stage, Worker
+from edged.dispatch.remotes import Remotes
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission
 from edged.dispatch.specs import Specs
 from edged.dispatch.staffing import start, wanted
@@ -73,6 +74,7 @@ class Dispatcher:
         self.elsewhere: Callable[[Worker, StageSpec, str], StageSpec | None] = lambda *_: None
         """Asked when a worker's device is lost: what its stage is to run from now on; None: as before."""
         self.ledger = Ledger(Slots(ENTRY, geometry.slots))
+        self.remotes = Remotes(self.ledger, self.arenas, self._on)
         self._surroundings = Surroundings()
         self._specs = Specs(self.ledger)
         self.specs, self.serving = self._specs.wanted, self._specs.serving
@@ -305,10 +307,11 @@ class Dispatcher:
     def _carry_out(self, command: Command) -> None:  # noqa: C901 (one case a command)
         match command:
             case Send(worker, message):
-                self._router.send(worker, message)
-            case Stream(request, text, tokens):
+                if not self.remotes.take(worker, message):
+                    self._router.send(worker, message)
+            case Stream(request, text, tokens, ids, node):
                 if channel := self._channels.get(request):
-                    channel.put(Delta(text, tokens))
+                    channel.put(Delta(text, tokens, ids, node))
             case Deliver():
                 self._deliver(command)
             case Refuse(request, error):

@@ -17,6 +17,15 @@ def end(ledger: Ledger, request: Request) -> None:
     del ledger.requests[request.id]
 
 
+def requeue(ledger: Ledger, request: Request, now: float) -> None:
+    """Put a request that no worker holds any more back to its place in the queue of its stage."""
+    if request.target is not None:
+        ledger.release(request.target)
+    request.target, request.worker, request.phase, request.recalled = None, "", "queued", False
+    request.queued_at = now
+    ledger.stages[request.stage].queue.put(request)
+
+
 def refuse(ledger: Ledger, request: Request, error: EdgedError) -> list[Command]:
     """End a request that no worker holds; its client hears once, and only if it has not yet."""
     told = request.phase == "leaving"

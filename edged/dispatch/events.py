@@ -122,7 +122,7 @@ class SkippingAsked(msgspec.Struct, frozen=True):
 
 Asked = ReplaceAsked | IdleAsked | TrialAsked | ScaleAsked | GiveUpAsked | SkippingAsked
 """What an operator, a plan or a reload wants of a stage."""
-Event = Spoke | Died | Left | Ticked | Waited | Asked
+Event = Spoke | Died | Joined | Returned | Left | Ticked | Waited | Asked
 
 # ---------------------------------------------------------------------- commands
 
@@ -166,6 +166,9 @@ class Stream(msgspec.Struct, frozen=True):
     request: int
     text: str
     tokens: int
+    ids: tuple[int, ...] = ()
+    node: str = ""
+    """The peer that made them; empty: this node."""
 
 
 class Deliver(msgspec.Struct, frozen=True):

@@ -83,7 +83,7 @@ def _before(ledger: Ledger, place: tuple[bool, float]) -> tuple[Counter[str], Co
             continue
         here = request.position
         if request.phase == "running":
-            running[request.stage] += 1
+            running[request.stage] += ledger.workers[request.worker].remote is None
             here += 1
         if _place(request) <= place:
             queued.update(request.route[here:])

@@ -15,6 +15,7 @@ from edged.dispatch.controller import Controller
 from edged.dispatch.duty import Duty
 from edged.dispatch.leases import Leases
 from edged.dispatch.passing import Grounds, Passing
+from edged.dispatch.peer import Pressure, Remote
 from edged.dispatch.queues import StageQueue
 from edged.dispatch.requests import StageTiming
 from edged.dispatch.usage import Steps, Utilisation
@@ -112,6 +113,12 @@ class Request:
     """Integral of its worker's company when it was sent: for the average since."""
     characters: int = 0
     resumed: int = 0
+    hops: int = 0
+    """How many nodes it has come through: what comes from a peer is not handed on."""
+    trips: int = 0
+    """How often it was handed to a peer."""
+    recalled: bool = False
+    """Its worker was told to drop it, so that a peer goes on with it."""
     timings: list[StageTiming] = field(default_factory=list)
     grounds: Grounds = field(default_factory=Grounds)
 
@@ -160,6 +167,8 @@ class Worker:
     caches: dict[str, CacheCounters] = field(default_factory=dict)
     cores: int | None = None
     """Its core lease, 0 for a pause; None until it was told one: everything that its device has."""
+    remote: Remote | None = None
+    """It is a peer: no process of ours, and none of `Stage.workers`."""
 
     def company_of(self, request: Request, now: float) -> float:
         """How many requests, this one among them, it has held on average since it was sent this one."""
@@ -206,6 +215,8 @@ class Stage:
     control: Controller = field(default_factory=Controller)
     usage: Utilisation = field(default_factory=Utilisation)
     workers: set[str] = field(default_factory=set)
+    remotes: set[str] = field(default_factory=set)
+    """Peers that would do its work."""
     starting: int = 0
     """Spawns decided on whose process does not exist yet."""
     failed: str = ""
@@ -228,6 +239,8 @@ class Stage:
     spread_s: float = 0.0
     """Smoothed distance of single services from `service_s`."""
     services: int = 0
+    tokens_per_s: float = 0.0
+    """Smoothed, of one streamed answer."""
     trial: Trial | None = None
     called_off: tuple[str, str] | None = None
     """Why the last trial ended before anything was ready, and the error's code (empty: it has none)."""
@@ -252,6 +265,7 @@ class Stage:
         """Learn anew what items cost: another model does them from now on."""
         self.control = Controller()
         self.services, self.service_s, self.item_s, self.spread_s = 0, 0.0, 0.0, 0.0
+        self.tokens_per_s = 0.0
         self.changed = False
 
     @property
@@ -281,6 +295,12 @@ class Stage:
         self.served_at = now
         self.control.observe(size, seconds, self.max_batch)
 
+    def finish_tokens(self, count: int, seconds: float) -> None:
+        """Learn how fast a streamed answer comes."""
+        if count and seconds > 0:
+            weight = 0.1 if self.tokens_per_s else 1.0
+            self.tokens_per_s += weight * (count / seconds - self.tokens_per_s)
+
     def rate_per_s(self, now: float, window_s: float = 60.0) -> float:
         """Items finished per second over the last minute."""
         while self.finished and self.finished[0] < now - window_s:
@@ -307,6 +327,7 @@ class Ledger:
     last_request: int = 0
     last_worker: int = 0
     leases: Leases = field(default_factory=Leases)
+    pressure: Pressure = field(default_factory=Pressure)
     duty: Duty = field(default_factory=Duty)
 
     def slots_of(self, ref: SlotRef) -> Slots:
@@ -354,7 +375,9 @@ class Ledger:
             self._busy(worker, -1, now)
         del self.workers[worker.incarnation]
         self.stages[worker.stage].workers.discard(worker.incarnation)
+        self.stages[worker.stage].remotes.discard(worker.incarnation)
 
     def _busy(self, worker: Worker, change: int, now: float) -> None:
-        busy = self.stages[worker.stage].usage.busy
-        busy.set(busy.value + change, now)
+        if worker.remote is None:
+            busy = self.stages[worker.stage].usage.busy
+            busy.set(busy.value + change, now)

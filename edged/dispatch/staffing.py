@@ -14,6 +14,8 @@ def kill(worker: Worker, reason: str) -> list[Command]:
     if worker.state == "dying":
         return []
     worker.state, worker.credit, worker.fault = "dying", 0, worker.fault or reason
+    if worker.remote is not None:
+        return [Send(worker.incarnation, Stop())]
     return [Kill(worker.incarnation, reason)]
 
 

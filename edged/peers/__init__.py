@@ -1,0 +1,1 @@
+"""Other nodes that take over answers, over TCP with CURVE; off until the configuration says otherwise."""

@@ -1,0 +1,344 @@
+"""The way to one peer: asks what it offers, hands it work, hears its tokens, notices when it is gone.
+
+To the dispatcher it is one more worker of each stage whose model both have (`dispatch/remotes.py`).
+Whatever goes wrong, the answers that it held go on at home from the tokens that arrived.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from edged.breaker import Breaker
+from edged.dispatch.peer import NOTHING, Offer
+from edged.dispatch.remotes import Remotes
+from edged.errors import (
+    BadRequest,
+    ConfigError,
+    DeadlineExceeded,
+    EdgedError,
+    ProtocolError,
+    TooLarge,
+    from_code,
+)
+from edged.messages import Batch, Cancel, Done, Failed, Gone, Stop, Tokens, ToWorker, Work, encode
+from edged.peers.book import Peer
+from edged.peers.messages import (
+    VERSION,
+    Answered,
+    Ask,
+    Declined,
+    Drop,
+    Dropped,
+    FromServer,
+    Offers,
+    Said,
+    Take,
+    read_from_server,
+)
+from edged.peers.seat import Held, Seat
+from edged.transport.curve import Line
+
+logger = logging.getLogger("edged.peers")
+
+FIRST_TOKEN = 4.0
+"""A first token takes longer than the next: it may take so many times `stall_s`."""
+STEADY_S = 30.0
+"""A peer that has been up for so long has made up for its failures."""
+CLIENTS_FAULT = (BadRequest, DeadlineExceeded, TooLarge)
+"""Errors that would come at home too."""
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a link waits for what."""
+
+    ping_s: float
+    silence_s: float
+    stall_s: float
+
+
+class Wires(Protocol):
+    """Opens connections, and has what arrives read."""
+
+    def open(self, peer: Peer, heard: Callable[[], None], /) -> Line:
+        """Connect; `heard` is called whenever something may have arrived."""
+        ...
+
+    def close(self, line: Line, /) -> None:
+        """Undo `open`."""
+        ...
+
+    def soon(self, call: Callable[[], None], /) -> None:
+        """Call in the next turn of the loop."""
+        ...
+
+
+class Link:
+    """One peer as this node's worker."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        *,
+        wires: Wires,
+        remotes: Remotes,
+        identities: Callable[[], Mapping[str, str]],
+        patience: Patience,
+        breaker: Breaker,
+        clock: Callable[[], float],
+    ) -> None:
+        self.peer = peer
+        self._wires, self._remotes, self._identities = wires, remotes, identities
+        self._patience, self.breaker, self._clock = patience, breaker, clock
+        self._line: Line | None = None
+        self._seats: dict[str, Seat] = {}
+        """By stage."""
+        self._nonce = 0
+        self._asked: dict[int, float] = {}
+        self._asked_at = float("-inf")
+        self._unanswered_since: float | None = None
+        """When it was first asked something since it was last heard."""
+        self._up_at: float | None = None
+        self.offers: Offers | None = None
+        self.rtt_s = 0.0
+        self.reason = "it has not answered yet"
+        self.failures = 0
+        self.handed = 0
+        self.returned = 0
+        self.stale = 0
+
+    # ------------------------------------------------------------------ life
+
+    @property
+    def up(self) -> bool:
+        """Whether it is heard."""
+        return self._up_at is not None
+
+    @property
+    def held(self) -> int:
+        """Answers that it makes for us."""
+        return sum(len(seat.held) for seat in self._seats.values())
+
+    @property
+    def useful(self) -> bool:
+        """Whether it could take an answer, now or when its own are finished."""
+        return any(not seat.offer.hot for seat in self._seats.values())
+
+    def look(self) -> None:
+        """Do what is due: connect, ask, notice silence."""
+        now = self._clock()
+        if self._line is None:
+            if not self.breaker.begin(now):
+                return
+            self._open()
+        self.listen()
+        if self._line is not None and now - self._asked_at >= self._patience.ping_s:
+            self._ask(now)
+        if self._up_at is not None:
+            self._judge(now, self._up_at)
+
+    def _open(self) -> None:
+        self._asked.clear()
+        self._asked_at = float("-inf")
+        try:
+            self._line = self._wires.open(self.peer, self.listen)
+        except ConfigError as error:
+            self.reason = error.message
+            self.breaker.failed(self._clock(), error.message)
+
+    def close(self, reason: str) -> None:
+        """Have its answers go on at home, and forget the connection; idempotent."""
+        line, self._line, self._up_at, self.offers = self._line, None, None, None
+        self._unanswered_since = None
+        self.reason = reason
+        if line is not None:
+            self._wires.close(line)
+        for seat in self._seats.values():
+            self.returned += len(seat.held)
+            self._remotes.leave(seat.worker, reason)
+        self._seats.clear()
+
+    def _fail(self, reason: str) -> None:
+        if self._line is None:
+            return
+        self.failures += 1
+        given_back = self.held
+        self.breaker.failed(self._clock(), reason)
+        self.close(reason)
+        wait_s = round(self.breaker.refusal_s(self._clock()), 2)
+        extra = {"peer": self.peer.name, "why": reason, "given_back": given_back, "again_in_s": wait_s}
+        logger.warning("peer lost", extra=extra)
+
+    def _judge(self, now: float, up_at: float) -> None:
+        """Whether it still does what it is there for."""
+        asked_at = self._unanswered_since
+        if asked_at is not None and now - asked_at > self._patience.silence_s:
+            self._fail(f"silent for {self._patience.silence_s:g} s")
+        elif any(self._stalled(held, now) for seat in self._seats.values() for held in seat.held.values()):
+            self._fail(f"an answer had no token for {self._patience.stall_s:g} s")
+        elif now - up_at > STEADY_S:
+            self.breaker.completed()
+
+    def _stalled(self, held: Held, now: float) -> bool:
+        times = 1.0 if held.begun else FIRST_TOKEN
+        return now - held.moved_at > times * self._patience.stall_s
+
+    # ------------------------------------------------------------------- out
+
+    def _ask(self, now: float) -> None:
+        self._asked_at = now
+        self._nonce += 1
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        if self._line is not None and self._line.send(encode(Ask(VERSION, self._nonce))):
+            self._asked[self._nonce] = now
+            for seat in self._seats.values():
+                seat.mark(self._nonce)
+            while len(self._asked) > 64:  # noqa: PLR2004 (far more than go unanswered before it is gone)
+                del self._asked[next(iter(self._asked))]
+
+    def _take(self, stage: str, message: ToWorker) -> None:
+        """What the dispatcher sends to the seat of a stage."""
+        seat = self._seats.get(stage)
+        if seat is None:
+            return
+        match message:
+            case Batch(items):
+                for work in items:
+                    self._hand(seat, work)
+            case Cancel(request, attempt):
+                if (request, attempt) in seat.held:
+                    self._send(Drop(request, attempt))
+            case Stop():
+                self._wires.soon(lambda: self._fail("it broke the protocol"))
+            case _:
+                return
+
+    def _hand(self, seat: Seat, work: Work) -> None:
+        try:
+            payload, priority = self._remotes.task(work)
+        except EdgedError as error:
+            message = Failed(work.request, work.attempt, error.code, error.message)
+            self._wires.soon(lambda: self._remotes.say(seat.worker, message))
+            return
+        seat.hand(work, self._clock())
+        self.handed += 1
+        self._send(
+            Take(
+                work.request,
+                work.attempt,
+                seat.identity,
+                1,
+                payload,
+                work.remaining_ms,
+                priority,
+                work.resume_tokens,
+                work.resume_characters,
+            )
+        )
+
+    def _send(self, message: Take | Drop) -> None:
+        if self._line is None or not self._line.send(encode(message)):
+            self._wires.soon(lambda: self._fail("it takes nothing any more"))
+
+    # -------------------------------------------------------------------- in
+
+    def listen(self) -> None:
+        """Read what has arrived."""
+        line = self._line
+        if line is None:
+            return
+        try:
+            for body in line.receive():
+                self._hear(read_from_server(body))
+                if self._line is not line:
+                    return
+        except ProtocolError as error:
+            self._fail(error.message)
+
+    def _hear(self, message: FromServer) -> None:
+        now = self._clock()
+        self._unanswered_since = None
+        if isinstance(message, Offers):
+            self._consider(message, now)
+            return
+        seat = next((s for s in self._seats.values() if (message.request, message.attempt) in s.held), None)
+        if seat is None:
+            self.stale += 1
+            return
+        self._report(seat, message, now)
+
+    def _report(self, seat: Seat, message: Said | Answered | Declined | Dropped, now: float) -> None:
+        place = message.request, message.attempt
+        match message:
+            case Said(first=first, tokens=tokens, text=text):
+                seat.held[place].move(now)
+                self._remotes.say(seat.worker, Tokens(*place, first, tokens, text))
+            case Answered(payload=payload, compute_s=compute_s):
+                work = seat.held.pop(place).work
+                self.breaker.completed()
+                self._remotes.say(seat.worker, self._done(work, payload, compute_s))
+            case Declined():
+                self._declined(seat, seat.held.pop(place).work, message)
+            case Dropped():
+                del seat.held[place]
+                self._remotes.say(seat.worker, Gone(*place))
+
+    def _done(self, work: Work, payload: bytes, compute_s: float) -> Done | Failed:
+        try:
+            return Done(work.request, work.attempt, self._remotes.result(work, payload), compute_s, 1)
+        except EdgedError as error:
+            return Failed(work.request, work.attempt, error.code, error.message, error.param)
+
+    def _declined(self, seat: Seat, work: Work, message: Declined) -> None:
+        error = from_code(message.code, message.message, message.param)
+        if isinstance(error, CLIENTS_FAULT):
+            said = Failed(work.request, work.attempt, error.code, error.message, error.param)
+            self._remotes.say(seat.worker, said)
+            return
+        self.returned += 1
+        extra = {"peer": self.peer.name, "code": message.code, "why": message.message}
+        logger.info("peer declined", extra=extra)
+        self._remotes.give_back(seat.worker, work)
+
+    # ---------------------------------------------------------------- offers
+
+    def _consider(self, offers: Offers, now: float) -> None:
+        """Take a seat in each stage whose model it has, and note how it could serve one more."""
+        asked_at = self._asked.pop(offers.nonce, None)
+        if asked_at is None:
+            return
+        self.offers, self.rtt_s = offers, now - asked_at
+        if self._up_at is None:
+            self._up_at = now
+            self.breaker.heard()
+            logger.info("peer is up", extra={"peer": self.peer.name, "node": offers.node})
+        if offers.version != VERSION:
+            self.reason = f"it speaks version {offers.version} of the protocol, this node {VERSION}"
+        by_identity = {offer.identity: offer for offer in offers.models}
+        identities = self._identities()
+        for stage, identity in identities.items():
+            self._sit(stage, identity, by_identity.get(identity, NOTHING), offers.nonce)
+        if offers.version == VERSION:
+            self.reason = "" if self._seats else "it serves none of the models that this node serves now"
+
+    def _sit(self, stage: str, identity: str, offer: Offer, nonce: int) -> None:
+        seat = self._seats.get(stage)
+        if seat is not None and (seat.identity != identity or seat.grant != offer.grant):
+            offer = NOTHING  # it finishes what it has, and joins as what it is now
+            if not seat.held:
+                del self._seats[stage]
+                self._remotes.leave(seat.worker, "another model is served now")
+                return
+        if seat is None:
+            if not identity or not offer.grant:
+                return
+            seat = self._seats[stage] = Seat(identity, offer.grant)
+            seat.worker = self._remotes.join(
+                stage, self.peer.name, offer.grant, "", lambda message: self._take(stage, message)
+            )
+        seat.offer = offer
+        self._remotes.offered(seat.worker, offer, self.rtt_s, -seat.since(nonce))

@@ -1,0 +1,51 @@
+"""A peer's place as a worker of one stage: what it holds, and since when nothing came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edged.dispatch.peer import NOTHING, Offer
+from edged.messages import Work
+
+
+@dataclass(slots=True)
+class Held:
+    """An answer that the peer makes."""
+
+    work: Work
+    moved_at: float
+    begun: bool = False
+
+    def move(self, now: float) -> None:
+        """A token came."""
+        self.moved_at, self.begun = now, True
+
+
+@dataclass(slots=True)
+class Seat:
+    """The peer as one worker."""
+
+    identity: str
+    grant: int
+    worker: str = ""
+    """Its name in the ledger."""
+    offer: Offer = NOTHING
+    held: dict[tuple[int, int], Held] = field(default_factory=dict)
+    """By request and attempt."""
+    _handed: int = 0
+    _marks: dict[int, int] = field(default_factory=dict)
+
+    def hand(self, work: Work, now: float) -> None:
+        """Note what it was sent."""
+        self._handed += 1
+        self.held[work.request, work.attempt] = Held(work, now)
+
+    def mark(self, nonce: int) -> None:
+        """Remember what it had been sent when it was asked this."""
+        self._marks[nonce] = self._handed
+
+    def since(self, nonce: int) -> int:
+        """How many it was sent after that question, and what it offers does not know of."""
+        mark = self._marks.get(nonce, self._handed)
+        self._marks = {number: handed for number, handed in self._marks.items() if number > nonce}
+        return self._handed - mark

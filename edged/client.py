@@ -17,7 +17,7 @@ import msgspec
 from edged.errors import ConnectionLost, EdgedError, Overloaded, Unreachable
 from edged.placement.table import Plan
 from edged.replies import Cleared, Delta, Final, Models, Ranked, Ranking, Reply, Vectors, as_error, final
-from edged.report import CacheReport, Decision, GovernorStatus, PlanReport, Status, SwapReport
+from edged.report import BypassStatus, CacheReport, Decision, GovernorStatus, PlanReport, Status, SwapReport
 
 T = TypeVar("T")
 Plain = dict[str, Any]
@@ -285,6 +285,14 @@ class AdminClient(_Caller):
         path = f"/admin/v1/stages/{quote(name, safe='')}/{verb}"
         answer: dict[str, list[str]] = self._ask(dict[str, Any], "POST", path, body)
         return answer.get("changes", [])
+
+    def bypass_stage(self, name: str, mode: str) -> BypassStatus:
+        """Say who passes a reranker by until the next start; return what holds now.
+
+        `mode` is `off`, `auto`, `benefit`, `always` or `configured`.
+        """
+        path = f"/admin/v1/stages/{quote(name, safe='')}/bypass"
+        return self._ask(BypassStatus, "POST", path, {"mode": mode})
 
     def swap_report(self) -> SwapReport:
         """Return how far the newest change of a stage is."""

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from edged.api.heat import machine_families
+from edged.api.passing import bypass_families
 from edged.api.rungs import governor_families
 from edged.dispatch.requests import Completed, StageTiming
 from edged.report import PlanStatus, StageStatus, Status
@@ -108,6 +109,7 @@ class StatusCollector(Collector):  # type: ignore[misc]  # the library is untype
         if status.plan is not None:
             yield from _plan_families(status.plan)
         yield from _stage_families(status.stages)
+        yield from bypass_families(status.stages)
         for name, text in _CACHE_GAUGES.items():
             yield _by_cache(GaugeMetricFamily, name, text, status.stages)
         for name, text in _CACHE_COUNTERS.items():

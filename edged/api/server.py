@@ -19,6 +19,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
 from edged.api.admin import Administration
+from edged.api.bypass import StageBypass
 from edged.api.chat import Chat
 from edged.api.connection import HEAD_BYTES, KEEP_ALIVE_S, Connection, Limits
 from edged.api.embeddings import Embeddings
@@ -220,6 +221,8 @@ def _admin_routes(gateway: Gateway, operator: Operator) -> Iterator[Route]:
     changes = StageChanges(operator, gateway)
     yield _route(gateway, "/admin/v1/stages/{name}/swap", changes.swap, "POST")
     yield _route(gateway, "/admin/v1/stages/{name}/scale", changes.scale, "POST")
+    bypass = StageBypass(operator, gateway)
+    yield _route(gateway, "/admin/v1/stages/{name}/bypass", bypass.choose, "POST")
     yield _route(gateway, "/admin/v1/swap", changes.report, "GET")
     acting = GovernorActions(operator, gateway)
     yield _route(gateway, "/admin/v1/governor", acting.show, "GET")

@@ -78,3 +78,26 @@ def scale(session: Session, name: str, workers: int, as_json: bool) -> None:
     from edged.cli.stage_change import follow
 
     follow(session.admin, name, session.admin.scale_stage(name, workers), as_json=as_json)
+
+
+@stage.command(
+    epilog=example(
+        "edgectl stage bypass reranker on",
+        "edgectl stage bypass reranker auto",
+        "edgectl stage bypass reranker --json",
+    )
+)
+@click.argument("name", type=TEXT)
+@click.argument("mode", type=click.Choice(["on", "off", "auto", "benefit", "configured"]), required=False)
+@json_option
+@with_session
+def bypass(session: Session, name: str, mode: str | None, *, as_json: bool) -> None:
+    """Say who passes the reranker NAME by, until the next start; without MODE, show it.
+
+    on: everybody. off: nobody. auto: as the rung of the quality ladder in force says. benefit: always those
+    questions for which reranking is expected to change little, and as the rung says. configured: as in the
+    configuration. Answers are then written from the first passages as they were found.
+    """
+    from edged.cli.stage_bypass import chosen, show
+
+    show(name, chosen(session, name, mode), as_json=as_json)

@@ -20,6 +20,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     everything: bool = False
     from_margin: float = inf
     """Those whose margin is at least this."""
+    own_from_margin: float = inf
+    """The same for questions that were answered from one generation of the library."""
+    own_generation: int = 0
+    """Which one that is; 0: none."""
     sample_every: int = 16
     """Of those, one in so many does not pass by, so that there is something to learn from."""
 
@@ -43,6 +47,8 @@ class Passing:
     rule: Rule | None = None
     """None: nothing passes it by."""
     skipped: int = 0
+    stayed: int = 0
+    """Requests of the kind that may pass by, and did not."""
     eligible: int = 0
     """Those that might have passed by for their margin, sampled ones included."""
     judged: deque[Judged] = field(default_factory=lambda: deque(maxlen=MOST_JUDGED))

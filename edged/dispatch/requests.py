@@ -7,10 +7,11 @@ from typing import Protocol
 
 import msgspec
 
+from edged.config.tables import Bypass
 from edged.errors import EdgedError
 from edged.messages import Priority
 from edged.placement.table import Plan
-from edged.report import Decision, GovernorStatus, Override, PlanReport, Status, SwapReport
+from edged.report import BypassStatus, Decision, GovernorStatus, Override, PlanReport, Status, SwapReport
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,12 +160,25 @@ class Governs(Protocol):
         ...
 
 
+class Bypasser(Protocol):
+    """Who passes rerankers by, as the admin socket uses it."""
+
+    def choose(self, name: str, mode: Bypass | None, /) -> BypassStatus:
+        """Have a mode until the next start, None: the configured one; `NotFound` or `BadRequest`."""
+        ...
+
+
 class Operator(Protocol):
     """The daemon as the admin socket uses it; every method may raise `EdgedError`."""
 
     @property
     def swaps(self) -> Swapper:
         """Changes of single stages."""
+        ...
+
+    @property
+    def bypasses(self) -> Bypasser:
+        """Who passes rerankers by."""
         ...
 
     @property

@@ -28,8 +28,8 @@ def _passes(ledger: Ledger, request: Request) -> bool:
         return False
     if rule.everything:
         return True
-    margin = request.grounds.margin
-    if margin is None or not margin >= rule.from_margin:
+    margin, own = request.grounds.margin, request.grounds.generation == rule.own_generation != 0
+    if margin is None or not margin >= (rule.own_from_margin if own else rule.from_margin):
         return False
     passing.eligible += 1
     return passing.eligible % rule.sample_every != 0
@@ -65,15 +65,15 @@ def change(ledger: Ledger, event: SkippingAsked, now: float) -> list[Command]:
 
 
 def note(ledger: Ledger, request: Request, variant: str, judgement: Judgement | None) -> None:
-    """Remember what the stage where a request is thinks of its result."""
+    """Count a request that did not pass its stage by, and remember what the stage thinks of its result."""
+    grounds, passing = request.grounds, ledger.stages[request.stage].passing
+    passing.stayed += may_pass(request.route, request.position, request.operation)
     if judgement is None:
         return
-    grounds = request.grounds
     if judgement.margin is not None:
         grounds.margin, grounds.generation = judgement.margin, judgement.generation
     if judgement.missed is not None:
-        judged = Judged(grounds.generation, grounds.margin, judgement.missed, variant)
-        ledger.stages[request.stage].passing.judged.append(judged)
+        passing.judged.append(Judged(grounds.generation, grounds.margin, judgement.missed, variant))
 
 
 def needed(ledger: Ledger, route: tuple[str, ...], operation: str) -> tuple[str, ...]:

@@ -10,6 +10,9 @@ from edged.errors import ConfigError, DeviceLost, EdgedError
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
+KEEP, MOST_KEEP = 4, 64
+"""Passages that a reranker keeps when nothing is said, and at most."""
+
 
 def count_option(options: Mapping[str, Any], name: str, *, default: int, most: int) -> int:
     """An option that is a whole number from 1 to `most`; else `ConfigError`.

@@ -26,7 +26,7 @@ from edged.stages.caches import Cache, Row, Rows, clear, counters_of, identity_o
 from edged.stages.contract import Item, Judged, Payload
 from edged.stages.encoder import CrossEncoder
 from edged.stages.margin import missed, standard_scores
-from edged.stages.options import at_most, count_option, each
+from edged.stages.options import KEEP, MOST_KEEP, at_most, count_option, each
 from edged.stages.retriever import question
 
 _decode_chat: Callable[[bytes | memoryview], ChatTask] = decoder(ChatTask)
@@ -54,7 +54,7 @@ class Reranker:
     OPTIONS = frozenset({"keep", "scores_cache_mib"})
 
     def __init__(self, session: TensorSession, variant: Variant, options: Mapping[str, Any]) -> None:
-        self._keep = count_option(options, "keep", default=4, most=64)
+        self._keep = count_option(options, "keep", default=KEEP, most=MOST_KEEP)
         self._session = session
         self._encoder = CrossEncoder(session, variant)
         self._identity = identity_of(variant)
@@ -86,8 +86,10 @@ class Reranker:
             return bytes(item.payload)
         keep = at_most(job.task.keep or self._keep, job.task.ceiling.keep)
         best = best_passages(job.task.passages, scores, keep)
-        judgement = Judgement(missed=_missed(job.task.passages, best, scores, keep))
-        return Judged.of(encode(msgspec.structs.replace(job.task, passages=best)), judgement)
+        payload = encode(msgspec.structs.replace(job.task, passages=best))
+        if keep != self._keep:  # what is usual is learnt from what is usual
+            return payload
+        return Judged.of(payload, Judgement(missed=_missed(job.task.passages, best, scores, keep)))
 
     def _score(self, pairs: Sequence[Pair]) -> list[Row[float]]:
         def score(rows: list[int]) -> list[Row[float]]:

@@ -209,7 +209,7 @@ def our_config(asked: Asked) -> str:
         f"[placement]\nleases = '{mode}'\n[stages.reranker]\nmax_batch = 1\nworkers = {workers}\n{encoder}"
         f"[stages.generator]\nvariant = 'q4_1'\nbackend = 'openvino'\nworkers = {workers}\n"
         f"max_batch = {sequences}\noptions = {{ exact = false, threads = {threads}, "
-        f"max_num_batched_tokens = 512, running_batch_tokens = 256, {answers} }}\n"
+        f"max_num_batched_tokens = 512, running_batch_tokens = {512 if threads == 1 else 256}, {answers} }}\n"
     )
 
 

@@ -33,6 +33,9 @@ TURN_S = 0.05
 """How long a token worker keeps the cores while others wait."""
 PAUSE_S = 0.2
 """How long a batch may stop running streams: with a tick of the dispatcher and a step, it bounds the gap."""
+STANDSTILL_S = 0.6
+"""The same in `single`, where a batch has one thread and takes the longer: streams beside it would only slow
+it, and with it the first tokens that others wait for. Measured: docs/decisions/0013-core-leases.md."""
 SHORT_S = 0.02
 """A batch as short as this costs streams less than a step."""
 PATIENCE_S = 2.0
@@ -79,7 +82,7 @@ class Spell(msgspec.Struct, frozen=True, kw_only=True):
         """Run when chosen; else wait, and for a while go on beside the others."""
         if chosen:
             return self if self.state == "runs" else Spell(worker=self.worker, state="runs", since=now)
-        stays_s = {"runs": 0.0, "waits": PAUSE_S, "beside": TURN_S}[self.state]
+        stays_s = {"runs": 0.0, "waits": STANDSTILL_S, "beside": TURN_S}[self.state]
         if now - self.since < stays_s:
             return self
         then: Literal["waits", "beside"] = "beside" if self.state == "waits" else "waits"
@@ -210,7 +213,7 @@ def _single(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Gran
 def _spells(streams: Sequence[Claim], room: int, turn: Turn, now: float) -> tuple[Spell, ...]:
     """Who of the streams runs: for `TURN_S` each; where a first token is due, at once and for longer.
 
-    Whoever has stood still for `PAUSE_S` goes on beside the others for `TURN_S`, so that no stream starves.
+    Whoever has stood still for `STANDSTILL_S` goes on beside the others for `TURN_S`: no stream starves.
     """
     known = {spell.worker: spell for spell in turn.spells}
     before = {

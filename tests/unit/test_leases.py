@@ -15,6 +15,7 @@ from edged.dispatch.leases import (
     PATIENCE_S,
     PAUSE_S,
     SHORT_S,
+    STANDSTILL_S,
     TURN_S,
     Claim,
     Leases,
@@ -97,7 +98,7 @@ def test_in_single_no_stream_stands_still_for_long_whatever_the_others_do(cores,
             present[name] = msgspec.structs.replace(claim, awaited=awaited and streaming)
         grant = assign(list(present.values()), cores, "single", turn, now)
         stood_s = 0.0 if grant.cores["a"] else stood_s + TURN_S / 2
-        assert stood_s <= PAUSE_S + TURN_S
+        assert stood_s <= STANDSTILL_S + TURN_S
         turn = grant.turn
 
 
@@ -129,9 +130,11 @@ def test_in_single_streams_that_batches_stop_go_on_beside_them():
     everything = [streams("g"), batch("r", holding=True), batch("s", holding=True)]
     stopped = assign(everything, 2, "single", Turn(), 1.0)
     assert stopped.cores["g"] == 0
-    beside = assign(everything, 2, "single", stopped.turn, 1.01 + PAUSE_S)
+    early = assign(everything, 2, "single", stopped.turn, 1.0 + STANDSTILL_S / 2)
+    assert early.cores["g"] == 0
+    beside = assign(everything, 2, "single", early.turn, 1.01 + STANDSTILL_S)
     assert beside.cores["g"] == 1
-    assert assign(everything, 2, "single", beside.turn, 1.02 + PAUSE_S + TURN_S).cores["g"] == 0
+    assert assign(everything, 2, "single", beside.turn, 1.02 + STANDSTILL_S + TURN_S).cores["g"] == 0
 
 
 def test_whoever_is_alone_has_all_cores():

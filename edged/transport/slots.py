@@ -23,6 +23,8 @@ from edged.messages import SlotRef
 PAGE_BYTES = mmap.PAGESIZE
 CHECKED_BYTES = 256 << 10
 """A payload up to this size, which is the default slot, is checked to its last byte."""
+END_BYTES = 32 << 10
+"""Checked at either end of a larger one: a slot that was written anew, or is being written, differs there."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -107,8 +109,7 @@ def checksum_of(payload: bytes | memoryview) -> int:
     """
     if len(payload) <= CHECKED_BYTES:
         return xxh3_64_intdigest(payload)
-    half = CHECKED_BYTES // 2
-    return xxh3_64_intdigest(payload[-half:], xxh3_64_intdigest(payload[:half], len(payload)))
+    return xxh3_64_intdigest(payload[-END_BYTES:], xxh3_64_intdigest(payload[:END_BYTES], len(payload)))
 
 
 class Arena:

@@ -29,7 +29,16 @@ from edged.messages import (
     decoder,
     encode,
 )
-from edged.transport.slots import CHECKED_BYTES, PAGE_BYTES, Arena, Geometry, checksum_of, create, read_only
+from edged.transport.slots import (
+    CHECKED_BYTES,
+    END_BYTES,
+    PAGE_BYTES,
+    Arena,
+    Geometry,
+    checksum_of,
+    create,
+    read_only,
+)
 
 GEOMETRY = Geometry(slots=4, slot_bytes=5000)
 REF = SlotRef(arena=7, slot=2, generation=1)
@@ -356,7 +365,7 @@ def test_a_generation_wraps_without_meeting_itself() -> None:
         slots.release(ref)
 
 
-@pytest.mark.parametrize("place", [0, CHECKED_BYTES // 2 - 1, -1, -CHECKED_BYTES // 2])
+@pytest.mark.parametrize("place", [0, END_BYTES - 1, -1, -END_BYTES])
 def test_a_large_payload_is_checked_at_both_ends(place: int):
     payload = bytearray(4 * CHECKED_BYTES)
     whole = checksum_of(payload)

@@ -167,9 +167,12 @@ def _application(gateway: Gateway, routes: list[Route]) -> ASGIApp:
     refusing = Starlette(routes=routes, exception_handlers=cast("dict[int, ExceptionHandler]", handlers))
     refusing.router.redirect_slashes = False
 
+    whole = {route.path: [each for each in routes if each.path == route.path] for route in routes}
+    patterns = [route for route in routes if route.param_convertors]
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         """Straight to the endpoint; what has none is refused by Starlette."""
-        for route in routes:
+        for route in whole.get(scope["path"], patterns):
             match, found = route.matches(scope)
             if match is Match.FULL:
                 scope.update(found)

@@ -63,8 +63,12 @@ class Final(msgspec.Struct, frozen=True, kw_only=True):
     timings: tuple[Timing, ...] = ()
     usage: Usage | None = None
     resumed: int = 0
+    rung: str = ""
+    """Of the quality ladder, when the request was accepted."""
     passages: tuple[Passage, ...] = ()
     """Best first, where only they were asked for."""
+    bypassed: tuple[str, ...] = ()
+    """Stages that the request passed by."""
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +100,8 @@ class Trace(msgspec.Struct, frozen=True):
     request_id: str = ""
     timings: tuple[Timing, ...] = ()
     resumed: int = 0
+    rung: str = ""
+    bypassed: tuple[str, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -167,6 +173,8 @@ def final(replies: Sequence[Reply]) -> Final:
         timings=trace.timings,
         usage=next((reply.usage for reply in reversed(replies) if reply.usage), None),
         resumed=trace.resumed,
+        rung=trace.rung,
+        bypassed=trace.bypassed,
     )
 
 

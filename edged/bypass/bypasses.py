@@ -156,6 +156,7 @@ class Bypasses:
     def _status(self, name: str) -> BypassStatus:
         learner, choice = self._learner(name), self._choices[name]
         stage, passing = self._config().stages[name], self._dispatcher.ledger.stages[name].passing
+        self._learn(name, stage)
         questions = passing.skipped + passing.stayed
         return BypassStatus(
             mode=self._mode(name),

@@ -4,7 +4,8 @@ Every question that is reranked says what the order before had missed (`edged.st
 margin, these are averaged in bins, made monotone (a larger margin never misses more: pool adjacent
 violators, Barlow, Bartholomew, Bremner and Brunk, 1972) and weighted by how often such margins come, so that
 it does not matter which questions were reranked. Questions pass by from the smallest margin on at which the
-loss of all that pass, taken at the upper end of its one-sided 95 % interval, keeps within `BUDGET_POINTS`.
+loss of all that pass, taken at the upper end of its one-sided 95 % interval, keeps within `BUDGET_POINTS`,
+and that of each within `WORST_POINTS`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ BINS = 40
 """Of equal width over margins 0..1; below 0 counts as 0."""
 BUDGET_POINTS = 0.5
 """Of nDCG@10, on average over all questions, those included that are reranked."""
+WORST_POINTS = 3.0
+"""That a question may be expected to lose, however few lose as much."""
 POINTS = 30.0
 """Points of nDCG@10 that are lost for a whole unit missed. On HotpotQA it is 26 over all questions, and 10 to
 18 where margins are large."""
@@ -115,8 +118,12 @@ def curve_of(evidence: Evidence) -> Curve:
     if not enough(evidence):
         return SHIPPED_CURVE
     expected = monotone(evidence.missed, evidence.judged)
-    bounds = [_bound(evidence, expected, first) for first in range(BINS)]
-    first = next((number for number, bound in enumerate(bounds) if bound <= BUDGET_POINTS), None)
+    affordable = (
+        number
+        for number in range(BINS)
+        if POINTS * expected[number] <= WORST_POINTS and _bound(evidence, expected, number) <= BUDGET_POINTS
+    )
+    first = next(affordable, None)
     return Curve(tuple(expected), inf if first is None else first / BINS, own=True)
 
 

@@ -11,7 +11,7 @@ from edged.errors import BadRequest, NotFound
 
 if TYPE_CHECKING:
     from edged.cli.session import Session
-    from edged.report import BypassStatus
+    from edged.report import BypassStatus, StageStatus
 
 _MODES = {"on": "always"}
 _WHO = {
@@ -58,3 +58,11 @@ def lines(name: str, bypass: BypassStatus) -> list[str]:
     if bypass.calibration == "shipped":
         known = f"as shipped; {bypass.observations} questions of this library are not enough yet"
     return [said, saved, f"{name}: by benefit from {margin} on ({known})"]
+
+
+def remarkable(stage: StageStatus) -> list[str]:
+    """What `edgectl status` says of a stage; nothing where nothing passes it by, or has."""
+    bypass = stage.bypass
+    if bypass is None or (bypass.passing == "nothing" and not bypass.bypassed):
+        return []
+    return lines(stage.name, bypass)[:2]

@@ -12,6 +12,7 @@ from edged.cli import heat
 from edged.cli.governor_words import headline
 from edged.cli.output import print_json, print_table, readable_bytes, readable_seconds, styled, visible
 from edged.cli.session import Session, example, json_option, with_session
+from edged.cli.stage_bypass import remarkable
 from edged.errors import StageUnavailable, Unreachable
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def _print_remarks(current: Status) -> None:
         for stage in current.stages
         if stage.batch_reason and not stage.batch_reason.startswith("max_batch")
     ]
+    remarks += [line for stage in current.stages for line in remarkable(stage)]
     remarks += [f"refused {code}: {count}" for code, count in sorted(current.rejected.items()) if count]
     remarks += [note for note in (current.temperature_note, *current.notes) if note]
     if remarks:

@@ -139,14 +139,15 @@ class Fallbacks:
         )
 
     def _decide(self, away: _Away, event: losses.Event) -> losses.Command | None:
-        away.state, command = losses.decide(
-            away.state,
-            event,
-            self._dispatcher.now(),
-            places=len(away.specs),
-            luck=random.random(),  # noqa: S311 (a pause)
-        )
+        luck = random.random()  # noqa: S311 - of a pause, not of a secret
+        rules = losses.Rules(len(away.specs), self._patience, luck)
+        away.state, command = losses.decide(away.state, event, self._dispatcher.now(), rules)
         return command
+
+    @property
+    def _patience(self) -> losses.Patience:
+        chosen = self._config().placement
+        return losses.Patience(chosen.lost_first_s, chosen.lost_longest_s, chosen.lost_forgiven_s)
 
     def _taken(self, name: str) -> bool:
         """Whether a swap or a plan has a stage in its hands."""
@@ -178,7 +179,7 @@ class Fallbacks:
         stage, now = self._dispatcher.ledger.stages[name], self._dispatcher.now()
         if away.state.lost(away.state.at) and self._serves(stage, away.wanted):
             self._decide(away, losses.Served(away.state.at))
-        if losses.sound(away.state, now):
+        if losses.sound(away.state, now, self._patience):
             del self._stages[name]
         elif self._at_rest(stage):
             command = self._decide(away, losses.Looked())
@@ -281,6 +282,8 @@ class Fallbacks:
 
     def shown(self, status: Status) -> Status:
         """The status with the devices that are lost, as the reason of their stage."""
+        for name in list(self._stages):
+            self._current(name)  # a try may have ended since the last look
         stages = tuple(self._marked(stage) for stage in status.stages)
         return msgspec.structs.replace(status, stages=stages)
 

@@ -81,7 +81,7 @@ class SimulatedBackend:
         """Open a session for the variant's task; see `Options`. Its path must exist: /dev/null will do."""
         settings = read_options(Options, options, self.name)
         _check(variant, device, formats=() if settings.runtime else self.formats)
-        saboteur = Saboteur(FaultFile(Path(settings.faults) if settings.faults else None))
+        saboteur = Saboteur(FaultFile(Path(settings.faults) if settings.faults else None), device.id)
         saboteur.loading()
         settings.spend(settings.load_ms, saboteur.slow_factor())
         if settings.runtime:

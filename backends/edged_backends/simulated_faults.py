@@ -42,8 +42,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Only where the input contains this text: its bytes in a tensor, its tokens in a prompt."""
     on_tokens: tuple[int, ...] = ()
     """Only where integer input contains these ids in a row: for text that a real tokenizer has cut."""
-    gone: bool = False
-    """The device is not there, from the next load, run or step on: `DeviceLost`, until this is taken back."""
+    gone: tuple[str, ...] = ()
+    """Ids of devices that are not there: `DeviceLost` at the next load, run or step, until they are back."""
     at_load: bool = False
     """Crash, hang or raise while the session is opened, and not later."""
     once: bool = False
@@ -95,8 +95,9 @@ class FaultFile:
 class Saboteur:
     """Decides for one session whether the faults in force apply, and commits the fatal ones."""
 
-    def __init__(self, file: FaultFile) -> None:
+    def __init__(self, file: FaultFile, device: str = "") -> None:
         self._file = file
+        self._device = device
         self._items = 0
 
     def loading(self) -> None:
@@ -118,8 +119,8 @@ class Saboteur:
     def _present(self) -> Faults:
         """The faults in force, on a device that is there."""
         faults = self._file.current()
-        if faults.gone:
-            raise DeviceLost("the simulated device is gone, as its fault file asks")
+        if self._device in faults.gone:
+            raise DeviceLost(f"the device {self._device} is gone, as its fault file asks")
         return faults
 
     def slow_factor(self) -> float:

@@ -135,6 +135,12 @@ class Placement(Table, frozen=True):
     leases: Literal["auto", "together", "turns", "single", "split"] = "auto"
     """How stages on the same cores share them: all at once, in turns, or each on a part of them. `auto`:
     what the applied plan says, else what was measured to be best (docs/decisions/0013-core-leases.md)."""
+    lost_first_s: Seconds = 5.0
+    """How long after a stage has lost its device the device is tried again."""
+    lost_longest_s: Seconds = 600.0
+    """What the pause grows to: it doubles with each try."""
+    lost_forgiven_s: Seconds = 600.0
+    """How long a device must work after its return for its next loss to begin with the first pause."""
     drift_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0
     """How long a saturated stage may be off the applied plan's rates before `status` says so; 0: for ever."""
 

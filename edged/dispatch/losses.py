@@ -12,13 +12,28 @@ from typing import assert_never
 
 import msgspec
 
-FIRST_RETRY_S, MOST_RETRY_S = 5.0, 600.0
-"""The first pause, and what it doubles up to: a driver resets a device in seconds; a try loads a model."""
-HOLD_S = 600.0
-"""A device that has worked for so long since its return is sound again: its next loss begins with the first
-pause (the ten minutes after which a kubelet forgives a container its crashes)."""
 JITTER = 0.1
 """Each pause is longer by up to this share, so that stages that lost one device do not try it together."""
+
+
+class Patience(msgspec.Struct, frozen=True):
+    """The pauses between the tries of a lost place."""
+
+    first_s: float = 5.0
+    """A driver resets a device in seconds."""
+    longest_s: float = 600.0
+    """What the pause doubles up to; each try loads a model."""
+    forgiven_s: float = 600.0
+    """A place that has worked for so long since its return is sound: its next loss begins with the first
+    pause (the ten minutes after which a kubelet forgives a container its crashes)."""
+
+    def pause_s(self, tries: int, luck: float) -> float:
+        """How long to wait for the next try after so many.
+
+        >>> [Patience().pause_s(tries, luck=0.0) for tries in (0, 1, 2, 20)]
+        [5.0, 10.0, 20.0, 600.0]
+        """
+        return min(self.longest_s, self.first_s * 2.0 ** min(tries, 32)) * (1 + JITTER * luck)
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,57 +110,64 @@ class Try(msgspec.Struct, frozen=True):
 Command = Move | Try
 
 
-def decide(
-    state: State, event: Event, now: float, *, places: int, luck: float
-) -> tuple[State, Command | None]:
-    """Apply an event to a stage with so many places; `luck`, 0..1, chooses the pause within its jitter."""
+class Rules(msgspec.Struct, frozen=True):
+    """What a decision goes by besides the state."""
+
+    places: int
+    patience: Patience
+    luck: float
+    """0..1, chooses the pause within its jitter."""
+
+
+def decide(state: State, event: Event, now: float, rules: Rules) -> tuple[State, Command | None]:
+    """Apply an event: what a stage knows from now on, and what to do about it."""
     match event:
         case Lost():
-            return _lost(state, event, now, places, luck)
+            return _lost(state, event, now, rules)
         case Looked():
             return _looked(state, now)
         case Served(place):
             return _served(state, place, now), None
         case Failed(place, why):
-            loss = _failed(state.losses[place], why, now, luck)
+            loss = _failed(state.losses[place], why, now, rules)
             return msgspec.structs.replace(_with(state, place, loss), trying=None), None
         case Disturbed(place):
-            loss = msgspec.structs.replace(
-                state.losses[place], again_at=now + _pause_s(state.losses[place].tries, luck)
-            )
+            again_at = now + rules.patience.pause_s(state.losses[place].tries, rules.luck)
+            loss = msgspec.structs.replace(state.losses[place], again_at=again_at)
             return msgspec.structs.replace(_with(state, place, loss), trying=None), None
         case _:
             assert_never(event)
 
 
-def sound(state: State, now: float) -> bool:
+def sound(state: State, now: float, patience: Patience) -> bool:
     """Whether a stage is where it belongs and has nothing to remember."""
-    held = (
-        loss.returned_at is not None and now - loss.returned_at >= HOLD_S for loss in state.losses.values()
-    )
-    return state.at == 0 and all(held)
+    forgiven = (_forgiven(loss, now, patience) for loss in state.losses.values())
+    return state.at == 0 and all(forgiven)
 
 
-def _lost(state: State, event: Lost, now: float, places: int, luck: float) -> tuple[State, Command | None]:
+def _forgiven(loss: Loss, now: float, patience: Patience) -> bool:
+    return loss.returned_at is not None and now - loss.returned_at >= patience.forgiven_s
+
+
+def _lost(state: State, event: Lost, now: float, rules: Rules) -> tuple[State, Command | None]:
     if event.place != state.at and state.lost(event.place):
         return state, None  # one more worker of a device that the stage has left
-    state = _with(state, event.place, _renewed(state.losses.get(event.place), event.why, now, luck))
+    state = _with(state, event.place, _renewed(state.losses.get(event.place), event.why, now, rules))
     if event.place != state.at:
         return state, None
-    free = (place for place in range(places) if not state.lost(place) and place not in event.barred)
+    free = (place for place in range(rules.places) if not state.lost(place) and place not in event.barred)
     place = next(free, None)
     if place is None:
         return state, None
     return msgspec.structs.replace(state, at=place), Move(place)
 
 
-def _renewed(known: Loss | None, why: str, now: float, luck: float) -> Loss:
+def _renewed(known: Loss | None, why: str, now: float, rules: Rules) -> Loss:
     """A loss goes on where the last one of a device ended that has not held since."""
     if known is not None and known.returned_at is None:
         return msgspec.structs.replace(known, why=why)
-    held = known is None or known.returned_at is None or now - known.returned_at >= HOLD_S
-    tries = 0 if held or known is None else known.tries
-    return Loss(since=now, why=why, tries=tries, again_at=now + _pause_s(tries, luck))
+    tries = 0 if known is None or _forgiven(known, now, rules.patience) else known.tries
+    return Loss(since=now, why=why, tries=tries, again_at=now + rules.patience.pause_s(tries, rules.luck))
 
 
 def _looked(state: State, now: float) -> tuple[State, Command | None]:
@@ -173,20 +195,15 @@ def _served(state: State, place: int, now: float) -> State:
     return msgspec.structs.replace(state, at=place, trying=trying)
 
 
-def _failed(loss: Loss, why: str, now: float, luck: float) -> Loss:
+def _failed(loss: Loss, why: str, now: float, rules: Rules) -> Loss:
     tries = loss.tries + 1
-    return msgspec.structs.replace(
-        loss, tries=tries, why=why or loss.why, again_at=now + _pause_s(tries, luck)
-    )
+    again_at = now + rules.patience.pause_s(tries, rules.luck)
+    return msgspec.structs.replace(loss, tries=tries, why=why or loss.why, again_at=again_at)
 
 
 def _with(state: State, place: int, loss: Loss) -> State:
     losses: Mapping[int, Loss] = state.losses | {place: loss}
     return msgspec.structs.replace(state, losses=dict(losses))
-
-
-def _pause_s(tries: int, luck: float) -> float:
-    return min(MOST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(tries, 32)) * (1 + JITTER * luck)
 
 
 def is_accelerator(device: str) -> bool:

@@ -31,7 +31,7 @@ options = {{ runtime = "llama_cpp", decode_ms = 5, faults = "{faults}" }}
 
 def gone(path: Path, *, back: bool = False) -> None:
     """Take the device away, or give it back."""
-    fault(path, gone=not back)
+    fault(path, gone=[] if back else ["sim:gpu"])
 
 
 @pytest.fixture

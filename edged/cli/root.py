@@ -34,6 +34,7 @@ COMMANDS = {
     "cache": "edged.cli.cache:cache",
     "governor": "edged.cli.governor:governor",
     "ladder": "edged.cli.ladder:ladder",
+    "peers": "edged.cli.peers:peers",
     "config": "edged.cli.config:config",
     "logs": "edged.cli.logs:logs",
     "version": "edged.cli.version:version",

@@ -7,6 +7,7 @@ Whatever goes wrong, the answers that it held go on at home from the tokens that
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -96,7 +97,7 @@ class Link:
         self._line: Line | None = None
         self._seats: dict[str, Seat] = {}
         """By stage."""
-        self._nonce = 0
+        self._nonce = self._session = 0
         self._asked: dict[int, float] = {}
         self._asked_at = float("-inf")
         self._unanswered_since: float | None = None
@@ -142,6 +143,7 @@ class Link:
 
     def _open(self) -> None:
         self._asked.clear()
+        self._session = 1 + secrets.randbits(62)
         self._asked_at = float("-inf")
         try:
             self._line = self._wires.open(self.peer, self.listen)
@@ -193,7 +195,7 @@ class Link:
         self._nonce += 1
         if self._unanswered_since is None:
             self._unanswered_since = now
-        if self._line is not None and self._line.send(encode(Ask(VERSION, self._nonce))):
+        if self._line is not None and self._line.send(encode(Ask(VERSION, self._session, self._nonce))):
             self._asked[self._nonce] = now
             for seat in self._seats.values():
                 seat.mark(self._nonce)

@@ -33,6 +33,8 @@ class Ask(Message, frozen=True, tag="ask"):
     """Are you there, and what do you offer? Said all the time: who asks no more is gone."""
 
     version: Number
+    session: Number
+    """Of this connection, at random; what a peer's former ones asked for is given up. 0: only looking."""
     nonce: Number
 
 

@@ -73,6 +73,7 @@ class Guest:
         self.route = route
         self.peer = peer
         self.heard_at = now
+        self.session = 0
         self.bucket = Bucket(limits.bytes_per_s)
         self.work: dict[tuple[int, int], asyncio.Task[None]] = {}
 
@@ -131,10 +132,13 @@ class Serving:
 
     def held(self) -> Mapping[str, int]:
         """Answers in the making, by peer."""
-        held: dict[str, int] = {}
-        for guest in self._guests.values():
-            held[guest.peer] = held.get(guest.peer, 0) + len(guest.work)
-        return held
+        return {guest.peer: self._held_by(guest.peer) for guest in self._guests.values()}
+
+    def _of(self, peer: str) -> list[Guest]:
+        return [guest for guest in self._guests.values() if guest.peer == peer]
+
+    def _held_by(self, peer: str) -> int:
+        return sum(len(guest.work) for guest in self._of(peer))
 
     def close(self) -> None:
         """Stop working for everybody."""
@@ -171,9 +175,6 @@ class Serving:
                 self._drop(guest, request, attempt)
 
     def _welcome(self, route: bytes, peer: str, now: float) -> Guest:
-        """A new connection of a peer ends what was done for its former one."""
-        for former in [guest for guest in self._guests.values() if guest.peer == peer]:
-            self._see_off(former, "it came in anew")
         self._guests[route] = Guest(route, peer, self._limits, now)
         logger.info("peer came in", extra={"peer": peer})
         return self._guests[route]
@@ -185,7 +186,11 @@ class Serving:
         logger.info("peer left", extra={"peer": guest.peer, "why": why, "given_up": given_up})
 
     def _offer(self, guest: Guest, ask: Ask) -> None:
-        node, rung, models = self._shop.offers(len(guest.work))
+        if ask.session != guest.session:
+            guest.session = ask.session
+            for former in [each for each in self._of(guest.peer) if each.session not in {0, ask.session}]:
+                self._see_off(former, "it came in anew")
+        node, rung, models = self._shop.offers(self._held_by(guest.peer))
         self._say(guest, Offers(VERSION, ask.nonce, node, rung, models if ask.version == VERSION else ()))
 
     def _say(self, guest: Guest, message: FromServer) -> None:
@@ -214,7 +219,7 @@ class Serving:
     def _submission(self, guest: Guest, take: Take) -> Submission:
         if (take.request, take.attempt) in guest.work:
             raise ProtocolError("this answer is in the making already")
-        if len(guest.work) >= self._limits.requests:
+        if self._held_by(guest.peer) >= self._limits.requests:
             raise Overloaded(f"this node makes {self._limits.requests} answers at a time for one peer")
         stage = self._shop.stage_of(take.identity)
         if not stage:

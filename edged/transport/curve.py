@@ -255,6 +255,53 @@ class Line(Socket):
                 raise ProtocolError("a peer's message has one frame")
             yield frames[0]
 
+    @property
+    def raw(self) -> zmq.Socket[bytes]:
+        """The socket, for whoever watches it."""
+        return self._socket
+
     def wait(self, timeout_ms: int) -> bool:
         """Wait for a message; for programs that have nothing else to do."""
         return bool(self._socket.poll(timeout_ms, zmq.POLLIN))
+
+
+_EVENTS = {
+    int(zmq.EVENT_CONNECTED): "connected",
+    int(zmq.EVENT_CONNECT_RETRIED): "retried",
+    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "handshake",
+    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "handshake",
+    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "refused",
+    int(zmq.EVENT_HANDSHAKE_SUCCEEDED): "admitted",
+    int(zmq.EVENT_DISCONNECTED): "closed",
+}
+_SENTENCES = (
+    ("admitted", "let this node in and then did not answer; it may run another version"),
+    ("refused", "does not know this node's key: add it there with `edgectl peers add`"),
+    ("handshake", "does not have the key that was added for it"),
+    ("closed", "closed the connection: it may have another key than the one that was added for it"),
+    ("connected", "took the connection and said nothing: it may have another key than was added"),
+)
+
+
+class Quarrel:
+    """Why a connection does not come up, as far as libzmq knows."""
+
+    def __init__(self, line: Line) -> None:
+        self._monitored = line.raw
+        self._monitor = line.raw.get_monitor_socket()
+
+    def reason(self) -> str:
+        """What happened so far, as the end of a sentence about the peer."""
+        seen = set()
+        while self._monitor.poll(0):
+            head, _ = self._monitor.recv_multipart()
+            seen.add(_EVENTS.get(int.from_bytes(head[:2], "little"), ""))
+        for event, sentence in _SENTENCES:
+            if event in seen:
+                return sentence
+        return "does not answer: nobody listens there, or a firewall drops what is sent"
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._monitored.disable_monitor()
+        self._monitor.close(linger=0)

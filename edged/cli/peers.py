@@ -1,0 +1,199 @@
+"""`edgectl peers`: other nodes that take over answers: keys, the list, and whether they answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from edged.cli.output import print_json, print_table, styled, visible
+from edged.cli.session import TEXT, Session, example, json_option, with_session
+from edged.errors import EdgedError, NotFound, Unreachable
+
+if TYPE_CHECKING:
+    from edged.peers.book import Book, Peer
+    from edged.peers.probe import Found
+    from edged.report import PeersStatus, PeerStatus
+
+HEADINGS = (
+    "PEER",
+    "STATE",
+    "ENDPOINT",
+    "RUNG",
+    "RTT",
+    "FREE",
+    "TOKENS/S",
+    "MAKING",
+    "MADE HERE",
+    "BACK",
+    "NOTE",
+)
+
+
+@click.group(epilog=example("edgectl peers keygen", "edgectl peers test box-b"))
+def peers() -> None:
+    """Pair this node with others that take over answers when it is hot, full or in trouble.
+
+    Both nodes add each other. The daemon notices changes by itself; `peers.enabled` switches all of it on.
+    """
+
+
+@peers.command(epilog=example("sudo -u edged edgectl peers keygen"))
+@click.option("--replace", is_flag=True, help="Make a new key; all peers have to learn it.")
+@json_option
+@with_session
+def keygen(session: Session, replace: bool, as_json: bool) -> None:
+    """Make this node's key pair and print the public key, which other nodes add.
+
+    The secret stays in the state folder, readable by its owner only.
+    """
+    from edged.peers.keys import key_file, make_keys
+
+    path = key_file(session.config.daemon.state_dir, session.environment)
+    keys = make_keys(path, replace=replace)
+    if as_json:
+        print_json({"public": keys.public, "file": str(path)})
+        return
+    click.echo(keys.public)
+    click.echo(f"the secret key is in {path}; restart the daemon to use it", err=True)
+
+
+@peers.command(
+    epilog=example("edgectl peers add box-b --endpoint tcp://192.168.7.12:7443 --key 'PUBLICKEY'"),
+)
+@click.argument("name", type=TEXT)
+@click.option("--key", type=TEXT, required=True, help="Its public key, as `peers keygen` printed it there.")
+@click.option("--endpoint", type=TEXT, default="", help="tcp://HOST:PORT; without it, it may only ask.")
+@json_option
+@with_session
+def add(session: Session, name: str, key: str, endpoint: str, as_json: bool) -> None:
+    """Let the node with this key in as NAME, and ask it where it listens; an older NAME is replaced."""
+    from edged.peers.book import Peer
+
+    peer = Peer(name=name, key=key, endpoint=endpoint)
+    _book(session).add(peer)
+    if as_json:
+        print_json(peer)
+    else:
+        click.echo(f"peer {visible(name)} is listed; `edgectl peers test {visible(name)}` asks it")
+
+
+@peers.command(epilog=example("edgectl peers remove box-b"))
+@click.argument("name", type=TEXT)
+@json_option
+@with_session
+def remove(session: Session, name: str, as_json: bool) -> None:
+    """Forget peer NAME: it is not let in any more, and its answers go on at home."""
+    _book(session).remove(name)
+    if as_json:
+        print_json({"removed": name})
+    else:
+        click.echo(f"peer {visible(name)} is not listed any more")
+
+
+@peers.command("list", epilog=example("edgectl peers list --json | jq '.peers[].state'"))
+@json_option
+@with_session
+def show(session: Session, as_json: bool) -> None:
+    """Show all peers and how they are, by the running daemon; without one, by the list."""
+    try:
+        status = session.client.status().peers
+    except Unreachable:
+        status = None
+    if status is None:
+        _print_listed(_book(session).read(), as_json=as_json)
+    elif as_json:
+        print_json(status)
+    else:
+        _print_running(status)
+
+
+@peers.command(epilog=example("edgectl peers test", "edgectl peers test box-b --timeout 10"))
+@click.argument("name", type=TEXT, default="")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0.1, 60), default=3.0, show_default=True)
+@json_option
+@with_session
+def test(session: Session, name: str, timeout_s: float, as_json: bool) -> None:
+    """Ask peer NAME, or all, with this node's key: both keys, the address and the firewall in one go."""
+    from edged.peers.keys import key_file, read_keys
+    from edged.peers.probe import probe
+
+    keys = read_keys(key_file(session.config.daemon.state_dir, session.environment))
+    found: list[Found] = []
+    problems: list[EdgedError] = []
+    for peer in _chosen(_book(session), name):
+        try:
+            found.append(probe(peer, keys, timeout_s))
+        except EdgedError as error:
+            if name:
+                raise
+            problems.append(error)
+        else:
+            if not as_json:
+                click.echo(_answered(found[-1]))
+    if as_json:
+        print_json({"answered": found, "problems": [problem.message for problem in problems]})
+    for problem in problems:
+        click.echo(f"error [{problem.code}]: {visible(problem.message)}", err=True)
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def _book(session: Session) -> Book:
+    from edged.peers.book import Book
+
+    return Book(session.config.daemon.state_dir)
+
+
+def _chosen(book: Book, name: str) -> list[Peer]:
+    listed = [peer for peer in book.read() if peer.name == name or (not name and peer.endpoint)]
+    if not listed:
+        what = f"no peer {name!r}" if name else "no peer with an address"
+        raise NotFound(f"there is {what}; see `edgectl peers list`")
+    return listed
+
+
+def _answered(found: Found) -> str:
+    models = ", ".join(
+        f"{offer.free} of {offer.grant} free, {offer.tokens_per_s:.0f} tokens/s" for offer in found.models
+    )
+    return f"{visible(found.peer)}: {visible(found.node)} answers in {found.rtt_ms:.1f} ms; " + (
+        f"rung {visible(found.rung)}; {models}" if models else "it serves no model yet"
+    )
+
+
+def _print_listed(listed: tuple[Peer, ...], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"peers": listed})
+        return
+    print_table(("PEER", "ENDPOINT", "KEY"), [(peer.name, peer.endpoint or "-", peer.key) for peer in listed])
+    click.echo("note: no daemon with peers.enabled = true answers")
+
+
+def _print_running(status: PeersStatus) -> None:
+    place = f"listens on {status.listen}" if status.listen else "serves no peers"
+    click.echo(f"{visible(status.node)}  {place}  key {status.key}")
+    print_table(HEADINGS, [_row(peer) for peer in status.peers])
+    if status.problem:
+        click.echo(styled(f"note: {visible(status.problem)}", fg="yellow"))
+    wish = "those that have begun too" if status.urgent else "new answers"
+    if status.away:
+        click.echo(f"note: the governor sends answers away: {wish}")
+
+
+def _row(peer: PeerStatus) -> tuple[str, ...]:
+    up = peer.state == "up"
+    again = f"; asked again in {peer.again_in_s:.0f} s" if peer.again_in_s else ""
+    return (
+        peer.name,
+        peer.state,
+        peer.endpoint or "-",
+        (f"{peer.rung} (hot)" if peer.hot else peer.rung) if up else "-",
+        f"{peer.rtt_ms:.1f} ms" if up else "-",
+        f"{peer.free}/{peer.grant}" if up else "-",
+        f"{peer.tokens_per_s:.0f}" if up else "-",
+        str(peer.making),
+        str(peer.made_here),
+        f"{peer.returned}/{peer.handed}",
+        f"{peer.reason}{again}" or "-",
+    )

@@ -74,7 +74,9 @@ def ndcg(ranking: Sequence[str], relevant: frozenset[str], depth: int = DEPTH) -
     return gain / ideal
 
 
-def read_collection(questions_path: Path, corpus_path: Path, *, quick: bool) -> Collection:
+def read_collection(
+    questions_path: Path, corpus_path: Path, *, quick: bool, questions: int = FULL_QUESTIONS
+) -> Collection:
     """All passages and evenly spread questions; or, for `quick`, the contexts of the first questions."""
     raw: list[dict[str, Any]] = json.loads(questions_path.read_bytes())
     corpus = {title: "".join(lines) for title, lines in json.loads(corpus_path.read_bytes()).items()}
@@ -82,7 +84,7 @@ def read_collection(questions_path: Path, corpus_path: Path, *, quick: bool) -> 
         near = {title for entry in raw[:QUICK_CONTEXTS] for title, _ in entry["context"]}
         passages = {title: text for title, text in corpus.items() if title in near}
         return Collection("quick", [_question(entry) for entry in raw[:QUICK_QUESTIONS]], passages)
-    spread = raw[:: len(raw) // FULL_QUESTIONS][:FULL_QUESTIONS]
+    spread = raw[:: len(raw) // questions][:questions]
     return Collection("full", [_question(entry) for entry in spread], corpus)
 
 

@@ -1,0 +1,180 @@
+"""B1: how many rerankings are saved by leaving out those that change little, on HotpotQA's questions.
+
+Every other question teaches the calibration what reranking its passages was worth, by the reranker's own
+scores alone, as the daemon does; on the rest, whose relevant passages are known, it is measured what was
+saved and lost. Library and scores are those of Q1 and are kept in the cache: the first run takes minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks import retrieval
+from benchmarks.collections import hotpotqa
+from benchmarks.measurement import Row, say
+from benchmarks.retrieval import CANDIDATES, DEFAULT_EMBEDDER, RERANKER, CachedReranker, Question, ndcg
+from benchmarks.setting import STATE
+from edged.bypass.calibration import BUDGET_POINTS, SHIPPED_FROM, Curve, Evidence, curve_of
+from edged.catalogue import Catalogue
+from edged.documents import index
+from edged.documents.library import Library
+from edged.messages import Passage
+from edged.models import ModelStore
+from edged.stages.encoder import CrossEncoder, Encoder
+from edged.stages.margin import margin_of, missed
+from edged.stages.options import KEEP
+from edged.stages.reranker import best_passages
+
+QUICK_QUESTIONS, FULL_QUESTIONS = 400, 1000
+STEPS = 20
+"""Points of the curve."""
+
+
+class Case(msgspec.Struct, frozen=True):
+    """A question that was answered both ways."""
+
+    margin: float
+    missed: float
+    lost: float
+    """Points of nDCG@10 that it loses without reranking; below 0: that it gains."""
+    lost_kept: float
+    """The same of nDCG at the number of passages that are kept."""
+
+
+class Cases:
+    """Answers questions from the library of Q1, with and without reranking."""
+
+    def __init__(self, cache: Path, models: ModelStore) -> None:
+        session, variant = retrieval.open_session(models, *DEFAULT_EMBEDDER)
+        reranker, reranker_variant = retrieval.open_session(models, *RERANKER)
+        self._sessions = (session, reranker)
+        self._encoder = Encoder(session, variant)
+        name = f"full-{variant.model}-{variant.name}-{variant.digest[:12]}"
+        self._folder = cache / "retrieval" / name
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._reranker = CachedReranker(CrossEncoder(reranker, reranker_variant), self._folder.parent)
+
+    def all(self, collection: retrieval.Collection) -> list[Case]:
+        """One case a question."""
+        if not index.current(self._folder):
+            retrieval.build(self._folder, collection, self._encoder)
+        with Library.open(self._folder) as library:
+            cases = [self._case(library, question) for question in _told(collection.questions)]
+        self._reranker.save()
+        for session in self._sessions:
+            session.close()
+        return cases
+
+    def _case(self, library: Library, question: Question) -> Case:
+        vectors, _ = self._encoder.embed([question.text], "query")
+        found = library.search([question.text], vectors, self._encoder.fingerprint, CANDIDATES)[0]
+        logits = self._reranker.score(question.text, found)
+        best = best_passages(found, logits, len(found))
+        ids = [passage.id for passage in found]
+        scores = dict(zip(ids, logits, strict=True))
+        return Case(
+            margin=margin_of(found) or 0.0,
+            missed=missed(ids, [passage.id for passage in best], scores, KEEP),
+            lost=_lost(found, best, question, retrieval.DEPTH),
+            lost_kept=_lost(found, best, question, KEEP),
+        )
+
+
+def _told(questions: Sequence[Question]) -> Iterator[Question]:
+    for number, question in enumerate(questions):
+        if number % 100 == 0:
+            say(f"question {number} of {len(questions)}")
+        yield question
+
+
+def _lost(before: Sequence[Passage], after: Sequence[Passage], question: Question, depth: int) -> float:
+    with_it, without = (
+        ndcg([passage.source for passage in ranked], question.relevant, depth) for ranked in (after, before)
+    )
+    return 100 * (with_it - without)
+
+
+def learnt(cases: Sequence[Case]) -> Curve:
+    """What the daemon would know after these questions."""
+    evidence = Evidence()
+    for case in cases:
+        evidence.add(case.margin, case.missed)
+    return curve_of(evidence)
+
+
+def outcome(cases: Sequence[Case], from_margin: float) -> dict[str, float]:
+    """What is saved and lost if all from this margin on pass the reranker by; points over all questions."""
+    losses = [case.lost if case.margin >= from_margin else 0.0 for case in cases]
+    kept = [case.lost_kept if case.margin >= from_margin else 0.0 for case in cases]
+    return {
+        "from_margin": round(from_margin, 4),
+        "saved": round(sum(case.margin >= from_margin for case in cases) / len(cases), 4),
+        "lost_points": round(statistics.mean(losses), 3),
+        "standard_error": round(statistics.stdev(losses) / math.sqrt(len(losses)), 3),
+        f"lost_points@{KEEP}": round(statistics.mean(kept), 3),
+    }
+
+
+def curve(cases: Sequence[Case]) -> list[dict[str, float]]:
+    """The same at equal steps of what is saved."""
+    margins = sorted((case.margin for case in cases), reverse=True)
+    places = [round(len(margins) * step / STEPS) - 1 for step in range(1, STEPS + 1)]
+    return [outcome(cases, margins[place]) for place in places]
+
+
+def b1(quick: bool, cache: Path = STATE / "cache") -> tuple[float, dict[str, Any]]:
+    """Share of rerankings saved on held-out questions; nothing, if more than the budget is lost."""
+    started = time.monotonic()
+    models = ModelStore(cache.parent / "models", Catalogue.discover())
+    collection = retrieval.read_collection(
+        *hotpotqa(cache / "hotpotqa"), quick=False, questions=_count(quick)
+    )
+    cases = Cases(cache, models).all(collection)
+    teaching, held_out = cases[::2], cases[1::2]
+    known = learnt(teaching)
+    found = outcome(held_out, known.from_margin)
+    everything = outcome(held_out, -math.inf)
+    kept = found["lost_points"] <= BUDGET_POINTS
+    return found["saved"] if kept and known.own else 0.0, {
+        "collection": "HotpotQA",
+        "passages": len(collection.passages),
+        "questions": {"teaching": len(teaching), "held_out": len(held_out)},
+        "budget_points": BUDGET_POINTS,
+        "learnt": found,
+        "expected_lost_points": round(_expected(held_out, known), 3),
+        "shipped": outcome(held_out, SHIPPED_FROM),
+        "at_random": round(min(1.0, BUDGET_POINTS / everything["lost_points"]), 4),
+        "reranking_is_worth_points": everything["lost_points"],
+        "curve": curve(held_out),
+        "elapsed_s": round(time.monotonic() - started, 1),
+    }
+
+
+def _count(quick: bool) -> int:
+    return QUICK_QUESTIONS if quick else FULL_QUESTIONS
+
+
+def _expected(cases: Sequence[Case], known: Curve) -> float:
+    return statistics.mean(
+        known.points(case.margin) if case.margin >= known.from_margin else 0.0 for case in cases
+    )
+
+
+ROWS = (
+    Row(
+        id="B1",
+        what="rerankings saved at no more than 0.5 points of nDCG@10 lost, on held-out questions of HotpotQA",
+        unit="share",
+        gate=0.3,
+        goal=0.6,
+        better="higher",
+        measure=b1,
+    ),
+)

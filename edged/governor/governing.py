@@ -53,6 +53,7 @@ class Governing:
         self._state = State()
         self._going: GoTo | None = None
         """What was begun and is not in force as a whole yet."""
+        self._begun = False
         self._offers: dict[str, str] = {"peer": "there is no peer"}
         self._unavailable: dict[str, str] = {}
         ladder = config().governor.ladder
@@ -64,7 +65,8 @@ class Governing:
         """Read the history and find out which rungs can be taken."""
         self._account.history.read()
         self._tally.on(self.force.name, self._dispatcher.now())
-        self.look_again()
+        self._begun = True
+        self._look(told=False)
 
     def close(self) -> None:
         """Change nothing more."""
@@ -76,7 +78,7 @@ class Governing:
         self._state = carried(self._state, before, self._policy)
         self._going, self._unavailable = None, {}
         self._variants.forget()
-        self.look_again()
+        self._look(told=False)
         self._take(self._state.rung)
         self._seek_variants()
 
@@ -104,13 +106,18 @@ class Governing:
 
     def look_again(self) -> None:
         """Find out which rungs can be taken: after a change of what is offered or of how stages run."""
+        if self._begun:
+            self._look(told=True)
+
+    def _look(self, *, told: bool) -> None:
         found = self._lacking()
         changed = [name for name in self._policy.rungs if (name in found) != (name in self._unavailable)]
         self._unavailable = found
         for name in changed:
             rung, why = self._policy.rungs.index(name), found.get(name, "")
             self._hear(Offered(at_s=self._dispatcher.now(), rung=rung, available=not why))
-            self._account.noted("offered", name, why or "it can be taken from now on")
+            if told:
+                self._account.noted("offered", name, why or "it can be taken from now on")
         if any(self._policy.rungs.index(name) <= self.force.rung for name in changed):
             self._take(self.force.rung)
             self._seek_variants()

@@ -54,6 +54,7 @@ class History:
             self._shorten()
             return
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "ab", opener=_private) as file:
                 file.write(self._encoder.encode(row) + b"\n")
         except OSError as error:

@@ -25,6 +25,7 @@ from edged.messages import (
     Batch,
     Cancel,
     Done,
+    Judgement,
     Priority,
     Ready,
     Stop,
@@ -125,9 +126,10 @@ class World:
         self.event(Waited())
         return request.id
 
-    def done(self, worker: str, work: Work) -> list[Command]:
+    def done(self, worker: str, work: Work, judgement: Judgement | None = None) -> list[Command]:
         self.inbox[worker].remove(work)
-        return self.event(Spoke(worker, Done(work.request, work.attempt, work.target, 0.01, 1)))
+        done = Done(work.request, work.attempt, work.target, 0.01, 1, judgement=judgement)
+        return self.event(Spoke(worker, done))
 
     def say(self, worker: str, work: Work, first: int, text: str) -> None:
         tokens = tuple(range(first, first + len(text)))

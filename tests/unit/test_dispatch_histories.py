@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from math import nan
 
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
@@ -14,14 +15,17 @@ from edged.dispatch.events import (
     Left,
     ReplaceAsked,
     ScaleAsked,
+    SkippingAsked,
     Spoke,
     Ticked,
     TrialAsked,
 )
+from edged.dispatch.passing import Rule
 from edged.errors import EdgedError
 from edged.messages import (
     Failed,
     Gone,
+    Judgement,
     Work,
 )
 
@@ -57,8 +61,13 @@ class Histories(RuleBasedStateMachine):
         if (worker := self.world.spawn_if_wanted()) and lives:
             self.world.ready(worker)
 
-    @rule(index=st.integers(0, 99), fails=st.booleans())
-    def finish(self, index: int, fails: bool) -> None:
+    @rule(stage=st.sampled_from(ROUTE), who=st.sampled_from(["everything", "benefit", ""]))
+    def let_pass(self, stage: str, who: str) -> None:
+        rule = Rule(keep=4, everything=who == "everything", from_margin=0.5, sample_every=2)
+        self.world.event(SkippingAsked(stage, rule if who else None))
+
+    @rule(index=st.integers(0, 99), fails=st.booleans(), margin=st.sampled_from([None, 0.1, 0.9, nan]))
+    def finish(self, index: int, fails: bool, margin: float | None) -> None:
         if (picked := self._pick(index)) is None:
             return
         worker, work = picked
@@ -69,7 +78,7 @@ class Histories(RuleBasedStateMachine):
             self.world.inbox[worker].remove(work)
             self.world.event(Spoke(worker, Failed(work.request, work.attempt, "bad_request", "no")))
         else:
-            self.world.done(worker, work)
+            self.world.done(worker, work, Judgement(margin, 1, margin))
 
     @rule(index=st.integers(0, 99), text=st.sampled_from(["a", "bc", ""]))
     def stream(self, index: int, text: str) -> None:

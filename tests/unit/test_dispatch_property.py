@@ -7,9 +7,11 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import nan
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edged.dispatch.admission import admit, enqueue
 from edged.dispatch.decide import decide
@@ -29,11 +31,25 @@ from edged.dispatch.events import (
     Wake,
 )
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
+from edged.dispatch.passing import Passing, Rule
 from edged.dispatch.queues import BATCH_EVERY
 from edged.dispatch.requests import Submission
 from edged.dispatch.staffing import start, wanted
 from edged.errors import EdgedError
-from edged.messages import Batch, Cancel, Done, Failed, Gone, Ping, Pong, Priority, Ready, Tokens, Work
+from edged.messages import (
+    Batch,
+    Cancel,
+    Done,
+    Failed,
+    Gone,
+    Judgement,
+    Ping,
+    Pong,
+    Priority,
+    Ready,
+    Tokens,
+    Work,
+)
 
 TICK_S = 0.1
 TIMEOUT_S = 2.0
@@ -51,6 +67,7 @@ class StagePlan:
     max_wait_s: float
     target_s: float
     service_s: float
+    passing: Rule | None
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,16 @@ def scenes(draw: st.DrawFn) -> Scene:
         max_wait_s=st.sampled_from([0.0, 0.0, 0.013, 0.4]),
         target_s=st.sampled_from([0.0, 0.0, 0.05]),
         service_s=seconds,
+        passing=st.one_of(
+            st.none(),
+            st.builds(
+                Rule,
+                keep=st.just(4),
+                everything=st.booleans(),
+                from_margin=st.sampled_from([0.0, 0.5]),
+                sample_every=st.integers(1, 3),
+            ),
+        ),
     )
     stages = tuple(draw(st.lists(plan, min_size=1, max_size=4)))
     order = st.permutations(range(len(stages)))
@@ -147,6 +174,7 @@ class Simulation:
                 timeout_s=TIMEOUT_S,
                 max_wait_s=plan.max_wait_s,
                 target_s=plan.target_s,
+                passing=Passing(plan.passing),
             )
             self.ledger.stages[stage.name] = stage
             self.do(start(self.ledger, stage))
@@ -295,7 +323,9 @@ class Simulation:
                 return
             if plan.streaming:
                 self.saying(worker, Tokens(work.request, work.attempt, len(work.resume_tokens), (1,), "x"))()
-            self.saying(worker, Done(work.request, work.attempt, work.target, plan.service_s, 1))()
+            margin = (None, 0.1, 0.7, nan)[work.request % 4]
+            done = Done(work.request, work.attempt, work.target, plan.service_s, 1)
+            self.saying(worker, replace(done, judgement=Judgement(margin, 1, margin)))()
 
         return finish
 
@@ -323,6 +353,9 @@ class Simulation:
             }
             for work in command.message.items:
                 request = self.ledger.requests[work.request]
+                last = request.position + 1 == len(request.route)
+                assert last or not stage.passing.rule or not stage.passing.rule.everything
+                assert work.keep == (4 if request.grounds.skipped else 0)
                 assert all(place(self.ledger, work.request) < other for other in waits[request.priority])
                 behind = request.priority == "interactive" and waits["batch"] and stage.slots.room("batch")
                 self.passed[stage.name] = self.passed[stage.name] + 1 if behind else 0

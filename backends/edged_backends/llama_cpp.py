@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from edged.backend import Capabilities, Device, TokenSession, Variant
-from edged.errors import BackendError
+from edged.errors import BackendError, DeviceLost
 from edged_backends.llama_cpp_runtime import (
     Accelerator,
     accelerators,
@@ -81,7 +81,7 @@ class LlamaCppBackend:
         if not model:
             raise BackendError(f"llama.cpp cannot load {variant.path}: {_why(complaints)}")
         exact = settings.exact and settings.flash_attention and accelerator is None
-        shape = _shape(settings, variant, exact=exact)
+        shape = _shape(settings, variant, exact=exact, accelerated=accelerator is not None)
         context = _context(model, settings, shape, device)
         if context is None:
             free_model(model)
@@ -106,7 +106,7 @@ def _why(complaints: list[str]) -> str:
     return complaints[0] if complaints else "it gave no reason"
 
 
-def _shape(settings: Options, variant: Variant, *, exact: bool) -> Shape:
+def _shape(settings: Options, variant: Variant, *, exact: bool, accelerated: bool) -> Shape:
     wanted = settings.context_tokens or min(variant.context_tokens, 2048)
     batch_tokens = max(settings.batch_tokens, settings.max_sequences)
     return Shape(
@@ -119,6 +119,7 @@ def _shape(settings: Options, variant: Variant, *, exact: bool) -> Shape:
         ),
         prefix_bytes=settings.prefix_cache_mib << 20,
         exact=exact,
+        accelerated=accelerated,
     )
 
 
@@ -173,7 +174,7 @@ def _accelerator(device: Device) -> Accelerator | None:
     for accelerator in accelerators():
         if _gpu(accelerator).id == device.id:
             return accelerator
-    raise BackendError(f"llama.cpp sees no device {device.id}; `edgectl devices` lists what it sees")
+    raise DeviceLost(f"llama.cpp sees no device {device.id}; `edgectl devices` lists what it sees")
 
 
 def _without_support(usable: set[str], nodes: Path) -> list[Device]:

@@ -8,12 +8,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edged.backend import Sampling, TokenEvent, Vocabulary
-from edged.errors import BackendError, BadRequest, ContextOverflow
+from edged.errors import BackendError, BadRequest, ContextOverflow, DeviceLost
 from edged_backends.llama_cpp_batch import TokenBatch
 from edged_backends.llama_cpp_runtime import free_model, runtime
 from edged_backends.llama_cpp_sampler import Sampler
 from edged_backends.llama_cpp_slots import Slots
 from edged_backends.llama_cpp_vocabulary import LlamaVocabulary
+
+_FAILED = -3
+"""What `llama_decode` returns when a device refused to compute (`GGML_STATUS_FAILED`).
+
+A driver that reports an error mostly ends the process instead (`ggml_abort`, or an exception of Vulkan that
+nobody catches): the daemon takes SIGABRT of a worker on an accelerator for the same. Neither was ever seen on
+hardware here.
+"""
 
 
 class Shape(NamedTuple):
@@ -30,6 +38,8 @@ class Shape(NamedTuple):
     prefix_bytes: int
     exact: bool
     """Whether a row is computed alike whatever stands beside it."""
+    accelerated: bool
+    """Whether another device than the CPU computes, which can be lost."""
 
 
 class _Sequence(msgspec.Struct, eq=False):
@@ -127,6 +137,8 @@ class LlamaTokenSession:
         status = self._decode(parts)
         if status == 0:
             return self._sample(parts)
+        if status == _FAILED and self._shape.accelerated:
+            raise DeviceLost(f"llama_decode returned {status}: the accelerator no longer computes")
         return self._decode_apart(parts)
 
     def cancel(self, sequence: int, /) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,14 @@ _KINDS: dict[str, Kind] = {
     "WebGpuExecutionProvider": "webgpu",
     "QNNExecutionProvider": "npu",
 }
+_LOST = re.compile(
+    r"CUDA failure (?:46|79|100|101|214|220|226|7(?:00|02|09|10|1[4-9])|999)\b"
+    r"|887A00(?:05|06|07|20)\b"
+    r"|NPU crashed\. SSR detected"
+)
+"""Errors after which a device is of no more use to this process: of CUDA those that stick to its context or
+say that there is no device, of DirectX a device removed, hung, reset or broken, of QNN a restart of the NPU's
+subsystem. Taken from the runtimes' sources and reports; never seen on hardware here."""
 _FATAL = 4
 _SLOW_FUSIONS = ["SkipLayerNormFusion"]
 """Left out on the CPU: the fused kernel takes eight times as long as its two parts (onnxruntime 1.31)."""
@@ -103,7 +112,7 @@ class OnnxSession:
                 os.fspath(path), options, providers=providers, disabled_optimizers=unwanted
             )
         except _ERRORS as error:
-            raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
+            raise translated(error, f"onnxruntime cannot load {path}") from error
         self._session: Any = session
         self._path = path
         self._most_lanes = self._lanes = lanes
@@ -122,7 +131,7 @@ class OnnxSession:
         try:
             results = self._session.run(self.outputs, dict(feeds))
         except _ERRORS as error:
-            raise _translated(error, self._path) from error
+            raise translated(error, f"onnxruntime failed to run {self._path}") from error
         return {name: np.asarray(array) for name, array in zip(self.outputs, results, strict=True)}
 
     def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
@@ -174,9 +183,10 @@ def check_names(inputs: tuple[str, ...], feeds: Mapping[str, Array], path: Path)
         )
 
 
-def _translated(error: Exception, path: Path) -> BackendError:
-    lost = isinstance(error, native.DeviceReset)
-    return (DeviceLost if lost else BackendError)(f"onnxruntime failed to run {path}: {error}")
+def translated(error: Exception, what: str) -> BackendError:
+    """Turn an exception of the runtime to ours; a lost device is told by its type or its words."""
+    lost = isinstance(error, native.DeviceReset) or _LOST.search(str(error)) is not None
+    return (DeviceLost if lost else BackendError)(f"{what}: {error}")
 
 
 def _session_options(chosen: OnnxOptions, device: Device) -> Any:

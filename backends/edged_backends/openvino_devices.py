@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,22 @@ from edged.errors import BackendError, DeviceLost
 BACKEND = "openvino"
 ERRORS = (RuntimeError, TypeError, ValueError)
 """What the runtime's Python bindings raise."""
-_LOST = ("DEVICE_LOST", "device lost", "CL_DEVICE_NOT_AVAILABLE", "NPU device is not available")
+_LOST = (
+    "DEVICE_LOST",
+    "DEVICE_REQUIRES_RESET",
+    "device lost",
+    "CL_DEVICE_NOT_AVAILABLE",
+    "CL_OUT_OF_RESOURCES",
+    "CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST",
+    "NPU device is not available",
+)
+"""What the GPU plugin (OpenCL) and the NPU plugin (Level Zero) say of a device that hung, was reset or left.
+
+After CL_OUT_OF_RESOURCES the plugin itself warns that no later call can be relied on, whatever the cause.
+Taken from reports of the plugins' users; never seen on hardware here.
+"""
+_NUMBERED = re.compile(r"\[GPU\] \w+, error code: -(?:2|5|14)\b")
+"""The same where the plugin gives the OpenCL error by number only (before 2025.1)."""
 _DTYPES = {"FP32": "f32", "FP16": "f16", "BF16": "bf16", "INT8": "i8"}
 _INTEL = "0x8086"
 Accessible = Callable[[Path], bool]
@@ -29,7 +45,7 @@ def list_devices(core: Any, root: Path) -> list[Device]:
 
 def translated(error: Exception, what: str) -> BackendError:
     """Turn an exception of the runtime to ours; a vanished device is told by the driver's own words."""
-    lost = any(sign in str(error) for sign in _LOST)
+    lost = any(sign in str(error) for sign in _LOST) or _NUMBERED.search(str(error)) is not None
     return (DeviceLost if lost else BackendError)(f"{what}: {error}")
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.backend import Sampling, Variant
-from edged.errors import BackendError, BadRequest
+from edged.errors import BackendError, BadRequest, DeviceLost
 from edged.testing.token_contract import (
     Answer,
     TokenContract,
@@ -292,6 +292,20 @@ def test_a_batch_that_the_runtime_refuses_fails_only_its_culprit(generator, prom
     answers = finish_all(generator, {})
     assert (answers[1].tokens, answers[1].finish) == (alone, "length")
     assert (answers[2].tokens, answers[2].finish) == ([], "error")
+
+
+def test_an_accelerator_that_computes_no_more_is_lost_and_a_cpu_that_fails_is_not(
+    generator, prompt, monkeypatch
+):
+    monkeypatch.setattr(adapter.runtime, "llama_decode", lambda _context, _batch: -3)
+    generator.admit(1, prompt, Sampling(), 4)
+    (failed,) = generator.step()
+    assert (failed.finish, failed.code) == ("error", "backend")
+    monkeypatch.setattr(generator, "_shape", generator._shape._replace(accelerated=True))
+    generator.admit(1, prompt, Sampling(), 4)
+    with pytest.raises(DeviceLost, match="returned -3"):
+        generator.step()
+    generator.cancel(1)
 
 
 def test_a_token_outside_the_vocabulary_is_refused(generator):

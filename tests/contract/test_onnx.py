@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edged_backends.onnx import OnnxBackend, accelerators
+from edged_backends.onnx import OnnxBackend, accelerators, translated
 
 from edged.backend import Array, Backend, Variant
-from edged.errors import BackendError, ConfigError
+from edged.errors import BackendError, ConfigError, DeviceLost
 from edged.testing.tensor_contract import TensorContract
 from edged.testing.tiny_models import affine_model, encoder_model, external_model
 
@@ -147,6 +147,26 @@ def test_cuda_without_a_driver_is_unusable_with_the_remedy(tmp_path: Path) -> No
     (tmp_path / "nvidia0").touch()
     (device,) = accelerators([], ["CUDAExecutionProvider"], tmp_path)
     assert not device.unusable
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 719: unspecified launch failure ; GPU=0",
+            True,
+        ),
+        ("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 700: an illegal memory access was encountered", True),
+        ("CUDA failure 100: no CUDA-capable device is detected ; GPU=-1", True),
+        ("CUDA failure 2: out of memory ; GPU=0", False),
+        ("CUDA failure 712: resource already mapped", False),
+        ("Exception(3) tid(5a68) 887A0005 The GPU device instance has been suspended.", True),
+        ("NPU crashed. SSR detected. Caused QNN graph execute error. Error code: 1003", True),
+        ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: x", False),
+    ],
+)
+def test_a_lost_device_is_known_by_what_the_provider_says(said: str, lost: bool) -> None:
+    assert isinstance(translated(RuntimeError(said), "x"), DeviceLost) == lost
 
 
 def test_the_runtime_is_loaded_without_its_telemetry(tmp_path):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from edged_backends.openvino import OpenvinoBackend
-from edged_backends.openvino_devices import describe, hidden_accelerators
+from edged_backends.openvino_devices import describe, hidden_accelerators, translated
 
 from edged.backend import Array, Backend, Variant
-from edged.errors import BackendError
+from edged.errors import BackendError, DeviceLost
 from edged.testing.tensor_contract import TensorContract
 from edged.testing.tiny_models import affine_model, encoder_model, external_model
 
@@ -142,6 +142,30 @@ def test_devices_are_named_by_kind(name: str, kind: str, expected: str) -> None:
     assert device.id == expected
     assert device.capabilities.static_shapes == (expected == "npu")
     assert device.capabilities.dtypes == ("f16",)
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("[GPU] clFlush, error code: -5 CL_OUT_OF_RESOURCES", True),
+        ("[GPU] clFlush, error code: -5", True),
+        ("[GPU] clWaitForEvents, error code: -14 CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST", True),
+        ("[GPU] clWaitForEvents, error code: -14", True),
+        ("[GPU] clEnqueueNDRangeKernel, error code: -54 CL_INVALID_WORK_GROUP_SIZE", False),
+        ("[GPU] clEnqueueNDRangeKernel, error code: -54", False),
+        (
+            "L0 zeFenceHostSynchronize result: ZE_RESULT_ERROR_DEVICE_LOST, code 0x70000001 - device hung",
+            True,
+        ),
+        ("L0 zeFenceHostSynchronize result: ZE_RESULT_ERROR_UNKNOWN, code 0x7ffffffe", False),
+        ("Check 'shape.is_static()' failed", False),
+    ],
+)
+def test_a_lost_device_is_known_by_what_the_plugin_says(said: str, lost: bool) -> None:
+    error = translated(
+        RuntimeError(f"Exception from src/inference/src/cpp/infer_request.cpp:224:\n{said}"), "x"
+    )
+    assert isinstance(error, DeviceLost) == lost
 
 
 def test_the_runtime_is_loaded_without_its_telemetry():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
     from edged.report import Status
     from edged.rungs.measure import Limits, Stand
-    from edged.rungs.prepare import Prepared
+    from edged.rungs.prepare import Prepared, Wanted
     from edged.rungs.record import Question, Record
 
 BUDGET_S = 600.0
-QUESTIONS, ANSWERS, CLIENTS = 64, 24, 4
+QUESTIONS, ANSWERS, CLIENTS = 64, 32, 4
 STOPPED = "stopped; every answer so far is kept: run the same command again to continue"
 
 
@@ -55,6 +56,12 @@ def ladder() -> None:
 )
 @click.option("--clients", type=click.IntRange(1, 64), default=CLIENTS, help=f"At a time  [{CLIENTS}].")
 @click.option("--pipeline", type=TEXT, default="", help="Which pipeline answers  [rag].")
+@click.option(
+    "--made-by",
+    type=click.Choice(["generator", "words"]),
+    default="generator",
+    help="Who makes questions: words are quicker, and favour reranking  [generator].",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the questions that are made  [0].")
 @click.option("--fresh", is_flag=True, help="Forget what was measured before.")
 @click.option("--while-serving", is_flag=True, help="Measure beside other work; the figures get worse.")
@@ -81,17 +88,18 @@ def measure(
     of passages drawn from the library. A rerun goes on where this one stopped.
     """
     from edged.rungs.measure import Limits
-    from edged.rungs.prepare import Wanted, prepare
+    from edged.rungs.prepare import Wanted
 
     own = None if file is None else _read(file)
-    status = session.client.status()
-    _heed(status, while_serving=while_serving)
-    wanted = Wanted(rungs=tuple(filter(None, rungs.split(","))), **asked)
-    begin = prepare(session.config, session.environment, status, wanted, own)
+    _heed(session.client.status(), while_serving=while_serving)
+    wanted = Wanted(rungs=tuple(filter(None, rungs.split(","))), budget_s=budget, **asked)
+    began_s = time.monotonic()
+    begin = _prepare(session, wanted, own)
     for note in begin.notes:
         click.echo(f"note: {visible(note)}", err=True)
     hottest = session.config.governor.temperature.get("cpu")
-    limits = Limits(budget_s=budget, answers=answers, critical_c=hottest.critical_c if hottest else None)
+    left_s = budget - (time.monotonic() - began_s)
+    limits = Limits(budget_s=left_s, answers=answers, critical_c=hottest.critical_c if hottest else None)
     _run(session, begin, limits, clients)
     _print(session, as_json=as_json)
 
@@ -108,6 +116,17 @@ def _print(session: Session, *, as_json: bool) -> None:
     from edged.cli.ladder_table import print_ladder
 
     print_ladder(session.config, session.environment, as_json=as_json)
+
+
+def _prepare(session: Session, wanted: Wanted, own: tuple[Question, ...] | None) -> Prepared:
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from edged.rungs.prepare import prepare
+
+    words = TextColumn("{task.description}", markup=False)
+    with progress_bar(SpinnerColumn(), words, TimeElapsedColumn()) as bar:
+        bar.add_task("reading what is known" if own else "making questions about the documents", total=None)
+        return prepare(session.config, session.environment, session.client, wanted, own)
 
 
 def _read(file: IO[str]) -> tuple[Question, ...]:
@@ -146,7 +165,8 @@ def _run(session: Session, begin: Prepared, limits: Limits, clients: int) -> Non
     from edged.rungs.taking import Taking, interruptible
 
     path = storage.path_in(session.config.daemon.state_dir)
-    asker = Asker(session.client, session.admin, begin.record.fingerprint.pipeline, clients)
+    pipeline = begin.record.fingerprint.pipeline
+    asker = Asker(session.client, session.admin, pipeline, clients, embedder=begin.embedder)
 
     def keep(record: Record) -> None:
         storage.save(record, path)

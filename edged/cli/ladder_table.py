@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edged.config.tables import Rung
     from edged.governor.effects import Effect
     from edged.rungs.figures import Figures
-    from edged.rungs.known import Known
+    from edged.rungs.known import Known, Order
     from edged.rungs.scores import Mean
 
 HEADINGS = ("RUNG", "COST", "QUALITY", "BY", "NDCG@10", "AGREES", "SUPPORTED", "ANSWER", "FIRST", "PER S",
@@ -28,13 +28,13 @@ def print_ladder(config: Config, environment: Mapping[str, str], *, as_json: boo
     from edged.rungs.known import known, known_effects, order_of
 
     found = known(config, environment)
-    effects, problems = known_effects(config, found), order_of(config, found)
+    effects, order = known_effects(config, found), order_of(config, found)
     if as_json:
-        print_json(_document(config, found, effects, problems))
+        print_json(_document(config, found, effects, order))
         return
     ladder = config.governor.ladder
     print_table(HEADINGS, [_row(*each) for each in zip(ladder, effects, found.figures, strict=True)])
-    for line in (*_notes(found), *(f"order: {problem}" for problem in problems)):
+    for line in (*_notes(found), *_judged(order)):
         click.echo(visible(line), err=True)
 
 
@@ -90,14 +90,21 @@ def _notes(found: Known) -> list[str]:
         notes.append("note: energy is not measurable here: no powercap counter can be read")
     if lacking := [each.name for each in found.figures if each.cost is None and not each.unavailable]:
         notes.append(f"note: not measured yet: {', '.join(lacking)}; `edgectl ladder measure` goes on")
-    if found.record.origin == "made":
-        notes.append("note: by questions made of the documents; with people's own, use --questions FILE")
+    if found.record.origin != "file":
+        made = f"{found.record.by_words} of words, the others by the generator"
+        notes.append(f"note: by {len(found.record.questions)} questions made of the documents ({made})")
     return notes
 
 
-def _document(
-    config: Config, found: Known, effects: tuple[Effect, ...], problems: tuple[str, ...]
-) -> dict[str, Any]:
+def _judged(order: Order) -> list[str]:
+    found = [f"order: {problem}" for problem in order.problems]
+    if order.unsure:
+        names = ", ".join(order.unsure)
+        found.append(f"note: whether these rungs save work is not sure by so few answers: {names}")
+    return found
+
+
+def _document(config: Config, found: Known, effects: tuple[Effect, ...], order: Order) -> dict[str, Any]:
     from edged.rungs.words import does
 
     rungs = [
@@ -114,7 +121,8 @@ def _document(
     record = found.record
     return {
         "rungs": rungs,
-        "problems": problems,
+        "problems": order.problems,
+        "unsure": order.unsure,
         "stale": found.stale,
         "questions": len(record.questions) if record else 0,
         "origin": record.origin if record else "",

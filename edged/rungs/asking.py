@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from edged.client import AdminClient, Client
 from edged.errors import EdgedError
 from edged.governor.sensors import cpu_s, energy, joules
@@ -15,16 +17,22 @@ from edged.messages import Answer, Citation, Passage
 from edged.replies import Cited, Delta, Final
 from edged.report import Status
 from edged.rungs.record import Answered, Found, Load, Question
-from edged.rungs.scores import found
+from edged.rungs.scores import found, packed
 from edged.stages.citations import supported
 
 T = TypeVar("T")
+NOTHING = "-"
+"""Stands for an answer without text where it is embedded."""
 
 
 class Asker:
     """Asks one pipeline; `clients` questions are under way at a time."""
 
-    def __init__(self, client: Client, admin: AdminClient, pipeline: str, clients: int) -> None:
+    def __init__(
+        self, client: Client, admin: AdminClient, pipeline: str, clients: int, *, embedder: str = ""
+    ) -> None:
+        """`embedder` is the stage that embeds answers, so that their meanings can be compared."""
+        self._embedder = embedder
         self._client = client
         self._admin = admin
         self._pipeline = pipeline
@@ -47,7 +55,17 @@ class Asker:
             cpu_s=_cpu_s(pids) - cpu_before_s,
             joules=joules(energy_before, energy()),
         )
-        return answers, load
+        return self._embedded(answers), load
+
+    def _embedded(self, answers: Mapping[int, Answered]) -> dict[int, Answered]:
+        if not self._embedder or not answers:
+            return dict(answers)
+        texts = [answer.text or NOTHING for answer in answers.values()]
+        vectors = self._client.embed(texts, model=self._embedder)
+        return {
+            number: replace(answer, vector=packed(vector))
+            for (number, answer), vector in zip(answers.items(), vectors, strict=True)
+        }
 
     def _all(self, ask: Callable[[Question], T], questions: Mapping[int, Question]) -> dict[int, T]:
         """Ask them side by side; a refusal that will pass costs a question, any other ends it all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -22,54 +23,50 @@ LEAST_WORDS = 12
 """A passage with fewer telling words is a heading or a line of a table."""
 
 
-class Item(msgspec.Struct, frozen=True):
-    """A passage to be found again, and one beside it."""
+class Subject(msgspec.Struct, frozen=True):
+    """What a question is to be about: one passage, or two that are near each other."""
 
-    passage: Passage
-    neighbour: Passage | None
+    passages: tuple[Passage, ...]
 
 
-def drawn(folder: Path, count: int, seed: int = 0) -> tuple[Question, ...]:
-    """Make `count` questions, or as many as the library is good for; the same ones for the same seed.
+def subjects(folder: Path, count: int, seed: int = 0) -> tuple[Subject, ...]:
+    """Draw `count` subjects, or as many as the library is good for; the same ones for the same seed.
 
-    `NotFound` where nothing was ingested, or no passage is long enough and unlike all others.
+    Passages at even distances through the library, without those that stand in it twice; every other one with
+    a passage near it. `NotFound` where nothing was ingested, or no passage is long enough and unlike others.
     """
-    chance = Random(seed)  # noqa: S311 - a reproducible choice, not a secret
     with Library.open(folder) as library:
-        items = _items(library, count)
-        if not items:
-            raise NotFound(
-                f"the library {folder} has no passages to make questions of; ingest documents "
-                "(edgectl ingest PATH), or give questions of your own with --questions FILE"
-            )
-        words = {word for item in items for each in _of(item) for word in telling(each)}
-        holding, total = library.holding(sorted(words)), library.statistics().passages
-        made = [question(_of(item)[: 1 + n % 2], holding, total, chance) for n, item in enumerate(items)]
-    chance.shuffle(made)
-    return tuple(made)
+        sample = library.sample(SPARE * count)
+        found = [
+            subject
+            for identity, vector in zip(sample.ids, sample.vectors, strict=True)
+            if (subject := _subject(library, identity, vector)) is not None
+        ]
+    if not found:
+        raise NotFound(
+            f"the library {folder} has no passages to make questions of; ingest documents "
+            "(edgectl ingest PATH), or give questions of your own with --questions FILE"
+        )
+    places = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
+    drawn = [Subject(found[place].passages[: 1 + n % 2]) for n, place in enumerate(places)]
+    Random(seed).shuffle(drawn)  # noqa: S311 - a reproducible choice, not a secret
+    return tuple(drawn)
 
 
-def _of(item: Item) -> list[Passage]:
-    return [item.passage, item.neighbour] if item.neighbour else [item.passage]
-
-
-def _items(library: Library, count: int) -> list[Item]:
-    """Passages at even distances through the library, without those that stand in it twice."""
-    sample = library.sample(SPARE * count)
-    candidates = [
-        item
-        for identity, vector in zip(sample.ids, sample.vectors, strict=True)
-        if (item := _item(library, identity, vector)) is not None
-    ]
-    chosen = np.linspace(0, len(candidates) - 1, min(count, len(candidates))).round().astype(int)
-    return [candidates[place] for place in chosen]
-
-
-def _item(library: Library, identity: int, vector: npt.NDArray[np.float32]) -> Item | None:
+def _subject(library: Library, identity: int, vector: npt.NDArray[np.float32]) -> Subject | None:
     near = [each for each in library.nearest(vector[np.newaxis], NEAR)[0] if each != identity]
     passage, *others = library.passages([identity, *near])
     words = telling(passage)
     if len(words) < LEAST_WORDS or any(alike(words, telling(other)) for other in others):
         return None
-    long = (other for other in others if len(telling(other)) >= LEAST_WORDS)
-    return Item(passage, next(long, None))
+    long = [other for other in others if len(telling(other)) >= LEAST_WORDS]
+    return Subject((passage, *long[:1]))
+
+
+def by_words(folder: Path, about: Sequence[Subject], seed: int = 0) -> list[Question]:
+    """A question about each subject out of its words; the same ones for the same seed."""
+    chance = Random(seed)  # noqa: S311 - a reproducible choice, not a secret
+    with Library.open(folder) as library:
+        words = {word for each in about for passage in each.passages for word in telling(passage)}
+        holding, total = library.holding(sorted(words)), library.statistics().passages
+    return [question(each.passages, holding, total, chance) for each in about]

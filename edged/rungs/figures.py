@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from edged.config.tables import Rung
 from edged.governor.effects import settings
 from edged.rungs.record import Load, Question, Record, Sheet, key_of
-from edged.rungs.scores import Mean, agreement, mean, said
+from edged.rungs.scores import Mean, agreement, likeness, mean, said
 
 LEAST_COST = 0.01
 """Of the first rung's; a rung that costs nothing would promise endless answers."""
@@ -36,6 +36,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     recall: Mean | None = None
     """Share of the right passages that are handed on."""
     agreement: Mean | None = None
+    """Of its answers with the first rung's: their meanings, or without an embedder their words."""
+    same_words: Mean | None = None
     """Word F1 of its answers with the first rung's."""
     said: Mean | None = None
     """Share of the words of the expected answers that are in its answers."""
@@ -98,7 +100,7 @@ def _figures(
 ) -> Figures:
     answers = sheet.answers.values()
     firsts = [each.first_s for each in answers if each.first_s is not None]
-    agreeing = [agreement(sheet.answers[n].text, best.answers[n].text) for n in _both(sheet, best)]
+    same_words = [agreement(sheet.answers[n].text, best.answers[n].text) for n in _both(sheet, best)]
     expected = [
         said(each.text, questions[n].answer) for n, each in sheet.answers.items() if questions[n].answer
     ]
@@ -108,7 +110,8 @@ def _figures(
         quality=_quality(_finding(sheet, best), telling),
         ndcg=_known([found.ndcg for found in sheet.found.values()]),
         recall=_known([found.recall for found in sheet.found.values()]),
-        agreement=_known(agreeing),
+        agreement=_known(_agreeing(sheet, best, best)),
+        same_words=_known(same_words),
         said=_known(expected),
         supported=_known([float(each.supported) for each in answers]),
         latency_s=median(each.latency_s for each in answers) if answers else None,
@@ -194,7 +197,7 @@ def _told(rungs: Sequence[Rung], sheets: Sequence[Sheet], record: Record) -> lis
         elif tells[number] == tells[reference]:
             known.append(known[reference])
         else:
-            kept = _kept(sheets[number], sheets[reference], record.questions)
+            kept = _kept(sheets[number], sheets[reference], sheets[0], record.questions)
             known.append(_product(known[reference], kept))
     return known
 
@@ -209,10 +212,10 @@ def references(rungs: Sequence[Rung], generators: Collection[str]) -> list[int]:
     return [first if first < number else max(0, number - 1) for number, first in enumerate(firsts)]
 
 
-def _finds(rung: Rung, generators: Collection[str]) -> tuple[object, ...]:
+def _finds(rung: Rung, generators: Collection[str]) -> str:
     """All that decides which passages are found."""
     variants = {stage: name for stage, name in rung.variants.items() if stage not in generators}
-    return rung.candidates, rung.keep, rung.bypass_rerank, variants
+    return key_of(replace(rung, answer_tokens=0, peer=False, variants=variants))
 
 
 def _tells(rung: Rung, generators: Collection[str]) -> tuple[object, ...]:
@@ -221,7 +224,19 @@ def _tells(rung: Rung, generators: Collection[str]) -> tuple[object, ...]:
     return rung.answer_tokens, rung.peer, variants
 
 
-def _kept(sheet: Sheet, reference: Sheet, questions: Sequence[Question]) -> Mean | None:
+def _agreeing(sheet: Sheet, reference: Sheet, best: Sheet) -> list[float]:
+    """By answer that both gave: how much it is the same."""
+    numbers = _both(sheet, reference)
+    ours, theirs = ([each.answers[n] for n in numbers] for each in (sheet, reference))
+    strangers = [answer.vector for answer in best.answers.values() if answer.vector]
+    if len(strangers) < 2 or not all(answer.vector for answer in (*ours, *theirs)):  # noqa: PLR2004 - a pair
+        return [agreement(a.text, b.text) for a, b in zip(ours, theirs, strict=True)]
+    if not numbers:
+        return []
+    return likeness([answer.vector for answer in ours], [answer.vector for answer in theirs], strangers)
+
+
+def _kept(sheet: Sheet, reference: Sheet, best: Sheet, questions: Sequence[Question]) -> Mean | None:
     """By the expected answers, in proportion, where all are known; else by agreement."""
     numbers = _both(sheet, reference)
     if numbers and all(questions[n].answer for n in numbers):
@@ -231,7 +246,7 @@ def _kept(sheet: Sheet, reference: Sheet, questions: Sequence[Question]) -> Mean
         total = mean(theirs).value
         lost = mean([b - a for a, b in zip(ours, theirs, strict=True)])
         return Mean(1 - lost.value / total, lost.margin / total, len(numbers)) if total else None
-    return _known([agreement(sheet.answers[n].text, reference.answers[n].text) for n in numbers])
+    return _known(_agreeing(sheet, reference, best))
 
 
 def _quality(finding: Mean | None, telling: Mean | None) -> Mean | None:

@@ -14,7 +14,7 @@ from edged.governor.effects import Effect, effects
 from edged.placement.survey import open_store
 from edged.rungs import storage
 from edged.rungs.figures import Figures, figures, in_force, measured
-from edged.rungs.order import Point, complaints
+from edged.rungs.order import Point, complaints, doubts
 from edged.rungs.record import Record, key_of
 from edged.rungs.standing import fingerprint, stale
 
@@ -64,12 +64,22 @@ def known_effects(config: Config, found: Known) -> tuple[Effect, ...]:
     return effects(governor_with(config, found).ladder, without)
 
 
-def order_of(config: Config, found: Known) -> tuple[str, ...]:
-    """What is wrong with the order of the rungs that were measured and change answers; a sentence each."""
+class Order(msgspec.Struct, frozen=True):
+    """What is known of the order of the rungs that were measured and change answers."""
+
+    problems: tuple[str, ...] = ()
+    """What is wrong, a sentence each."""
+    unsure: tuple[str, ...] = ()
+    """Rungs of which too little was measured to say whether they save work."""
+
+
+def order_of(config: Config, found: Known) -> Order:
+    """Check the order by figures that hold."""
     if found.stale:
-        return ()
+        return Order()
     whole = in_force(config.governor.ladder, found.record.unavailable if found.record else ())
-    return complaints(_points([key_of(rung) for rung in whole], found.figures))
+    points = _points([key_of(rung) for rung in whole], found.figures)
+    return Order(complaints(points), doubts(points))
 
 
 def _points(keys: Sequence[str], found: Sequence[Figures]) -> list[Point]:

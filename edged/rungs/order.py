@@ -1,19 +1,22 @@
 """Whether the order of a ladder is right: each rung gives up quality for work, the cheapest step first. Pure.
 
-On the way down a good ladder gives up the least quality for the work that it saves, step by step: its points
-in the plane of work and quality lie on their own upper convex hull. What is said of a step here is beyond the
-margins of what was measured, so a ladder about which nothing is said is not proved right.
+On the way down a good ladder gives up the least quality for the work that it saves, step by step: its
+points in the plane of work and quality lie on their own upper convex hull. What `complaints` says is beyond
+the margins of what was measured; where these are too wide to say anything, `doubts` says so.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import msgspec
 
 LEAST = 0.01
-"""Work and quality that differ by less are the same."""
+"""Qualities that differ by less are the same."""
+LEAST_SAVED = 0.05
+"""Of the first rung's work: a step that saves less is none."""
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,14 +46,24 @@ class Step(msgspec.Struct, frozen=True):
         return self.before.quality - self.after.quality
 
     @property
-    def saves(self) -> bool:
-        """Whether it saves anything beyond its margin."""
-        return self.saved > max(LEAST, self.after.cost_margin)
+    def cost_margin(self) -> float:
+        """Of what is saved: both ends are measured."""
+        return math.hypot(self.before.cost_margin, self.after.cost_margin)
 
     @property
-    def loses(self) -> bool:
-        """Whether it gives up anything beyond its margin."""
-        return self.lost > max(LEAST, self.after.quality_margin)
+    def quality_margin(self) -> float:
+        """Of what is given up."""
+        return math.hypot(self.before.quality_margin, self.after.quality_margin)
+
+    @property
+    def saves(self) -> bool:
+        """Whether it surely saves something."""
+        return self.saved > self.cost_margin
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it surely saves next to nothing."""
+        return self.saved + self.cost_margin < LEAST_SAVED
 
 
 def complaints(points: Sequence[Point]) -> tuple[str, ...]:
@@ -59,18 +72,24 @@ def complaints(points: Sequence[Point]) -> tuple[str, ...]:
     Only rungs that change answers belong in it: one that refuses requests saves by refusing.
 
     >>> complaints([Point(name="full", cost=1, quality=1), Point(name="odd", cost=1.2, quality=0.9)])
-    ("'odd' saves no work: 1.20 of the first rung's, and 'full' before it 1.00",)
+    ("'odd' saves no work: 1.20 ±0.00 of the first rung's, and 'full' before it 1.00",)
     """
     steps = [Step(before, after) for before, after in pairwise(points)]
     return (*_savings(steps), *_dominated(points), *_order(steps))
 
 
+def doubts(points: Sequence[Point]) -> tuple[str, ...]:
+    """The rungs of which cannot be said whether they save work: too little was measured for it."""
+    steps = [Step(before, after) for before, after in pairwise(points)]
+    return tuple(step.after.name for step in steps if not (step.saves or step.is_idle))
+
+
 def _savings(steps: Sequence[Step]) -> Iterator[str]:
     for step in steps:
-        if not step.saves:
+        if step.is_idle:
             yield (
-                f"{step.after.name!r} saves no work: {step.after.cost:.2f} of the first rung's, and "
-                f"{step.before.name!r} before it {step.before.cost:.2f}"
+                f"{step.after.name!r} saves no work: {step.after.cost:.2f} ±{step.cost_margin:.2f} of the "
+                f"first rung's, and {step.before.name!r} before it {step.before.cost:.2f}"
             )
 
 
@@ -86,8 +105,8 @@ def _dominated(points: Sequence[Point]) -> Iterator[str]:
 
 
 def _beats(other: Point, point: Point) -> bool:
-    cheaper = Step(point, other).saved > max(LEAST, point.cost_margin, other.cost_margin)
-    return cheaper and Step(other, point).lost > max(LEAST, point.quality_margin, other.quality_margin)
+    down, up = Step(point, other), Step(other, point)
+    return down.saves and up.lost > max(LEAST, up.quality_margin)
 
 
 def _order(steps: Sequence[Step]) -> Iterator[str]:
@@ -95,7 +114,7 @@ def _order(steps: Sequence[Step]) -> Iterator[str]:
     useful = [step for step in steps if step.saves]
     for place, step in enumerate(useful):
         later = [each for each in useful[place + 1 :] if _dearest(each) < _cheapest(step)]
-        if step.loses and later:
+        if later:
             best = min(later, key=_dearest)
             yield (
                 f"{best.after.name!r} belongs before {step.after.name!r}: it gives up "
@@ -106,9 +125,9 @@ def _order(steps: Sequence[Step]) -> Iterator[str]:
 
 def _cheapest(step: Step) -> float:
     """Quality that is given up for the work saved, at least."""
-    return (step.lost - step.after.quality_margin) / (step.saved + step.after.cost_margin)
+    return (step.lost - step.quality_margin) / (step.saved + step.cost_margin)
 
 
 def _dearest(step: Step) -> float:
     """The same, at most."""
-    return (step.lost + step.after.quality_margin) / max(step.saved - step.after.cost_margin, 1e-9)
+    return (step.lost + step.quality_margin) / (step.saved - step.cost_margin)

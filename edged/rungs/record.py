@@ -54,6 +54,8 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     first_s: float | None
     """Until the first text; None for an answer without any."""
     tokens: int
+    vector: bytes = b""
+    """Of the text, by the retriever's embedder, packed; empty where there is none."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +82,9 @@ class Sheet(msgspec.Struct, frozen=True, kw_only=True):
     """Which each of them ran, by stage."""
 
 
-Origin = Literal["made", "file"]
+Origin = Literal["generator", "words", "file"]
+"""Who made the questions: the generator, as far as its questions are good, and words drawn from the passages;
+these words alone; a person."""
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +107,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Fingerprint
     questions: tuple[Question, ...]
     origin: Origin
+    by_words: int
+    """How many of the questions were made of words."""
     seed: int
+    count: int
+    """Of questions that were to be made."""
     measured_at: str
     """ISO 8601, UTC."""
     sheets: dict[str, Sheet] = {}

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from edged.messages import Passage
 from edged.rungs.record import Found, Place
 
 DEPTH = 10
-CONFIDENCE = 1.96
-"""Standard errors on each side of a mean that hold 95 % of a normal distribution."""
+FEW = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Standard errors on each side of a mean that hold 95 % of Student's t, for 1 to 10 degrees of freedom."""
+MANY = 1.96
+"""The same for many."""
 _WORD = re.compile(r"\w+")
 _ARTICLES = frozenset({"a", "an", "the"})
 _MARKER = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
@@ -87,6 +91,32 @@ def agreement(answer: str, reference: str) -> float:
     return 2 * shared / (len(ours) + len(theirs))
 
 
+def packed(vector: Sequence[float]) -> bytes:
+    """A vector of unit length as it is kept: float16, little endian."""
+    return np.asarray(vector, "<f2").tobytes()
+
+
+def likeness(ours: Sequence[bytes], theirs: Sequence[bytes], others: Sequence[bytes]) -> list[float]:
+    """How like the meaning of each answer is to that of its reference: 1 the same, 0 as unlike as strangers.
+
+    The cosine of their vectors, rescaled by a baseline: (cosine - baseline) / (1 - baseline), as in Zhang et
+    al., "BERTScore: Evaluating Text Generation with BERT", ICLR 2020. The baseline is the mean cosine of
+    `others`, the answers of one rung to different questions; at least two of them are needed.
+    """
+    strangers = _unpacked(others)
+    cosines = strangers @ strangers.T
+    count = len(strangers)
+    baseline = min(0.99, float(cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
+    alike = np.einsum("ij,ij->i", _unpacked(ours), _unpacked(theirs))
+    return [float(value) for value in np.clip((alike - baseline) / (1 - baseline), 0.0, 1.0)]
+
+
+def _unpacked(vectors: Sequence[bytes]) -> npt.NDArray[np.float32]:
+    found = np.stack([np.frombuffer(vector, "<f2") for vector in vectors]).astype(np.float32)
+    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
+    return found
+
+
 def said(answer: str, expected: str) -> float:
     """Share of the words of what was expected that an answer has, 0..1.
 
@@ -100,12 +130,22 @@ def said(answer: str, expected: str) -> float:
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """The mean with its 95 % interval by the normal approximation; of one value the margin is infinite.
+    """The mean with its 95 % interval by Student's t; of one value the margin is infinite.
 
     >>> mean([1.0, 0.0]).value
     0.5
     """
     if not values:
         return Mean(0.0, math.inf, 0)
-    margin = CONFIDENCE * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    if len(values) == 1:
+        return Mean(values[0], math.inf, 1)
+    margin = _quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return Mean(fmean(values), margin, len(values))
+
+
+def _quantile(freedom: int) -> float:
+    """Of Student's t at 97.5 %; beyond the table by the first term of its expansion about the normal one.
+
+    Cornish and Fisher, "Moments and cumulants in the specification of distributions", 1938.
+    """
+    return FEW[freedom - 1] if freedom <= len(FEW) else MANY + (MANY**3 + MANY) / (4 * freedom)

@@ -31,21 +31,30 @@ class Taking:
     def __init__(self, client: Client, admin: AdminClient) -> None:
         self._client = client
         self._admin = admin
-        self._before = ""
+        self._before = GovernorStatus(rung=0, name="", why="", since_s=0.0)
         self._taken = ""
 
     def __enter__(self) -> Self:
-        self._before = governor_of(self._client.status()).pin
+        self._before = governor_of(self._client.status())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with _undisturbed():
-            if self._before:
-                self._admin.pin_rung(self._before)
-            else:
+            self._admin.pin_rung(self._before.name)  # from where it was, the governor goes on
+            if not self._before.pin:
                 self._admin.release_rung()
+            elif self._before.pin != self._before.name:
+                self._admin.pin_rung(self._before.pin)
+        if kind is None:
+            self._settled()
+
+    def _settled(self) -> None:
+        """Wait until the stages run again what they ran before."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while governor_of(self._client.status()).under_way and time.monotonic() < deadline_s:
+            time.sleep(POLL_S)
 
     def take(self, name: str) -> Status:
         """Pin a rung and wait until all of it is in force; the status then.

@@ -248,7 +248,7 @@ class Daemon:
             started_at=self._started_at,
             pipelines={name: line.stages for name, line in self.config.pipelines.items()},
             kinds={name: stage.kind for name, stage in self.config.stages.items()},
-            notes=(*self._calibration.sentences(), *self._plan_notes()),
+            notes=(*self._calibration.sentences(), *self._plan_notes(), *self.peers.notes()),
         )
         return self.swaps.shown(
             msgspec.structs.replace(

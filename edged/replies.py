@@ -69,6 +69,8 @@ class Final(msgspec.Struct, frozen=True, kw_only=True):
     """Best first, where only they were asked for."""
     bypassed: tuple[str, ...] = ()
     """Stages that the request passed by."""
+    node: str = ""
+    """Who finished the answer: the daemon's node, or one of its peers."""
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +104,7 @@ class Trace(msgspec.Struct, frozen=True):
     resumed: int = 0
     rung: str = ""
     bypassed: tuple[str, ...] = ()
+    node: str = ""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -175,6 +178,7 @@ def final(replies: Sequence[Reply]) -> Final:
         resumed=trace.resumed,
         rung=trace.rung,
         bypassed=trace.bypassed,
+        node=trace.node,
     )
 
 

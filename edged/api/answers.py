@@ -40,6 +40,7 @@ def ending_of(completed: Completed, request_id: str, rung: str) -> Ending:
         resumed=resumed,
         rung=rung,
         bypassed=completed.skipped,
+        node=completed.node,
     )
     return Ending(answer, [citation_info(citation) for citation in answer.citations], usage, info)
 
@@ -52,6 +53,7 @@ def info_of(completed: Completed, request_id: str, model: str, rung: str) -> Edg
         timings=completed.timings,
         resumed=completed.resumed,
         rung=rung,
+        node=completed.node,
     )
 
 

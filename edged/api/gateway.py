@@ -109,6 +109,7 @@ def answer_headers(completed: Completed, rung: str, resumed: int | None = None) 
         (b"x-edged-plan", plan_of(completed.timings)),
         (b"x-edged-resumed", b"%d" % times),
         (b"x-edged-rung", rung.encode()),
+        (b"x-edged-node", completed.node.encode()),
     ]
 
 

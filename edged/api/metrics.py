@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from edged.api.heat import machine_families
 from edged.api.passing import bypass_families
+from edged.api.peers import peer_families
 from edged.api.rungs import governor_families
 from edged.dispatch.requests import Completed, StageTiming
 from edged.report import PlanStatus, StageStatus, Status
@@ -106,6 +107,8 @@ class StatusCollector(Collector):  # type: ignore[misc]  # the library is untype
             yield from machine_families(status.senses)
         if status.governor is not None:
             yield from governor_families(status.governor)
+        if status.peers is not None:
+            yield from peer_families(status.peers)
         if status.plan is not None:
             yield from _plan_families(status.plan)
         yield from _stage_families(status.stages)

@@ -205,6 +205,8 @@ class EdgedInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Of the quality ladder, when the request was accepted."""
     bypassed: tuple[str, ...] = ()
     """Stages that the request passed by: see `edgectl stage bypass`."""
+    node: str = ""
+    """Who finished the answer: this node, or a peer."""
 
 
 class Usage(msgspec.Struct, frozen=True):

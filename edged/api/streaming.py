@@ -46,6 +46,7 @@ class ChatStream:
         self._plan = plan
         self._rung = rung
         self._usage = usage
+        self._node = ""
         self._quiet = True
         self._opened = False
         self._opening = asyncio.Lock()
@@ -66,6 +67,7 @@ class ChatStream:
     async def _send(self, event: requests.Event) -> None:
         if isinstance(event, requests.Delta):
             self._watch.first_token()
+            self._node = event.node
             if event.text:
                 await self._emit(self._event(Delta(content=event.text)), more=True)
         elif isinstance(event, requests.Completed):
@@ -102,6 +104,7 @@ class ChatStream:
                 (b"cache-control", b"no-cache"),
                 (b"x-edged-plan", self._plan),
                 (b"x-edged-rung", self._rung.encode()),
+                *([(b"x-edged-node", self._node.encode())] if self._node else []),
             ]
             await self._request.start(200, _EVENT_STREAM, headers)
             self._opened = True

@@ -181,6 +181,16 @@ def _print_running(status: PeersStatus) -> None:
         click.echo(f"note: the governor sends answers away: {wish}")
 
 
+def peer_line(status: PeersStatus) -> str:
+    """How peers stand, for `edgectl status`."""
+    up = [peer.name for peer in status.peers if peer.state == "up"]
+    making = sum(peer.making for peer in status.peers)
+    here = sum(peer.made_here for peer in status.peers)
+    names = f" ({visible(', '.join(up))})" if up else ""
+    counts = f"{len(up)} of {len(status.peers)} up{names}  making {making} for us, {here} made here"
+    return f"peers  {counts}{'  sending answers away' if status.away else ''}"
+
+
 def _row(peer: PeerStatus) -> tuple[str, ...]:
     up = peer.state == "up"
     again = f"; asked again in {peer.again_in_s:.0f} s" if peer.again_in_s else ""

@@ -11,6 +11,7 @@ import click
 from edged.cli import heat
 from edged.cli.governor_words import headline
 from edged.cli.output import print_json, print_table, readable_bytes, readable_seconds, styled, visible
+from edged.cli.peers import peer_line
 from edged.cli.session import Session, example, json_option, with_session
 from edged.cli.stage_bypass import remarkable
 from edged.errors import StageUnavailable, Unreachable
@@ -62,6 +63,8 @@ def status(session: Session, wait_s: float | None, as_json: bool) -> None:
         click.echo(_plan(current.plan))
     if current.governor is not None and (current.governor.rung or current.governor.pin):
         click.echo(headline(current.governor))
+    if current.peers is not None:
+        click.echo(peer_line(current.peers))
     if current.senses is not None:
         for line in heat.lines(current.senses):
             click.echo(line)

@@ -35,7 +35,7 @@ from edged.dispatch.events import (
 )
 from edged.dispatch.ledger import Ledger, Request, Stage, Worker
 from edged.dispatch.offload import recalls
-from edged.dispatch.peer import Remote
+from edged.dispatch.peer import PEER, Remote
 from edged.dispatch.requests import StageTiming
 from edged.dispatch.skipping import change, join, note
 from edged.dispatch.staffing import kill, stop
@@ -107,7 +107,7 @@ def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:  #
 
 def _joined(ledger: Ledger, event: Joined, now: float) -> list[Command]:
     worker = Worker(event.worker, event.stage, now, now, state="ready", loaded=True, credit=event.credit)
-    worker.device, worker.variant, worker.remote = f"peer:{event.peer}", event.variant, Remote(event.peer)
+    worker.device, worker.variant, worker.remote = PEER + event.peer, event.variant, Remote(event.peer)
     ledger.workers[event.worker] = worker
     ledger.stages[event.stage].remotes.add(event.worker)
     return []
@@ -262,7 +262,10 @@ def _advance(ledger: Ledger, request: Request, result: SlotRef, now: float) -> l
         return []
     ledger.completed += 1
     timings, skipped = tuple(request.timings), request.grounds.skipped
-    deliver = Deliver(request.id, result, timings, request.resumed, skipped)
+    node = ledger.node
+    if timings and timings[-1].device.startswith(PEER):
+        node = timings[-1].device.removeprefix(PEER)
+    deliver = Deliver(request.id, result, timings, request.resumed, skipped, node)
     end(ledger, request)
     return [deliver]
 
@@ -311,7 +314,7 @@ def _tokens(ledger: Ledger, worker: Worker, message: Tokens) -> list[Command]:
     request.characters += len(message.text)
     request.suspicion = 0
     worker.fruitful = True
-    node = worker.remote.peer if worker.remote else ""
+    node = worker.remote.peer if worker.remote else ledger.node
     return [Stream(request.id, message.text, len(message.tokens), message.tokens, node)]
 
 

@@ -347,7 +347,7 @@ class Dispatcher:
         except EdgedError as error:
             self._finish(command.request, Rejected(error))
         else:
-            completed = Completed(payload, command.timings, command.resumed, command.skipped)
+            completed = Completed(payload, command.timings, command.resumed, command.skipped, command.node)
             self._finish(command.request, completed)
 
     def _finish(self, request: int, event: Completed | Rejected) -> None:

@@ -168,7 +168,7 @@ class Stream(msgspec.Struct, frozen=True):
     tokens: int
     ids: tuple[int, ...] = ()
     node: str = ""
-    """The peer that made them; empty: this node."""
+    """Who made them."""
 
 
 class Deliver(msgspec.Struct, frozen=True):
@@ -180,6 +180,8 @@ class Deliver(msgspec.Struct, frozen=True):
     resumed: int
     skipped: tuple[str, ...] = ()
     """Stages that it passed by."""
+    node: str = ""
+    """Who finished the answer."""
 
 
 class Refuse(msgspec.Struct, frozen=True):

@@ -328,6 +328,8 @@ class Ledger:
     last_worker: int = 0
     leases: Leases = field(default_factory=Leases)
     pressure: Pressure = field(default_factory=Pressure)
+    node: str = ""
+    """How this node calls itself."""
     duty: Duty = field(default_factory=Duty)
 
     def slots_of(self, ref: SlotRef) -> Slots:

@@ -12,6 +12,8 @@ from edged.messages import Credit, Seconds
 Pace = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 SMOOTHING = 0.3
+PEER = "peer:"
+"""How the device of a worker that is a peer begins; its name follows."""
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):

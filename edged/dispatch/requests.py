@@ -59,7 +59,7 @@ class Delta(msgspec.Struct, frozen=True):
     tokens: int
     ids: tuple[int, ...] = ()
     node: str = ""
-    """The peer that made them; empty: this node."""
+    """Who made them."""
 
 
 class Completed(msgspec.Struct, frozen=True):
@@ -70,6 +70,8 @@ class Completed(msgspec.Struct, frozen=True):
     resumed: int = 0
     skipped: tuple[str, ...] = ()
     """Stages that it passed by."""
+    node: str = ""
+    """Who finished the answer: this node, or a peer."""
 
 
 class Rejected(msgspec.Struct, frozen=True):

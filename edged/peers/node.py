@@ -81,14 +81,14 @@ class Node:
     @property
     def name(self) -> str:
         """How this node calls itself."""
-        named = self._config().peers.name or re.sub(r"[^a-z0-9._-]", "-", platform.node().lower())[:64]
-        return named or "edged"
+        return self._dispatcher.ledger.node
 
     # ------------------------------------------------------------------ life
 
     def begin(self, environment: Mapping[str, str]) -> None:
         """Come up if the configuration says so; what is in the way is a note in `status`, and tried again."""
         self._environment = environment
+        self._dispatcher.ledger.node = self._config().peers.name or _machine_name()
         if not self._config().peers.enabled:
             self._governing.offer("peer", available=False, why=OFF)
             return
@@ -291,3 +291,7 @@ class Node:
     def notes(self) -> tuple[str, ...]:
         """What an operator should read."""
         return (f"peers: {self._problem}",) if self._problem else ()
+
+
+def _machine_name() -> str:
+    return re.sub(r"[^a-z0-9._-]", "-", platform.node().lower())[:64] or "edged"

@@ -105,7 +105,7 @@ def bin_of(margin: float) -> int:
     >>> bin_of(-0.2), bin_of(0.5), bin_of(1.0)
     (0, 20, 39)
     """
-    return min(BINS - 1, max(0, int(margin * BINS)))
+    return min(BINS - 1, int(min(1.0, max(0.0, margin)) * BINS))
 
 
 SHIPPED_CURVE = Curve(

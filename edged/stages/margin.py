@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from edged.messages import Passage
 
+SAME = 1e-9
+"""Scores that are closer are equal: they are kept to six digits, and means of equal numbers are not exact."""
 Scores = npt.NDArray[np.float64]
 
 
@@ -24,8 +26,9 @@ def standard_scores(values: Sequence[float]) -> Scores:
     [-1.0, 1.0]
     """
     array = np.asarray(values, np.float64)
-    deviation = array.std()
-    return (array - array.mean()) / deviation if deviation > 0 else np.zeros_like(array)
+    if array.max() - array.min() < SAME:
+        return np.zeros_like(array)
+    return (array - array.mean()) / array.std()
 
 
 def margin_of(passages: Sequence[Passage]) -> float | None:
@@ -38,9 +41,10 @@ def margin_of(passages: Sequence[Passage]) -> float | None:
     """
     if len(passages) < 2:  # noqa: PLR2004 (a pair is the least that has an order)
         return 1.0
-    first = [standard_scores(_filled(passages, name))[0] for name in ("dense", "bm25")]
-    margin = float(sum(first)) / (2 * sqrt(len(passages) - 1))
-    return margin if isfinite(margin) else None
+    columns = [_filled(passages, name) for name in ("dense", "bm25")]
+    if not all(isfinite(score) for column in columns for score in column):
+        return None
+    return float(sum(standard_scores(column)[0] for column in columns)) / (2 * sqrt(len(passages) - 1))
 
 
 def _filled(passages: Sequence[Passage], name: str) -> list[float]:

@@ -26,7 +26,7 @@ PURE = (
     *(
         f"edged/dispatch/{name}.py"
         for name in (
-            *("decide", "batching", "deaths", "endings", "ledger", "events", "leases", "sharing"),
+            *("decide", "batching", "deaths", "endings", "ledger", "events", "leases", "losses", "sharing"),
             *("admission", "controller", "forecast", "queues", "staffing", "trials", "usage"),
         )
     ),

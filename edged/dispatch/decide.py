@@ -289,7 +289,7 @@ def _gone(ledger: Ledger, worker: Worker, message: Gone, now: float) -> list[Com
 
 
 def _returned(ledger: Ledger, event: Returned, now: float) -> list[Command]:
-    """As `Gone`, but for the request, which goes on."""
+    """As `Gone`, but for the request, which goes on; and the peer's offer was not worth anything."""
     worker = ledger.workers.get(event.worker)
     if worker is None:
         return []
@@ -298,6 +298,8 @@ def _returned(ledger: Ledger, event: Returned, now: float) -> list[Command]:
             requeue(ledger, request, now)
         else:
             end(ledger, request)
+    if worker.remote is not None:
+        worker.remote.balance = -worker.remote.offer.free
     return []
 
 

@@ -61,9 +61,12 @@ class Variants:
         self._left_alone.clear()
 
     def stirred(self) -> bool:
-        """Whether an operator has changed how stages run since this was asked last."""
-        before, self._seen = self._seen, self._swaps.overrides
-        return before != self._seen and self._aim is None
+        """Whether somebody else has changed how stages run since this was asked last."""
+        if self._aim is not None or self._swaps.report.under_way:
+            return False
+        self._notice()
+        before, self._seen = self._seen, (self._swaps.overrides, set(self._left_alone))
+        return before != self._seen
 
     def at(self, wanted: Mapping[str, str]) -> bool:
         """Whether nothing has to be done for these variants."""

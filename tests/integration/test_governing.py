@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_heat_takes_it_down_one_rung_at_a_time_and_cooling_back_to_the_best(box,
     wait_rung(daemon, "shed-half")
     down = changes(daemon)
     can = ["full", "shorter-answers", "lighter-models", "shed-batch", "shed-half"]
-    assert [(row.before, row.rung) for row in down] == list(zip(can, can[1:], strict=False)), (
+    assert [(row.before, row.rung) for row in down] == list(pairwise(can)), (
         "without a retriever, a reranker and a peer, the rungs that need them are passed by"
     )
     assert {(row.what, row.signal, row.cause) for row in down} == {("down", "temperature.cpu", "entered")}
@@ -68,7 +69,9 @@ def test_heat_takes_it_down_one_rung_at_a_time_and_cooling_back_to_the_best(box,
 
     final = ask(daemon.client)
     assert (final.rung, final.usage.completion_tokens) == ("shed-half", 7)
-    with pytest.raises(Shed, match="'shed-half'.*temperature.cpu reached.*no work of priority batch") as shed:
+    with pytest.raises(
+        Shed, match=r"'shed-half'.*temperature.cpu reached.*no work of priority batch"
+    ) as shed:
         ask(daemon.client, edged={"priority": "batch"})
     assert shed.value.retry_after_s >= 1.0
     assert daemon.client.status().rejected == {"shed": 1}
@@ -77,7 +80,7 @@ def test_heat_takes_it_down_one_rung_at_a_time_and_cooling_back_to_the_best(box,
     wait_rung(daemon, "full")
     up = changes(daemon)[len(down) :]
     assert [(row.before, row.rung) for row in up] == [
-        (after, before) for before, after in reversed(list(zip(can, can[1:], strict=False)))
+        (after, before) for before, after in reversed(list(pairwise(can)))
     ]
     assert daemon.stage("generator").variant == "none"
     final = ask(daemon.client, edged={"priority": "batch"})
@@ -176,7 +179,7 @@ def test_nothing_below_the_floor_and_a_reload_moves_it(box, folder, config):
     with running(folder, floored, command=box.tree.command()) as daemon:
         box.heat(110.0)
         wait_rung(daemon, "shorter-answers")
-        with pytest.raises(BadRequest, match="'shed-half' is below governor.floor = 'shorter-answers'"):
+        with pytest.raises(BadRequest, match=r"'shed-half' is below governor.floor = 'shorter-answers'"):
             daemon.admin.pin_rung("shed-half")
         daemon.wait_for(lambda status: status.governor.since_s > 1.0, "twenty more samples")
         assert [row.rung for row in changes(daemon)] == ["shorter-answers"]

@@ -35,7 +35,16 @@ from edged.messages import (
     encode,
 )
 from edged.placement.table import Plan
-from edged.report import Override, PlanReport, PlanStatus, StageStatus, Status, SwapReport, WorkerStatus
+from edged.report import (
+    BypassStatus,
+    Override,
+    PlanReport,
+    PlanStatus,
+    StageStatus,
+    Status,
+    SwapReport,
+    WorkerStatus,
+)
 
 CONFIG = msgspec.convert(BUILT_IN | {"api": {"max_body_bytes": 200_000}}, Config)
 DIMENSION = 3
@@ -213,7 +222,23 @@ def stage_status(name: str, kind: str, model: str) -> StageStatus:
         mean_compute_s=0.1,
         mean_batch=1.0,
         details={},
+        bypass=BYPASS if kind == "reranker" else None,
     )
+
+
+BYPASS = BypassStatus(
+    mode="benefit",
+    configured="auto",
+    passing="benefit",
+    why="the mode is 'benefit'",
+    bypassed=3,
+    questions=8,
+    lost_points=0.25,
+    from_margin=0.6,
+    calibration="own",
+    observations=240,
+    generation=2,
+)
 
 
 class FakeSwaps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ class Cable:
 
     def __init__(self, name: str) -> None:
         self.namespaces = tuple(f"{name}-{end}" for end in (0, 1))
-        self._ends = tuple(f"v{os.getpid()}x{end}" for end in (0, 1))
+        self._ends = tuple(f"{name[-12:]}-{end}" for end in (0, 1))
 
     def lay(self) -> None:
         """Make everything; `CalledProcessError` where that is not permitted."""
@@ -78,7 +79,7 @@ class Cable:
 @contextmanager
 def cable(name: str = "") -> Iterator[Cable]:
     """Lay a cable, and take it away whatever happens."""
-    laid = Cable(name or f"edged-{os.getpid()}")
+    laid = Cable(name or f"edged{secrets.token_hex(4)}")
     try:
         laid.lay()
         yield laid

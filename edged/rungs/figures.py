@@ -237,15 +237,16 @@ def _agreeing(sheet: Sheet, reference: Sheet, best: Sheet) -> list[float]:
 
 
 def _kept(sheet: Sheet, reference: Sheet, best: Sheet, questions: Sequence[Question]) -> Mean | None:
-    """By the expected answers, in proportion, where all are known; else by agreement."""
+    """By the expected answers, in proportion, where all are known and some are given; else by agreement."""
     numbers = _both(sheet, reference)
     if numbers and all(questions[n].answer for n in numbers):
         ours, theirs = (
             [said(each.answers[n].text, questions[n].answer) for n in numbers] for each in (sheet, reference)
         )
         total = mean(theirs).value
-        lost = mean([b - a for a, b in zip(ours, theirs, strict=True)])
-        return Mean(1 - lost.value / total, lost.margin / total, len(numbers)) if total else None
+        if total:
+            lost = mean([b - a for a, b in zip(ours, theirs, strict=True)])
+            return Mean(1 - lost.value / total, lost.margin / total, len(numbers))
     return _known(_agreeing(sheet, reference, best))
 
 

@@ -15,6 +15,8 @@ import msgspec
 
 LEAST = 0.01
 """Qualities that differ by less are the same."""
+LEAST_PRICE = 0.02
+"""Qualities given up for the work saved that differ by less are the same."""
 LEAST_SAVED = 0.05
 """Of the first rung's work: a step that saves less is none."""
 
@@ -113,7 +115,7 @@ def _order(steps: Sequence[Step]) -> Iterator[str]:
     """A step that surely gives up more for its savings than a later one surely does."""
     useful = [step for step in steps if step.saves]
     for place, step in enumerate(useful):
-        later = [each for each in useful[place + 1 :] if _dearest(each) < _cheapest(step)]
+        later = [each for each in useful[place + 1 :] if _dearest(each) + LEAST_PRICE < _cheapest(step)]
         if later:
             best = min(later, key=_dearest)
             yield (

@@ -49,6 +49,7 @@ class Gateway:
         self.config = config
         self.names: Names = names_of(config)
         self._plan: dict[str, str] = {}
+        self._passed_by: set[str] = set()
         self._plan_until_s = 0.0
 
     async def body(self, request: Request) -> bytes:
@@ -98,8 +99,10 @@ class Gateway:
         if now >= self._plan_until_s:
             stages = self.front.status().stages
             self._plan = {stage.name: _place(stage.name, stage.device, stage.variant) for stage in stages}
+            self._passed_by = {s.name for s in stages if s.bypass and s.bypass.passing == "everything"}
             self._plan_until_s = now + PLAN_TTL_S
-        return ";".join(self._plan.get(name, name) for name in route.stages).encode("ascii", "replace")
+        names = [name for name in route.stages[:-1] if name not in self._passed_by] + [*route.stages[-1:]]
+        return ";".join(self._plan.get(name, name) for name in names).encode("ascii", "replace")
 
 
 def answer_headers(completed: Completed, rung: str, resumed: int | None = None) -> list[Header]:

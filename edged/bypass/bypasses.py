@@ -111,7 +111,7 @@ class Bypasses:
         return {name: stage for name, stage in self._config().stages.items() if stage.kind == "reranker"}
 
     def _learner(self, name: str) -> Learner:
-        return self._learners.setdefault(name, Learner(None))
+        return self._learners.setdefault(name, Learner())
 
     def _mode(self, name: str) -> Bypass:
         return self._learner(name).mode or self._config().stages[name].bypass
@@ -148,7 +148,7 @@ class Bypasses:
                 self._offer(what, available=not why, why=why)
 
     def _save(self) -> None:
-        learnt = {name: each.learnt for name, each in self._learners.items() if each.evidence.observations}
+        learnt = {name: each.learnt for name, each in self._learners.items()}
         self._saved_at, self._unsaved = self._dispatcher.now(), False
         if problem := store.save(learnt, self._path):
             logger.warning("what was learnt is not stored", extra={"why": problem})

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from edged.bypass.calibration import SHIPPED_CURVE, Curve, Evidence, curve_of
 from edged.bypass.store import Key, Learnt
 from edged.config.tables import Bypass
 from edged.dispatch.passing import Judged
 
+MOST_KNOWN = 4
+"""Rerankers of a stage of which something is remembered: the ladder takes another one and gives it back."""
+
 
 class Learner:
     """Takes what came to its stage, a second's worth at a time."""
 
-    def __init__(self, stored: Learnt | None) -> None:
+    def __init__(self, stored: Sequence[Learnt] = ()) -> None:
         self.mode: Bypass | None = None
         """What the operator said; None: as configured."""
         self.lost_points = 0.0
         """Sum of what is expected to be lost by those that passed by."""
-        self.key = stored.key if stored else Key(generation=0, reranker="", keep=0)
-        self.evidence = stored.evidence if stored else Evidence()
-        self.curve: Curve = curve_of(self.evidence)
+        self._others = list(stored[:MOST_KNOWN])
+        self._take_up(Learnt(Key(generation=0, reranker="", keep=0), Evidence()))
 
     @property
-    def learnt(self) -> Learnt:
-        """What is worth storing."""
-        return Learnt(self.key, self.evidence)
+    def learnt(self) -> list[Learnt]:
+        """What is worth storing, what is in use first."""
+        known = [Learnt(self.key, self.evidence), *self._others]
+        return [each for each in known if each.evidence.observations][:MOST_KNOWN]
 
     def serve(self, reranker: str, keep: int) -> None:
-        """Learn about this reranker from now on: what is known of another is not used."""
-        if (reranker, keep) != (self.key.reranker, self.key.keep):
-            self._begin(Key(generation=self.key.generation, reranker=reranker, keep=keep))
+        """Learn about this reranker from now on, and go by what is known of it, not of another."""
+        if (reranker, keep) == (self.key.reranker, self.key.keep):
+            return
+        self._others = self.learnt
+        same = [each for each in self._others if (each.key.reranker, each.key.keep) == (reranker, keep)]
+        if same:
+            self._others.remove(same[0])
+        key = Key(generation=self.key.generation, reranker=reranker, keep=keep)
+        self._take_up(same[0] if same else Learnt(key, Evidence()))
 
     def take(self, judged: Iterable[Judged], variant: str) -> bool:
         """Learn from what came; words of workers with another variant do not count. Whether any counted."""
@@ -48,11 +57,13 @@ class Learner:
     def _note(self, judged: Judged) -> None:
         if judged.generation != self.key.generation:
             key = Key(generation=judged.generation, reranker=self.key.reranker, keep=self.key.keep)
-            self._begin(key)
+            self._others = [each for each in self._others if each.key.generation == judged.generation]
+            self._take_up(Learnt(key, Evidence()))
         self.evidence.add(judged.margin, judged.missed)
 
     def _curve(self, generation: int) -> Curve:
         return self.curve if generation == self.key.generation else SHIPPED_CURVE
 
-    def _begin(self, key: Key) -> None:
-        self.key, self.evidence, self.curve = key, Evidence(), SHIPPED_CURVE
+    def _take_up(self, learnt: Learnt) -> None:
+        self.key, self.evidence = learnt.key, learnt.evidence
+        self.curve = curve_of(self.evidence)

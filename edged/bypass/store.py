@@ -27,16 +27,16 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Learnt(msgspec.Struct, frozen=True):
-    """The evidence of a stage."""
+    """Evidence about one reranker."""
 
     key: Key
     evidence: Evidence
 
 
-def load(path: Path) -> dict[str, Learnt]:
+def load(path: Path) -> dict[str, list[Learnt]]:
     """What was stored, by stage; nothing where there is no file, or none that can be used."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Learnt])
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, list[Learnt]])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -44,7 +44,7 @@ def load(path: Path) -> dict[str, Learnt]:
         return {}
 
 
-def save(learnt: dict[str, Learnt], path: Path) -> str:
+def save(learnt: dict[str, list[Learnt]], path: Path) -> str:
     """Replace the file; why that failed, or nothing.
 
     The disk is not waited for: this runs on the event loop, and after a power cut learning again is cheap.

@@ -151,11 +151,11 @@ def evidence(missed: float) -> Evidence:
 
 
 def learnt(daemon: RunningDaemon) -> Learnt:
-    return load(daemon.folder / "state" / FILE)["reranker"]
+    return load(daemon.folder / "state" / FILE)["reranker"][0]
 
 
 def store(daemon: RunningDaemon, key: Key, missed: float) -> None:
-    assert not save({"reranker": Learnt(key, evidence(missed))}, daemon.folder / "state" / FILE)
+    assert not save({"reranker": [Learnt(key, evidence(missed))]}, daemon.folder / "state" / FILE)
 
 
 def test_what_is_learnt_outlives_the_daemon_and_goes_with_the_library(start, tmp_path: Path) -> None:

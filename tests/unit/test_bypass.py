@@ -200,16 +200,30 @@ KEY = Key(generation=3, reranker="m/int8/d", keep=4)
 
 
 def known(key: Key = KEY) -> Learner:
-    learner = Learner(Learnt(key, filled(20.0, 0.0)))
+    learner = Learner([Learnt(key, filled(20.0, 0.0))])
     learner.serve("m/int8/d", 4)
     return learner
 
 
 def test_what_was_stored_is_used_for_the_same_reranker_only():
     assert known().curve.own
-    other = Learner(Learnt(KEY, filled(20.0, 0.0)))
+    other = Learner([Learnt(KEY, filled(20.0, 0.0))])
     other.serve("m/fp32/e", 4)
     assert (other.curve, other.evidence) == (SHIPPED_CURVE, Evidence())
+
+
+def test_a_reranker_that_comes_back_is_known_unless_the_library_has_changed():
+    learner = known()
+    learner.serve("m/light/e", 4)
+    assert learner.take([Judged(3, 0.5, 0.1, "light")], "light")
+    learner.serve("m/int8/d", 4)
+    assert learner.curve.own
+    assert [each.key.reranker for each in learner.learnt] == ["m/int8/d", "m/light/e"]
+    learner.serve("m/light/e", 4)
+    assert learner.evidence.observations == 1
+    learner.take([Judged(4, 0.5, 0.1, "light")], "light")
+    learner.serve("m/int8/d", 4)
+    assert not learner.curve.own
 
 
 def test_another_generation_begins_anew():
@@ -227,7 +241,7 @@ def test_words_of_another_variant_do_not_count():
 
 
 def test_those_who_pass_are_counted_with_what_they_are_expected_to_lose():
-    learner = Learner(None)
+    learner = Learner()
     learner.take([Judged(1, 0.05, None), Judged(1, nan, None), Judged(0, None, None)], "int8")
     assert learner.lost_points == pytest.approx(12.0)
 
@@ -236,7 +250,7 @@ def test_a_store_that_cannot_be_written_or_read_is_said_and_survived(tmp_path: P
     path = tmp_path / "state" / "bypass.json"
     assert load(path) == {}
     assert save({"reranker": known().learnt}, path) == ""
-    assert load(path)["reranker"].key == KEY
+    assert load(path)["reranker"][0].key == KEY
     path.write_bytes(b"\xff")
     assert load(path) == {}
     assert "cannot be written" in save({}, path / "below")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from edged.errors import ConfigError
 from edged.peers.book import Peer
 from edged.peers.link import Patience
 from edged.transport.curve import Beat, Gatekeeper, KeyPair, Line, Server, Socket, context
@@ -31,7 +32,7 @@ class LoopWires:
         gate = Gatekeeper(self._context, allowed)
         try:
             gate.prove()
-        except BaseException:
+        except ConfigError:
             gate.close()
             raise
         self._watch(gate, gate.answer)
@@ -42,7 +43,7 @@ class LoopWires:
         server = Server(self._context, self._keys, self._most_bytes, self._beat)
         try:
             server.bind(endpoint)
-        except BaseException:
+        except ConfigError:
             server.close()
             raise
         return server

@@ -14,6 +14,7 @@ from edged.dispatch.events import Died, Event, Joined, Returned, Spoke, Waited
 from edged.dispatch.ledger import Ledger
 from edged.dispatch.peer import Offer, Pressure
 from edged.messages import FromWorker, Priority, SlotRef, ToWorker, Work
+from edged.stages.keeping import kept_payload
 
 Mailbox = Callable[[ToWorker], None]
 
@@ -74,7 +75,8 @@ class Remotes:
     def task(self, work: Work) -> tuple[bytes, Priority]:
         """A piece of work as it travels: its payload, and its class; `CorruptSlot` if it is none."""
         request = self._ledger.requests.get(work.request)
-        return bytes(self._arenas.read(work.source)), request.priority if request else "batch"
+        payload = kept_payload(bytes(self._arenas.read(work.source)), work.keep)
+        return payload, request.priority if request else "batch"
 
     def result(self, work: Work, payload: bytes) -> SlotRef:
         """Write what a peer answered where the worker would have; `TooLarge` where it does not fit."""

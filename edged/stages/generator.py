@@ -20,6 +20,7 @@ from edged.stages.caches import identity_of, limit_option
 from edged.stages.citations import cite, renumbered, unsupported_numbers
 from edged.stages.contract import Broken, Finished, Item, Progress
 from edged.stages.detokenizer import StopStrings, TextStream
+from edged.stages.keeping import kept
 from edged.stages.prompt import DEFAULT_MAX_TOKENS, GROUNDED_STOPS, Prompt, PromptBuilder
 from edged.stages.repetition import circling
 
@@ -118,7 +119,7 @@ class Generator:
         """Start an item, or raise the `EdgedError` that is its answer."""
         if item.operation != "chat":
             raise BadRequest(f"a generator answers chat, not {item.operation}", param="operation")
-        task = _kept(_decode_task(item.payload), item.keep)
+        task = kept(_decode_task(item.payload), item.keep)
         if task.passages_only:
             self._settled[item.request] = [Finished(item.request, encode(self._passages_of(task)))]
             return
@@ -307,14 +308,6 @@ class Generator:
         self._live.clear()
         self._settled.clear()
         self._session.close()
-
-
-def _kept(task: ChatTask, keep: int) -> ChatTask:
-    """The task with as many passages as a reranker would have left, where it was passed by."""
-    most = (task.keep or keep) if keep else 0
-    if not task.grounded or not most or len(task.passages) <= most:
-        return task
-    return msgspec.structs.replace(task, passages=task.passages[:most])
 
 
 def _default_max_tokens(options: Mapping[str, Any]) -> int:

@@ -9,7 +9,8 @@ import pytest
 from edged.dispatch.events import SkippingAsked
 from edged.dispatch.passing import Judged, Rule
 from edged.errors import StageUnavailable
-from edged.messages import Batch, Judgement, Work, decoder, encode
+from edged.messages import Batch, ChatTask, Judgement, Message, Passage, SlotRef, Work, decoder, encode
+from edged.stages.keeping import kept, kept_payload
 
 from .dispatch_world import World
 
@@ -153,3 +154,30 @@ def test_what_is_new_in_messages_is_optional_on_the_wire():
     retrieved(world, None)
     (work,) = work_at(world, "speak")
     assert decoder(Batch)(encode(Batch((work,)))).items == (work,)
+
+
+def task(keep: int = 0, *, grounded: bool = True) -> ChatTask:
+    passages = tuple(Passage(id=number, text="x", source="s") for number in range(6))
+    return ChatTask(messages=(Message("user", "?"),), grounded=grounded, passages=passages, keep=keep)
+
+
+@pytest.mark.parametrize(
+    ("asked", "keep", "left"), [(0, 4, 4), (2, 4, 2), (5, 4, 5), (0, 0, 6), (3, 0, 6), (9, 4, 6)]
+)
+def test_as_many_passages_are_used_as_the_reranker_would_have_kept(asked, keep, left):
+    found = kept(task(asked), keep).passages
+    assert [passage.id for passage in found] == list(range(left))
+    assert decoder(ChatTask)(kept_payload(encode(task(asked)), keep)).passages == found
+
+
+def test_a_peer_gets_no_more_passages_than_a_worker_uses():
+    from edged.dispatch.remotes import Remotes
+
+    class Read:
+        def read(self, _ref: SlotRef) -> memoryview:
+            return memoryview(encode(task()))
+
+    remotes = Remotes(World().ledger, Read(), lambda _: None)  # type: ignore[arg-type]
+    work = Work(1, 1, "chat", SlotRef(1, 0, 1), SlotRef(2, 0, 1), 1000, keep=4)
+    payload, _ = remotes.task(work)
+    assert len(decoder(ChatTask)(payload).passages) == 4

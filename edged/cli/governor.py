@@ -15,6 +15,7 @@ from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest
 
 if TYPE_CHECKING:
+    from edged.config.tables import Governor
     from edged.governor.events import Command
     from edged.governor.plant import Scenario
     from edged.governor.simulate import Outcome, Rehearsal
@@ -184,15 +185,26 @@ def _rehearse(
 ) -> None:
     from edged.governor.simulate import rehearse
 
+    known = _known(session)
     with progress_bar() as bar:
         task = bar.add_task(scenario.name, total=1.0)
-        found = rehearse(session.config.governor, scenario, missing, lambda share: bar.advance(task, share))
+        found = rehearse(known, scenario, missing, lambda share: bar.advance(task, share))
     if save is not None:
         _save(found, save)
     if as_json:
         print_json(msgspec.structs.replace(found, trace=()))
     else:
         _print_rehearsal(found)
+
+
+def _known(session: Session) -> Governor:
+    """The configured governor with what `ladder measure` has found, as far as that still holds."""
+    from edged.rungs.known import governor_with, known
+
+    found = known(session.config, session.environment)
+    for reason in found.stale:
+        click.echo(f"note: what was measured of the ladder is stale: {visible(reason)}", err=True)
+    return governor_with(session.config, found)
 
 
 def _save(found: Rehearsal, path: Path) -> None:
@@ -220,9 +232,10 @@ def _sources(found: Rehearsal) -> str:
     """Say which figures were measured."""
     guessed = [effect.name for effect in found.effects[1:] if effect.estimated]
     if not guessed:
-        return "work and quality of all rungs: as measured, from governor.ladder"
+        return "work and quality of all rungs: as measured by edgectl ladder measure, or as configured"
     names = "all rungs" if len(guessed) == len(found.effects) - 1 else ", ".join(guessed)
-    return f"work and quality of {names}: estimated, since governor.ladder has no cost and quality of them"
+    why = "since governor.ladder has no cost and quality of them; edgectl ladder measure finds them"
+    return f"work and quality of {names}: estimated, {why}"
 
 
 def _row(name: str, outcome: Outcome) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from edged.config.tables import Rung
 from edged.report import Status
 from edged.rungs.agenda import Task, agenda
 from edged.rungs.asking import Asker
-from edged.rungs.figures import in_force, references
+from edged.rungs.figures import in_force
 from edged.rungs.record import Record, Sheet, key_of
 from edged.rungs.taking import Taking, unwell
+from edged.rungs.worth import references
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

@@ -65,10 +65,11 @@ class Taking:
             self._admin.pin_rung(name)
             self._taken = name
         deadline_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline_s:
+        while True:
             status = self._client.status()
             governor = governor_of(status)
-            if governor.pin != name or name in governor.unavailable:
+            lost = governor.pin != name or name in governor.unavailable
+            if lost or time.monotonic() > deadline_s:
                 break
             if governor.name == name and not governor.under_way:
                 return status

@@ -13,10 +13,11 @@ from benchmarks.retrieval import ndcg
 from edged.config.tables import Rung
 from edged.messages import Passage
 from edged.rungs.agenda import CHUNK, agenda
-from edged.rungs.figures import figures, measured, references
+from edged.rungs.figures import figures, measured
 from edged.rungs.order import Point, complaints, doubts
 from edged.rungs.record import Found, Place, Question, Record, Sheet, key_of
 from edged.rungs.scores import agreement, found, likeness, mean, packed
+from edged.rungs.worth import references
 
 from .rungs_world import FINGERPRINT, answered, load, recorded
 

@@ -28,7 +28,8 @@ def standard_scores(values: Sequence[float]) -> Scores:
     array = np.asarray(values, np.float64)
     if array.max() - array.min() < SAME:
         return np.zeros_like(array)
-    return (array - array.mean()) / array.std()
+    standard: Scores = (array - array.mean()) / array.std()
+    return standard
 
 
 def margin_of(passages: Sequence[Passage]) -> float | None:

@@ -32,7 +32,7 @@ from edged.transport.curve import Gatekeeper, KeyPair, Server
 
 logger = logging.getLogger("edged.peers")
 
-LOOK_AGAIN_S = 5.0
+LOOK_AGAIN_S = 2.0
 """What kept peers from coming up (an address that is not there yet) is tried again so often."""
 BOOK_S = 1.0
 FAILURES_TO_OPEN = 1

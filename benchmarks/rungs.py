@@ -8,7 +8,8 @@ reranking; the cross-encoder exists in int8 only, so it cannot be compared with 
 
 Q4: settings of rungs (candidates, passages kept, with or without reranking) are scored by HotpotQA's own
 questions and by those that `edgectl ladder measure` makes. The figure is the share of pairs of settings that
-both put in the same order; pairs that people's questions do not tell apart (two standard errors) are left out.
+both put in the same order; pairs that people's questions do not tell apart (two standard errors) do not
+count.
 """
 
 from __future__ import annotations
@@ -176,9 +177,8 @@ def q4(quick: bool) -> tuple[float, dict[str, Any]]:
 
 
 def _of_people(question: retrieval.Question) -> Question:
-    return Question(
-        text=question.text, relevant=tuple(Place(source=each) for each in sorted(question.relevant))
-    )
+    relevant = tuple(Place(source=title) for title in sorted(question.relevant))
+    return Question(text=question.text, relevant=relevant)
 
 
 def _made(folder: Path, count: int) -> tuple[list[Question], int]:
@@ -223,7 +223,7 @@ ROWS = (
     ),
     Row(
         id="Q4",
-        what="pairs of rungs' settings that questions made by the generator order as people's do, on HotpotQA",
+        what="pairs of rungs' settings that the generator's questions order as people's do, on HotpotQA",
         unit="share",
         gate=0.8,
         goal=1.0,

@@ -87,7 +87,7 @@ class Reranker:
         keep = at_most(job.task.keep or self._keep, job.task.ceiling.keep)
         best = best_passages(job.task.passages, scores, keep)
         payload = encode(msgspec.structs.replace(job.task, passages=best))
-        if keep != self._keep:  # what is usual is learnt from what is usual
+        if keep != self._keep or job.task.passages_only:  # what is usual is learnt from what is usual
             return payload
         return Judged.of(payload, Judgement(missed=_missed(job.task.passages, best, scores, keep)))
 

@@ -298,7 +298,7 @@ class Peers(Table, frozen=True):
     """What one peer may send; beyond it is cut off."""
     ping_s: Annotated[float, msgspec.Meta(ge=0.05, le=10)] = 0.2
     """How often a peer is asked what it offers."""
-    silence_s: Annotated[float, msgspec.Meta(ge=0.2, le=60)] = 0.8
+    silence_s: Annotated[float, msgspec.Meta(ge=0.2, le=60)] = 0.7
     """A peer that was not heard for so long is gone: its answers go on elsewhere."""
     stall_s: Annotated[float, msgspec.Meta(ge=0.2, le=600)] = 2.5
     """A peer whose answer has had no token for so long is too slow (four times as long before the first)."""

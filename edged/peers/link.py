@@ -100,6 +100,7 @@ class Link:
         self._nonce = self._session = 0
         self._asked: dict[int, float] = {}
         self._asked_at = float("-inf")
+        self._heard_at = 0.0
         self._unanswered_since: float | None = None
         """When it was first asked something since it was last heard."""
         self._up_at: float | None = None
@@ -176,13 +177,17 @@ class Link:
 
     def _judge(self, now: float, up_at: float) -> None:
         """Whether it still does what it is there for."""
-        asked_at = self._unanswered_since
-        if asked_at is not None and now - asked_at > self._patience.silence_s:
+        if self._silent(now):
             self._fail(f"silent for {self._patience.silence_s:g} s")
         elif any(self._stalled(held, now) for seat in self._seats.values() for held in seat.held.values()):
             self._fail(f"an answer had no token for {self._patience.stall_s:g} s")
         elif now - up_at > STEADY_S:
             self.breaker.completed()
+
+    def _silent(self, now: float) -> bool:
+        """Nothing was heard for `silence_s`, and half of it after a question: it may be us who slept."""
+        asked_at, silence_s = self._unanswered_since, self._patience.silence_s
+        return asked_at is not None and now - asked_at > silence_s / 2 and now - self._heard_at > silence_s
 
     def _stalled(self, held: Held, now: float) -> bool:
         times = 1.0 if held.begun else FIRST_TOKEN
@@ -263,7 +268,7 @@ class Link:
 
     def _hear(self, message: FromServer) -> None:
         now = self._clock()
-        self._unanswered_since = None
+        self._heard_at, self._unanswered_since = now, None
         if isinstance(message, Offers):
             self._consider(message, now)
             return

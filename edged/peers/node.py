@@ -34,7 +34,8 @@ logger = logging.getLogger("edged.peers")
 
 LOOK_AGAIN_S = 2.0
 """What kept peers from coming up (an address that is not there yet) is tried again so often."""
-BOOK_S = 1.0
+LOOKS = 4
+"""How often everything is looked after between two questions to a peer."""
 FAILURES_TO_OPEN = 1
 """A peer that failed once is left alone at once: its answers have a home."""
 OFF = "peers are switched off (peers.enabled)"
@@ -146,7 +147,7 @@ class Node:
                 self.begin(self._environment)
                 continue
             self._look()
-            await asyncio.sleep(self._config().peers.ping_s / 3)
+            await asyncio.sleep(self._config().peers.ping_s / LOOKS)
 
     def _look(self) -> None:
         self._keep_book()

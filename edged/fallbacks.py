@@ -19,11 +19,13 @@ from edged.dispatch import losses
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.events import TrialAsked
 from edged.dispatch.ledger import Stage, Trial, Worker
+from edged.errors import EdgedError
 from edged.footprints import Footprints
 from edged.models.store import ModelStore
 from edged.placement.applied import AppliedPlan
 from edged.placement.fallback import places, silicon
-from edged.report import DeviceLoss, StageStatus, Status
+from edged.placement.overrides import overridden
+from edged.report import DeviceLoss, Override, StageStatus, Status
 from edged.rollout import Rollout
 from edged.swaps import PATIENCE, Swaps
 from edged.workers.spec import StageSpec
@@ -76,7 +78,7 @@ class Fallbacks:
         self._looked_at = 0.0
         self._task: asyncio.Task[None] | None = None
         dispatcher.elsewhere = self.elsewhere
-        swaps.give_way, swaps.stay = self.give_way, self.forget
+        swaps.give_way, swaps.settled, swaps.home = self.give_way, self.settled, self.home
 
     def begin(self) -> None:
         """See to lost devices from now on, on the running loop."""
@@ -151,8 +153,7 @@ class Fallbacks:
 
     def _taken(self, name: str) -> bool:
         """Whether a swap or a plan has a stage in its hands."""
-        report = self._swaps.report
-        return (report.under_way and report.stage == name) or self._rollout.waiting[:1] == (name,)
+        return self._swaps.changing == name or self._rollout.waiting[:1] == (name,)
 
     # ----------------------------------------------------------- the return
 
@@ -195,13 +196,38 @@ class Fallbacks:
         if away.trial is not None:
             self._end_try(away, stage, wanted)
         if away.trial is None and wanted != away.wanted:
-            if wanted in away.specs:
-                away.state = msgspec.structs.replace(away.state, at=away.specs.index(wanted), trying=None)
-            else:
-                logger.info("fallback ended: the stage is changed", extra={"stage": name})
-                del self._stages[name]
-                return None
-        return away
+            self._follow(away, wanted)
+        return self._stages.get(name)
+
+    def _follow(self, away: _Away, wanted: StageSpec | None) -> None:
+        """Somebody has the stage want something else."""
+        if wanted in away.specs:
+            away.state = msgspec.structs.replace(away.state, at=away.specs.index(wanted), trying=None)
+        elif wanted is None or not self._rebased(away, wanted):
+            logger.info("fallback ended: the stage is changed", extra={"stage": away.name})
+            del self._stages[away.name]
+
+    def _rebased(self, away: _Away, wanted: StageSpec) -> bool:
+        """Whether only the variant of a stage was changed where it is now; then it returns with that one."""
+        if (wanted.device, wanted.backend) != (away.wanted.device, away.wanted.backend):
+            return False
+        name, config = away.name, self._config()
+        stage, asked = config.stages[name], Override(variant=wanted.variant.name)
+        try:
+            home = overridden(name, stage, asked, away.specs[0], config, self._store)
+        except EdgedError:
+            return False
+        found = places(name, stage, home, config, self._applied.plan, self._store)
+        where = [(spec.device, spec.backend) for spec in found]
+        if wanted not in found or where != [(spec.device, spec.backend) for spec in away.specs]:
+            return False
+        away.specs = found
+        return True
+
+    def home(self, name: str) -> StageSpec | None:
+        """What a stage is to run again once its device is back; None where it has lost none."""
+        away = self._current(name)
+        return away.specs[0] if away and away.state.at else None
 
     def _end_try(self, away: _Away, stage: Stage, wanted: StageSpec | None) -> None:
         """Note how a try has ended, if it has."""
@@ -256,6 +282,14 @@ class Fallbacks:
         away.trial = None
         self._decide(away, losses.Disturbed(away.state.trying))
 
+    def settled(self, name: str, firm: bool) -> None:  # noqa: FBT001 - a callback's only flag
+        """A swap of a stage is in force; a firm one names where the stage is to be."""
+        away, wanted = self._stages.get(name), self._dispatcher.specs.get(name)
+        if firm:
+            self.forget(name)
+        elif away is not None and wanted != away.wanted:
+            self._follow(away, wanted)
+
     def forget(self, name: str) -> None:
         """A stage belongs where it is from now on."""
         self.give_way(name)
@@ -268,7 +302,7 @@ class Fallbacks:
 
     def _at_rest(self, stage: Stage) -> bool:
         """Whether nobody comes or goes, so that a trial would be in nobody's way."""
-        if self._swaps.report.under_way or self._rollout.report.under_way or self._dispatcher.ledger.draining:
+        if self._swaps.changing or self._rollout.report.under_way or self._dispatcher.ledger.draining:
             return False
         workers = [self._dispatcher.ledger.workers[name] for name in stage.workers]
         settled = all(worker.state == "ready" and not worker.retiring for worker in workers)

@@ -26,6 +26,7 @@ from edged.placement.room import Room
 from edged.placement.table import Plan
 from edged.report import Override, StageStatus, Status, SwapReport
 from edged.rollout import Rollout
+from edged.workers.spec import StageSpec
 
 logger = logging.getLogger("edged.swaps")
 
@@ -41,6 +42,8 @@ class _Kept(msgspec.Struct, frozen=True):
     planned: Step | None
     """None where they say what cannot be placed."""
     plan: Plan | None
+    firm: bool = True
+    """It names where the stage runs, so that no fallback goes on behind it."""
 
 
 class Swaps:
@@ -67,8 +70,10 @@ class Swaps:
         """By stage, and whether it came into force."""
         self.give_way: Callable[[str], None] = lambda _name: None
         """Told before a stage is changed: the try of its lost device ends."""
-        self.stay: Callable[[str], None] = lambda _name: None
-        """Told when the operator wants what a stage runs already: it will not return to a lost device."""
+        self.settled: Callable[[str, bool], None] = lambda _name, _firm: None
+        """Told when a stage is as somebody wants it, and whether where it is, too: then it stays there."""
+        self.home: Callable[[str], StageSpec | None] = lambda _name: None
+        """What a stage runs again once its lost device is back; None where it has lost none."""
 
     # ------------------------------------------------------------- questions
 
@@ -84,12 +89,17 @@ class Swaps:
 
     def _in_force(self) -> Iterator[tuple[str, _Kept]]:
         for name, kept in self._kept.items():
-            if self._applied.plan is kept.plan and self.running(name) == kept.step:
+            if self._applied.plan is kept.plan and self.meant(name) == kept.step:
                 yield name, kept
 
     @property
     def _under_way(self) -> bool:
         return self._task is not None and not self._task.done()
+
+    @property
+    def changing(self) -> str:
+        """The stage that is being changed now; empty when none is."""
+        return self._report.stage if self._under_way else ""
 
     def check_own(self) -> None:
         """Nothing may touch the workers while a swap does: `AlreadyRunning` then."""
@@ -130,13 +140,15 @@ class Swaps:
         stage = self._changeable(name)
         spec = overridden(name, stage, asked, self._dispatcher.specs.get(name), self._config(), self._store)
         desired = self._dispatcher.ledger.stages[name].desired
-        return self._replace(Step(spec=spec, workers=desired), one_copy=one_copy, guarded=True)
+        firm = bool(asked.device or asked.backend)
+        step = Step(spec=spec, workers=desired)
+        return self._replace(step, one_copy=one_copy, guarded=True, firm=firm)
 
     def revert(self, name: str, *, one_copy: bool) -> list[str]:
         """See `Swapper.revert`."""
         stage = self._changeable(name)
         step, _ = self._applied.step(name, stage, self._config())
-        return self._replace(step, one_copy=one_copy, guarded=False)
+        return self._replace(step, one_copy=one_copy, guarded=False, firm=True)
 
     def scale(self, name: str, workers: int) -> list[str]:
         """See `Swapper.scale`."""
@@ -151,7 +163,7 @@ class Swaps:
         room = self._footprints.room(step.spec, workers - before.workers)
         if workers > before.workers and room.verdict != "beside":
             raise BadRequest(f"there is no memory for more workers: {room.sentence}", param="workers")
-        return self._begin(before, step, ScaleAsked(name, workers), room)
+        return self._begin(before, step, ScaleAsked(name, workers), room, firm=False)
 
     def forget(self) -> list[str]:
         """Everything is as configured from now on; which stages were not."""
@@ -178,11 +190,10 @@ class Swaps:
             )
         return stages[name]
 
-    def _replace(self, step: Step, *, one_copy: bool, guarded: bool) -> list[str]:
+    def _replace(self, step: Step, *, one_copy: bool, guarded: bool, firm: bool) -> list[str]:
         before, name = self.running(step.spec.name), step.spec.name
         if before == step and not self._dispatcher.ledger.stages[name].failed:
-            self._keep(_Kept(step, self.planned(name), self._applied.plan))
-            self.stay(name)
+            self._keep(_Kept(step, self.planned(name), self._applied.plan, firm))
             return []
         room = self._footprints.room(step.spec, step.workers)
         if room.verdict == "none" and not one_copy:
@@ -197,10 +208,10 @@ class Swaps:
             alone=one_copy or room.verdict != "beside",
             guarded=guarded,
         )
-        return self._begin(before, step, asked, room)
+        return self._begin(before, step, asked, room, firm=firm)
 
     def _begin(
-        self, before: Step | None, step: Step, asked: TrialAsked | ScaleAsked, room: Room
+        self, before: Step | None, step: Step, asked: TrialAsked | ScaleAsked, room: Room, *, firm: bool
     ) -> list[str]:
         name = step.spec.name
         told = difference(before, step) or "is started anew"
@@ -213,7 +224,7 @@ class Swaps:
             memory=room.sentence,
         )
         self._dispatcher.try_out(step.spec, asked)
-        kept = _Kept(step, self.planned(name), self._applied.plan)
+        kept = _Kept(step, self.planned(name), self._applied.plan, firm)
         self._task = asyncio.create_task(self._carry_out(before, kept), name=f"swap of {name}")
         logger.info("stage changes", extra={"stage": name, "how": told, "one_copy": alone})
         return list(self._report.changes)
@@ -247,9 +258,11 @@ class Swaps:
 
     def _keep(self, kept: _Kept) -> None:
         name = kept.step.spec.name
+        self.settled(name, kept.firm)
         self._kept.pop(name, None)
-        if kept.step != kept.planned:
-            self._kept[name] = kept
+        meant = self.meant(name)
+        if meant is not None and meant != kept.planned:
+            self._kept[name] = msgspec.structs.replace(kept, step=meant)
 
     async def _outcome(self, name: str) -> tuple[str, str]:
         """Wait for all new workers; else why there are not, and the error's code.
@@ -327,3 +340,8 @@ class Swaps:
         """How a stage runs; None where it has nothing to run."""
         spec = self._dispatcher.specs.get(name)
         return Step(spec=spec, workers=self._dispatcher.ledger.stages[name].desired) if spec else None
+
+    def meant(self, name: str) -> Step | None:
+        """How a stage is to run: on the device where it belongs, also while that is lost."""
+        running, home = self.running(name), self.home(name)
+        return Step(spec=home, workers=running.workers) if running and home else running

@@ -158,7 +158,7 @@ class Variants:
 
     def _target(self, name: str, variant: str) -> str:
         """The variant to swap to; empty when it runs already."""
-        planned, running = self._swaps.planned(name), self._swaps.running(name)
+        planned, running = self._swaps.planned(name), self._swaps.meant(name)
         target = self._lighter(planned) if variant == LIGHTER and planned else variant
         return "" if running is not None and running.spec.variant.name == target else target
 
@@ -169,7 +169,7 @@ class Variants:
     def _notice(self) -> None:
         """Stages that somebody else has changed since are his."""
         for name, step in list(self._own.items()):
-            if self._swaps.running(name) != step:
+            if self._swaps.meant(name) != step:
                 del self._own[name]
                 self._left_alone.add(name)
 
@@ -179,7 +179,7 @@ class Variants:
             lambda: self._swaps.swap(name, Override(variant=variant), one_copy=False), name
         )
         self._changing = ""
-        running = self._swaps.running(name)
+        running = self._swaps.meant(name)
         if running is None or running.spec.variant.name != variant:
             return why or f"stage {name} was changed by somebody else meanwhile"
         self._own[name] = running
@@ -187,7 +187,7 @@ class Variants:
 
     async def _back(self, name: str) -> str:
         why = await self._changed(lambda: self._swaps.revert(name, one_copy=False), name)
-        running = self._swaps.running(name)
+        running = self._swaps.meant(name)
         if why and running == self._own.get(name):
             return why
         self._own.pop(name, None)

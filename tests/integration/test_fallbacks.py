@@ -153,19 +153,39 @@ def test_an_operator_has_the_last_word(daemon: Start, tmp_path: Path) -> None:
     assert on(running, "sim:npu").override == "device sim:gpu -> sim:npu"
 
 
-def test_a_try_gives_way_to_a_swap(daemon: Start, tmp_path: Path) -> None:
-    running = daemon(config(tmp_path, options=", load_ms = 3000"))
+def test_a_try_gives_way_to_a_swap_and_the_stage_returns_with_another_variant(
+    daemon: Start, tmp_path: Path
+) -> None:
+    running = daemon(config(tmp_path, options=", load_ms = 2000"))
     lose(tmp_path, "sim:gpu")
     ask(running.client)
     on(running, "sim:cpu")
-    lose(tmp_path)
     running.wait_for(lambda _: "lost device is tried" in running.log, "a try")
     told = running.admin.swap_stage("generator", variant="light")
     assert told == ["stage generator: variant none -> light"]
     running.wait_for(lambda _: not running.admin.swap_report().under_way, "the swap")
     assert running.admin.swap_report().problem == ""
-    changed = on(running, "sim:cpu")
-    assert (changed.variant, changed.lost_devices, changed.device_returns) == ("light", (), 0)
+    changed = running.stage("generator")
+    assert (changed.device, changed.variant, changed.override) == (
+        "sim:cpu",
+        "light",
+        "variant none -> light",
+    )
+    assert [lost.device for lost in changed.lost_devices] == ["sim:gpu"]
+    lose(tmp_path)
+    back = on(running, "sim:gpu")
+    assert (back.variant, back.override, back.device_returns) == ("light", "variant none -> light", 1)
+
+
+def test_a_swap_that_names_the_device_ends_it(daemon: Start, tmp_path: Path) -> None:
+    running = daemon(config(tmp_path))
+    lose(tmp_path, "sim:gpu")
+    ask(running.client)
+    on(running, "sim:cpu")
+    running.admin.swap_stage("generator", variant="light", device="sim:cpu")
+    running.wait_for(lambda _: not running.admin.swap_report().under_way, "the swap")
+    kept = running.stage("generator")
+    assert (kept.lost_devices, kept.override) == ((), "variant none -> light, device sim:gpu -> sim:cpu")
 
 
 def test_a_reload_ends_it_and_a_device_still_lost_begins_it_anew(daemon: Start, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_the_command_waits_and_says_how_it_ended(daemon: Start) -> None:
     assert "runs so already" in same.stdout
     wrong = edgectl(running, "swap", "generator", "--device", "sim:nonsuch")
     assert wrong.returncode == 78
-    assert wrong.stderr.splitlines()[-1].startswith("error [config]: stage generator runs as before")
+    assert wrong.stderr.splitlines()[-1].startswith("error [device_absent]: stage generator runs as before")
     assert "it sees: sim:cpu, sim:npu, sim:gpu" in wrong.stderr
     assert (
         edgectl(running, "swap", "generator", "--device", "sim:cpu").returncode == 0

@@ -47,6 +47,8 @@ logger = logging.getLogger("edged.peers")
 
 FIRST_TOKEN = 4.0
 """A first token takes longer than the next: it may take so many times `stall_s`."""
+IDLE_PINGS = 5
+"""A peer that nobody needs now is asked once where another one is asked so often."""
 STEADY_S = 30.0
 """A peer that has been up for so long has made up for its failures."""
 CLIENTS_FAULT = (BadRequest, DeadlineExceeded, TooLarge)
@@ -80,7 +82,7 @@ class Wires(Protocol):
 class Link:
     """One peer as this node's worker."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (each is a seam)
         self,
         peer: Peer,
         *,
@@ -90,8 +92,10 @@ class Link:
         patience: Patience,
         breaker: Breaker,
         clock: Callable[[], float],
+        wanted: Callable[[], bool],
     ) -> None:
         self.peer = peer
+        self._wanted = wanted
         self._wires, self._remotes, self._identities = wires, remotes, identities
         self._patience, self.breaker, self._clock = patience, breaker, clock
         self._line: Line | None = None
@@ -137,10 +141,14 @@ class Link:
                 return
             self._open()
         self.listen()
-        if self._line is not None and now - self._asked_at >= self._patience.ping_s:
+        if self._line is not None and now - self._asked_at >= self._pause_s():
             self._ask(now)
         if self._up_at is not None:
             self._judge(now, self._up_at)
+
+    def _pause_s(self) -> float:
+        """Between two questions: no hurry while the peer has nothing of ours and would get nothing."""
+        return self._patience.ping_s * (1 if self.held or self._wanted() or not self.up else IDLE_PINGS)
 
     def _open(self) -> None:
         self._asked.clear()

@@ -147,7 +147,8 @@ class Node:
                 self.begin(self._environment)
                 continue
             self._look()
-            await asyncio.sleep(self._config().peers.ping_s / LOOKS)
+            busy = self._wanted() or any(link.held or not link.up for link in self._links.values())
+            await asyncio.sleep(self._config().peers.ping_s / (LOOKS if busy else 1))
 
     def _look(self) -> None:
         self._keep_book()
@@ -161,6 +162,11 @@ class Node:
             link.look()
         useful = any(link.up and link.useful for link in self._links.values())
         self._governing.offer("peer", available=useful, why="" if useful else self._why_none())
+
+    def _wanted(self) -> bool:
+        """Whether an answer would be handed to a peer now, or soon."""
+        ledger = self._dispatcher.ledger
+        return ledger.pressure.away or any(stage.queue and stage.remotes for stage in ledger.stages.values())
 
     def _why_none(self) -> str:
         if not self._links:
@@ -213,6 +219,7 @@ class Node:
             patience=self._patience,
             breaker=Breaker(FAILURES_TO_OPEN, settings.first_wait_s, settings.longest_wait_s),
             clock=time.monotonic,
+            wanted=self._wanted,
         )
 
     @property

@@ -33,8 +33,8 @@ logger = logging.getLogger("edged.peers")
 
 READ_AT_ONCE = 64
 """Messages that are read before the dispatcher has its turn again."""
-PATIENCE = 2
-"""Answers of a peer that was not heard for so many times `silence_s` are given up."""
+PATIENCE, IDLE_PATIENCE = 2, 20
+"""A peer that was not heard for so many times `silence_s` is seen off: with answers, and without."""
 MOST_TEXT = 2000
 
 
@@ -127,7 +127,8 @@ class Serving:
         """Give up the answers of peers that are not heard any more, or not on the list."""
         now = self._clock()
         for guest in list(self._guests.values()):
-            if now - guest.heard_at > PATIENCE * self._limits.silence_s:
+            patience = PATIENCE if guest.work else IDLE_PATIENCE
+            if now - guest.heard_at > patience * self._limits.silence_s:
                 self._see_off(guest, "it is not heard any more")
 
     def held(self) -> Mapping[str, int]:

@@ -14,7 +14,7 @@ from edged.transport.curve import Beat, Gatekeeper, KeyPair, Line, Server, Socke
 def beat_of(patience: Patience) -> Beat:
     """Heartbeats of the connections themselves, a little less impatient than the links."""
     timeout_ms = round(1250 * patience.silence_s)
-    return Beat(max(50, round(1000 * patience.ping_s)), timeout_ms)
+    return Beat(timeout_ms // 3, timeout_ms)
 
 
 class LoopWires:

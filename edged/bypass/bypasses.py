@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from msgspec.structs import replace
 
+from edged.backend import Variant
 from edged.bypass import store
-from edged.bypass.calibration import SHIPPED_CURVE
+from edged.bypass.calibration import UNMEASURED, Worth, worth_of
 from edged.bypass.learner import Learner
 from edged.bypass.policy import Choice, choice_of, keep_of, rule_of
 from edged.config import Config
@@ -64,14 +65,14 @@ class Bypasses:
 
     def close(self) -> None:
         """Store what was learnt last."""
-        for name, stage in self._rerankers().items():
-            self._learn(name, stage)
+        for name in self._rerankers():
+            self._learn(name)
         self._save()
 
     def look(self) -> None:
         """Learn from what came since, and follow mode, rung, configuration and library."""
         for name, stage in self._rerankers().items():
-            self._learn(name, stage)
+            self._learn(name)
             self._steer(name, stage)
         self._tell_governor()
         if self._unsaved and self._dispatcher.now() - self._saved_at >= SAVE_S:
@@ -116,21 +117,33 @@ class Bypasses:
     def _mode(self, name: str) -> Bypass:
         return self._learner(name).mode or self._config().stages[name].bypass
 
-    def _learn(self, name: str, stage: Stage) -> None:
+    def _learn(self, name: str) -> None:
         learner, judged = self._learner(name), self._dispatcher.ledger.stages[name].passing.judged
-        spec = self._dispatcher.serving(name)
-        variant = spec.variant if spec else None
-        if variant is not None:
-            learner.serve(f"{variant.model}/{variant.name}/{variant.digest}", keep_of(stage.options))
+        reranker = self._variant(name)
+        if reranker is not None:
+            embedders = self._embedders(name)
+            learner.serve("; ".join(map(_named, embedders)), _named(reranker), _worth(embedders, reranker))
         came = [judged.popleft() for _ in range(len(judged))]
-        if learner.take(came, variant.name if variant else ""):
+        if learner.take(came, reranker.name if reranker else ""):
             self._unsaved = True
+
+    def _variant(self, name: str) -> Variant | None:
+        spec = self._dispatcher.serving(name)
+        return spec.variant if spec else None
+
+    def _embedders(self, name: str) -> list[Variant]:
+        """Of the retrievers whose passages the stage gets."""
+        config = self._config()
+        lines = [line.stages for line in config.pipelines.values() if name in line.stages]
+        before = {stage for line in lines for stage in line[: line.index(name)]}
+        retrievers = sorted(stage for stage in before if config.stages[stage].kind == "retriever")
+        return [variant for stage in retrievers if (variant := self._variant(stage))]
 
     def _steer(self, name: str, stage: Stage) -> None:
         learner, force = self._learner(name), self._force()
         choice = choice_of(self._mode(name), force.name, force.settings)
         generation, keep = learner.key.generation, keep_of(stage.options)
-        rule = rule_of(choice.passing, learner.curve, SHIPPED_CURVE, generation, keep)
+        rule = rule_of(choice.passing, learner.curve, learner.shipped, generation, keep)
         if self._dispatcher.ledger.stages[name].passing.rule != rule:
             self._dispatcher.ask(SkippingAsked(name, rule))
         if choice != self._choices.get(name):
@@ -156,7 +169,7 @@ class Bypasses:
     def _status(self, name: str) -> BypassStatus:
         learner, choice = self._learner(name), self._choices[name]
         stage, passing = self._config().stages[name], self._dispatcher.ledger.stages[name].passing
-        self._learn(name, stage)
+        self._learn(name)
         questions = passing.skipped + passing.stayed
         return BypassStatus(
             mode=self._mode(name),
@@ -171,6 +184,15 @@ class Bypasses:
             observations=round(learner.evidence.observations),
             generation=learner.key.generation,
         )
+
+
+def _named(variant: Variant) -> str:
+    return f"{variant.model}/{variant.name}/{variant.digest}"
+
+
+def _worth(embedders: Sequence[Variant], reranker: Variant) -> Worth:
+    models = {variant.model for variant in embedders}
+    return worth_of(models.pop(), reranker.model) if len(models) == 1 else UNMEASURED
 
 
 def remodelled(

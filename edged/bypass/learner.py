@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edged.bypass.calibration import SHIPPED_CURVE, Curve, Evidence, curve_of
+from msgspec.structs import replace
+
+from edged.bypass.calibration import UNMEASURED, Curve, Evidence, Worth, curve_of, shipped
 from edged.bypass.store import Key, Learnt
 from edged.config.tables import Bypass
 from edged.dispatch.passing import Judged
@@ -22,7 +24,8 @@ class Learner:
         self.lost_points = 0.0
         """Sum of what is expected to be lost by those that passed by."""
         self._others = list(stored[:MOST_KNOWN])
-        self._take_up(Learnt(Key(generation=0, reranker="", keep=0), Evidence()))
+        self._worth = UNMEASURED
+        self._take_up(Learnt(Key(generation=0, embedder="", reranker=""), Evidence()))
 
     @property
     def learnt(self) -> list[Learnt]:
@@ -30,16 +33,22 @@ class Learner:
         known = [Learnt(self.key, self.evidence), *self._others]
         return [each for each in known if each.evidence.observations][:MOST_KNOWN]
 
-    def serve(self, reranker: str, keep: int) -> None:
-        """Learn about this reranker from now on, and go by what is known of it, not of another."""
-        if (reranker, keep) == (self.key.reranker, self.key.keep):
+    def serve(self, embedder: str, reranker: str, worth: Worth) -> None:
+        """Learn about these from now on, and go by what is known of them, not of others."""
+        if (embedder, reranker) == (self.key.embedder, self.key.reranker):
             return
-        self._others = self.learnt
-        same = [each for each in self._others if (each.key.reranker, each.key.keep) == (reranker, keep)]
+        self._others, self._worth = self.learnt, worth
+        key = Key(generation=self.key.generation, embedder=embedder, reranker=reranker)
+        pair = (embedder, reranker)
+        same = [each for each in self._others if (each.key.embedder, each.key.reranker) == pair]
         if same:
             self._others.remove(same[0])
-        key = Key(generation=self.key.generation, reranker=reranker, keep=keep)
         self._take_up(same[0] if same else Learnt(key, Evidence()))
+
+    @property
+    def shipped(self) -> Curve:
+        """What holds for what nothing was learnt about."""
+        return shipped(self._worth)
 
     def take(self, judged: Iterable[Judged], variant: str) -> bool:
         """Learn from what came; words of workers with another variant do not count. Whether any counted."""
@@ -51,19 +60,19 @@ class Learner:
                 changed = True
                 self._note(each)
         if changed:
-            self.curve = curve_of(self.evidence)
+            self.curve = curve_of(self.evidence, self._worth)
         return changed
 
     def _note(self, judged: Judged) -> None:
         if judged.generation != self.key.generation:
-            key = Key(generation=judged.generation, reranker=self.key.reranker, keep=self.key.keep)
+            key = replace(self.key, generation=judged.generation)
             self._others = [each for each in self._others if each.key.generation == judged.generation]
             self._take_up(Learnt(key, Evidence()))
         self.evidence.add(judged.margin, judged.missed)
 
     def _curve(self, generation: int) -> Curve:
-        return self.curve if generation == self.key.generation else SHIPPED_CURVE
+        return self.curve if generation == self.key.generation else self.shipped
 
     def _take_up(self, learnt: Learnt) -> None:
         self.key, self.evidence = learnt.key, learnt.evidence
-        self.curve = curve_of(self.evidence)
+        self.curve = curve_of(self.evidence, self._worth)

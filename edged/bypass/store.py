@@ -17,13 +17,13 @@ FILE = "bypass.json"
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """What evidence is about: it says nothing about another library, reranker or number of kept passages."""
+    """What evidence is about: it says nothing about another library, embedder or reranker."""
 
     generation: int
     """Of the library."""
+    embedder: str
+    """Model, variant and digest of the weights; several, where several pipelines lead to the reranker."""
     reranker: str
-    """Model, variant and digest of the weights."""
-    keep: int
 
 
 class Learnt(msgspec.Struct, frozen=True):

@@ -84,12 +84,12 @@ class Reranker:
             return encode(RerankAnswer(scores=scores, tokens=sum(row.tokens for row in scored)))
         if not job.pairs:
             return bytes(item.payload)
-        keep = at_most(job.task.keep or self._keep, job.task.ceiling.keep)
-        best = best_passages(job.task.passages, scores, keep)
-        payload = encode(msgspec.structs.replace(job.task, passages=best))
-        if keep != self._keep or job.task.passages_only:  # what is usual is learnt from what is usual
+        found, keep = job.task.passages, at_most(job.task.keep or self._keep, job.task.ceiling.keep)
+        best = best_passages(found, scores, len(found))
+        payload = encode(msgspec.structs.replace(job.task, passages=best[:keep]))
+        if job.task.passages_only:  # what is usual is learnt from what is usual
             return payload
-        return Judged.of(payload, Judgement(missed=_missed(job.task.passages, best, scores, keep)))
+        return Judged.of(payload, Judgement(missed=_missed(found, best, scores)))
 
     def _score(self, pairs: Sequence[Pair]) -> list[Row[float]]:
         def score(rows: list[int]) -> list[Row[float]]:
@@ -143,9 +143,9 @@ def best_passages(passages: Sequence[Passage], logits: Sequence[float], keep: in
     return tuple(sorted(noted, key=lambda passage: -passage.scores["blend"])[:keep])
 
 
-def _missed(before: Sequence[Passage], after: Sequence[Passage], scores: Sequence[float], keep: int) -> float:
+def _missed(before: Sequence[Passage], after: Sequence[Passage], scores: Sequence[float]) -> float:
     ids = [passage.id for passage in before]
-    return missed(ids, [passage.id for passage in after], dict(zip(ids, scores, strict=True)), keep)
+    return missed(ids, [passage.id for passage in after], dict(zip(ids, scores, strict=True)))
 
 
 def _finite(score: np.float32) -> float:

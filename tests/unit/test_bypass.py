@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from edged.bypass.calibration import (
     BINS,
     BUDGET_POINTS,
-    ENOUGH,
+    LARGE,
     MOST,
-    POINTS,
-    SHIPPED_CURVE,
-    SHIPPED_FROM,
+    UNMEASURED,
     WORST_POINTS,
     Evidence,
     bin_of,
     curve_of,
     monotone,
+    shipped,
+    worth_of,
 )
 from edged.bypass.learner import Learner
 from edged.bypass.policy import LEARNING_EVERY, SAMPLE_EVERY, choice_of, rule_of
@@ -33,6 +33,9 @@ from edged.dispatch.passing import Judged
 from edged.messages import Passage
 from edged.stages.margin import margin_of, missed
 
+WORTH = worth_of("bge-small-en-v1.5", "ms-marco-minilm-l12-v2")
+ENOUGH = round(WORTH.enough)
+SHIPPED = shipped(WORTH)
 SCORES = st.lists(st.tuples(st.floats(-1, 1), st.none() | st.floats(0, 40)), min_size=2, max_size=30)
 
 
@@ -83,20 +86,23 @@ def test_the_scale_of_the_scores_does_not_matter(scores, factor, shift):
     assert after == pytest.approx(before, abs=1e-6)
 
 
-@given(st.permutations(range(8)), st.lists(st.floats(-12, 12), min_size=8, max_size=8), st.integers(1, 8))
-def test_the_best_order_misses_nothing_and_no_order_misses_more_than_all(order, logits, keep):
+@given(st.permutations(range(12)), st.lists(st.floats(-12, 12), min_size=12, max_size=12))
+def test_the_best_order_misses_nothing_and_no_order_misses_more_than_all(order, logits):
     scores = dict(enumerate(logits))
-    best = sorted(range(8), key=lambda each: -scores[each])
-    lost = missed(order, best, scores, keep)
+    best = sorted(range(12), key=lambda each: -scores[each])
+    lost = missed(order, best, scores)
     assert -1e-9 <= lost <= 1
-    assert missed(best, best, scores, keep) == 0.0
+    assert missed(best, best, scores) == 0.0
+    assert missed(best, order, scores) == pytest.approx(-lost)
 
 
-def test_the_passage_that_answers_weighs_more_than_any_other():
-    logits = {0: -8.0, 1: -8.1, 2: 6.0, 3: -8.2}
-    assert missed([0, 1, 2, 3], [2, 0, 1, 3], logits, 2) > 0.99
-    assert abs(missed([2, 1, 0, 3], [2, 0, 1, 3], logits, 2)) < 1e-5
-    assert missed([], [], {}, 4) == 0.0
+def test_passages_that_answer_weigh_more_than_others():
+    logits = {0: -8.0, 1: -8.1, 2: 6.0, 3: -8.2, 4: 5.0}
+    best = [2, 4, 0, 1, 3]
+    assert missed([0, 1, 3, 4, 2], best, logits) > 0.5
+    assert 0.1 < missed([2, 0, 1, 3, 4], best, logits) < 0.3
+    assert abs(missed([2, 4, 3, 1, 0], best, logits)) < 1e-3
+    assert missed([], [], {}) == 0.0
 
 
 # -------------------------------------------------------------------------- calibration
@@ -123,28 +129,28 @@ def filled(per_bin: float, lost: float, first: int = 0) -> Evidence:
 
 
 def test_too_little_evidence_leaves_what_is_shipped():
-    assert curve_of(Evidence()) is SHIPPED_CURVE
-    assert curve_of(filled((ENOUGH - 1) / BINS, 0.0)) is SHIPPED_CURVE
-    assert curve_of(filled(ENOUGH / BINS, 0.0)).from_margin == 0.0
+    assert curve_of(Evidence(), WORTH) == SHIPPED
+    assert curve_of(filled((ENOUGH - 1) / BINS, 0.0), WORTH) == SHIPPED
+    assert curve_of(filled((ENOUGH + 1) / BINS, 0.0), WORTH).from_margin == 0.0
 
 
 def test_small_margins_alone_are_no_evidence_about_large_ones():
     evidence = filled(20.0, 0.0)
-    for number in range(bin_of(SHIPPED_FROM), BINS):
+    for number in range(bin_of(LARGE), BINS):
         evidence.judged[number] = 1.0
-    assert curve_of(evidence) is SHIPPED_CURVE
+    assert curve_of(evidence, WORTH) == SHIPPED
 
 
 @pytest.mark.parametrize("first", [4, 20, 35])
 def test_it_begins_where_nothing_is_lost(first):
-    found = curve_of(filled(20.0, 0.9, first))
+    found = curve_of(filled(20.0, 0.9, first), WORTH)
     assert first - 1 <= found.from_margin * BINS <= first
     assert found.points(first / BINS + 0.01) == 0.0
-    assert found.points(0.0) == pytest.approx(27.0)
+    assert found.points(0.0) == pytest.approx(0.9 * 33.0)
 
 
 def test_where_every_margin_loses_nobody_passes():
-    found = curve_of(filled(20.0, 0.5, BINS))
+    found = curve_of(filled(20.0, 0.5, BINS), WORTH)
     assert (found.own, found.from_margin) == (True, inf)
 
 
@@ -153,11 +159,11 @@ def test_what_passes_keeps_the_budget_and_the_bound_of_each(losses, per_bin):
     evidence = filled(float(per_bin), 0.0)
     for number, lost in enumerate(sorted(losses, reverse=True)):
         evidence.missed[number], evidence.squares[number] = lost * per_bin, lost * lost * per_bin
-    found = curve_of(evidence)
+    found = curve_of(evidence, WORTH)
     first = min(BINS, round(found.from_margin * BINS)) if isfinite(found.from_margin) else BINS
-    lost = POINTS * sum(found.expected[first:]) / BINS
-    assert lost <= BUDGET_POINTS + 1e-9
-    assert all(POINTS * each <= WORST_POINTS + 1e-9 for each in found.expected[first:])
+    points = WORTH.points * WORTH.caution
+    assert points * sum(found.expected[first:]) / BINS <= BUDGET_POINTS + 1e-9
+    assert all(points * each <= WORST_POINTS + 1e-9 for each in found.expected[first:])
 
 
 @given(st.lists(st.tuples(st.none() | st.floats(), st.none() | st.floats()), max_size=60))
@@ -166,7 +172,7 @@ def test_hostile_figures_leave_sound_evidence(judged):
     for margin, lost in judged:
         evidence.add(margin, lost)
     assert msgspec.json.decode(msgspec.json.encode(evidence), type=Evidence) == evidence
-    assert isfinite(curve_of(evidence).points(0.5))
+    assert isfinite(curve_of(evidence, WORTH).points(0.5))
 
 
 def test_evidence_is_bounded_and_what_is_new_weighs_more():
@@ -196,40 +202,48 @@ def test_evidence_that_nothing_could_have_left_is_refused(spoilt):
 
 # ------------------------------------------------------------------------ one reranker
 
-KEY = Key(generation=3, reranker="m/int8/d", keep=4)
+KEY = Key(generation=3, embedder="e/int8/d", reranker="m/int8/d")
 
 
-def known(key: Key = KEY) -> Learner:
-    learner = Learner([Learnt(key, filled(20.0, 0.0))])
-    learner.serve("m/int8/d", 4)
+def known() -> Learner:
+    learner = Learner([Learnt(KEY, filled(20.0, 0.0))])
+    learner.serve(KEY.embedder, KEY.reranker, WORTH)
     return learner
 
 
 def test_what_was_stored_is_used_for_the_same_reranker_only():
     assert known().curve.own
-    other = Learner([Learnt(KEY, filled(20.0, 0.0))])
-    other.serve("m/fp32/e", 4)
-    assert (other.curve, other.evidence) == (SHIPPED_CURVE, Evidence())
+    for embedder, reranker in ((KEY.embedder, "m/fp32/e"), ("e/fp32/f", KEY.reranker)):
+        other = Learner([Learnt(KEY, filled(20.0, 0.0))])
+        other.serve(embedder, reranker, WORTH)
+        assert (other.curve, other.evidence) == (SHIPPED, Evidence())
+
+
+def test_of_models_that_were_not_measured_nothing_passes_until_much_is_learnt():
+    assert worth_of("another", "ms-marco-minilm-l12-v2") == UNMEASURED
+    assert shipped(UNMEASURED).from_margin == inf
+    assert not curve_of(filled((ENOUGH + 1) / BINS, 0.0), UNMEASURED).own
+    assert curve_of(filled(3 * ENOUGH / BINS + 1, 0.0), UNMEASURED).from_margin == 0.0
 
 
 def test_a_reranker_that_comes_back_is_known_unless_the_library_has_changed():
     learner = known()
-    learner.serve("m/light/e", 4)
+    learner.serve(KEY.embedder, "m/light/e", WORTH)
     assert learner.take([Judged(3, 0.5, 0.1, "light")], "light")
-    learner.serve("m/int8/d", 4)
+    learner.serve(KEY.embedder, KEY.reranker, WORTH)
     assert learner.curve.own
     assert [each.key.reranker for each in learner.learnt] == ["m/int8/d", "m/light/e"]
-    learner.serve("m/light/e", 4)
+    learner.serve(KEY.embedder, "m/light/e", WORTH)
     assert learner.evidence.observations == 1
     learner.take([Judged(4, 0.5, 0.1, "light")], "light")
-    learner.serve("m/int8/d", 4)
+    learner.serve(KEY.embedder, KEY.reranker, WORTH)
     assert not learner.curve.own
 
 
 def test_another_generation_begins_anew():
     learner = known()
     assert learner.take([Judged(4, 0.5, 0.1, "int8")], "int8")
-    assert (learner.curve, learner.key.generation) == (SHIPPED_CURVE, 4)
+    assert (learner.curve, learner.key.generation) == (SHIPPED, 4)
     assert learner.evidence.observations == 1
 
 
@@ -242,8 +256,9 @@ def test_words_of_another_variant_do_not_count():
 
 def test_those_who_pass_are_counted_with_what_they_are_expected_to_lose():
     learner = Learner()
+    learner.serve(KEY.embedder, KEY.reranker, WORTH)
     learner.take([Judged(1, 0.05, None), Judged(1, nan, None), Judged(0, None, None)], "int8")
-    assert learner.lost_points == pytest.approx(12.0)
+    assert learner.lost_points == pytest.approx(0.2 * 33.0)
 
 
 def test_a_store_that_cannot_be_written_or_read_is_said_and_survived(tmp_path: Path):
@@ -280,11 +295,11 @@ def test_modes_and_rungs(mode, expected):
 
 def test_rules_hold_what_was_learnt_and_what_is_shipped():
     own = known().curve
-    rule = rule_of("benefit", own, SHIPPED_CURVE, 3, 4)
+    rule = rule_of("benefit", own, SHIPPED, 3, 4)
     assert rule is not None
-    assert (rule.from_margin, rule.own_from_margin, rule.own_generation) == (SHIPPED_FROM, 0.0, 3)
+    assert (rule.from_margin, rule.own_from_margin, rule.own_generation) == (SHIPPED.from_margin, 0.0, 3)
     assert rule.sample_every == SAMPLE_EVERY
-    learning = rule_of("benefit", SHIPPED_CURVE, SHIPPED_CURVE, 3, 4)
+    learning = rule_of("benefit", SHIPPED, SHIPPED, 3, 4)
     assert learning is not None
     assert (learning.own_generation, learning.sample_every) == (0, LEARNING_EVERY)
-    assert rule_of("nothing", own, SHIPPED_CURVE, 3, 4) is None
+    assert rule_of("nothing", own, SHIPPED, 3, 4) is None

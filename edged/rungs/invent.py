@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -41,32 +42,49 @@ def invented(client: Client, generator: str, folder: Path, *, count: int, seed: 
     asked: dict[int, Question] = {}
     if generator:
         asked = dict(_asked(client, generator, about, count, time.monotonic() + budget_s))
-    rest = [each for number, each in enumerate(about) if number not in asked][: count - len(asked)]
+    rest = _rest([each for number, each in enumerate(about) if number not in asked], asked, count)
     questions = [*asked.values(), *by_words(folder, rest, seed)]
     Random(seed).shuffle(questions)  # noqa: S311 - a reproducible choice, not a secret
     return Made(tuple(questions), len(rest))
 
 
+def _rest(left: Sequence[Subject], asked: Mapping[int, Question], count: int) -> list[Subject]:
+    """Subjects of what is missing to `count`, those about two passages first where these are missing."""
+    pairs = count // 2 - sum(len(question.relevant) > 1 for question in asked.values())
+    first = [each for each in left if len(each.passages) > 1][: max(0, pairs)]
+    chosen = {id(each) for each in first}
+    return [*first, *(each for each in left if id(each) not in chosen)][: max(0, count - len(asked))]
+
+
 def _asked(
     client: Client, generator: str, about: Sequence[Subject], count: int, deadline_s: float
 ) -> Iterator[tuple[int, Question]]:
-    """Good questions by the number of their subject, until there are enough or the time is over."""
+    """Good questions by the number of their subject, half of them about two passages."""
 
     def ask(passage: Passage) -> str:
         return _said(client, generator, passage)
 
-    left = count
+    wanted = {1: count - count // 2, 2: count // 2}
+    places = deque(range(len(about)))
     with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="ladder") as executor:
-        for first in range(0, len(about), SIDE_BY_SIDE):
-            if left <= 0 or time.monotonic() > deadline_s:
-                return
-            chunk = about[first : first + SIDE_BY_SIDE]
-            said = [[executor.submit(ask, passage) for passage in each.passages] for each in chunk]
-            for number, (each, futures) in enumerate(zip(chunk, said, strict=True), first):
-                question = worded(each, [future.result() for future in futures])
-                if question is not None and left > 0:
-                    left -= 1
+        while places and any(wanted.values()) and time.monotonic() < deadline_s:
+            chunk = _next(places, about, wanted)
+            said = {n: [executor.submit(ask, passage) for passage in about[n].passages] for n in chunk}
+            for number, futures in said.items():
+                question = worded(about[number], [future.result() for future in futures])
+                if question is not None and wanted[len(question.relevant)]:
+                    wanted[len(question.relevant)] -= 1
                     yield number, question
+
+
+def _next(places: deque[int], about: Sequence[Subject], wanted: Mapping[int, int]) -> list[int]:
+    """The next subjects to ask about, of kinds of which questions are still wanted."""
+    chunk: list[int] = []
+    while places and len(chunk) < SIDE_BY_SIDE:
+        number = places.popleft()
+        if wanted.get(len(about[number].passages)):
+            chunk.append(number)
+    return chunk
 
 
 def _said(client: Client, generator: str, passage: Passage) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from edged.errors import BadRequest
+from edged.replies import Final
 from edged.rungs import storage
 from edged.rungs.record import Record
 from edged.testing.daemon import RunningDaemon, running
@@ -145,29 +147,28 @@ def test_a_changed_stage_makes_figures_stale(daemon: Start, questions: Path) -> 
     assert "measured anew because of stage generator" in err
 
 
-@pytest.mark.parametrize(
-    ("lines", "says"),
-    [
-        ('{"question": "q", "answer": "a"}\n{"question": "q", "anser": "a"}\n', "line 2: .*anser"),
-        ('{"question": "q", "relevant": ["a.md"]}\n', "every question needs an answer"),
-        ("", "has no questions"),
-    ],
-)
-def test_bad_questions_are_refused_by_line_and_field(
-    daemon: Start, tmp_path: Path, lines: str, says: str
-) -> None:
+def test_bad_questions_are_refused_by_line_and_field(daemon: Start, tmp_path: Path) -> None:
     running = daemon(config())
     path = tmp_path / "bad.jsonl"
-    path.write_text(lines)
-    status, _, err = edgectl(running, "measure", "--pipeline", "plain", "--questions", str(path))
-    assert status == 1
-    assert err.startswith(("error [bad_request]", "error [unknown_field]"))
-    assert re.search(says, err)
+    cases = {
+        '{"question": "q", "answer": "a"}\n{"question": "q", "anser": "a"}\n': "unknown_field.*line 2.*anser",
+        '{"question": "q", "relevant": ["a.md"]}\n': "bad_request.*every question needs an answer",
+        "": "bad_request.*has no questions",
+    }
+    for lines, says in cases.items():
+        path.write_text(lines)
+        status, _, err = edgectl(running, "measure", "--pipeline", "plain", "--questions", str(path))
+        assert (status, bool(re.search(says, err))) == (1, True), err
     assert running.client.status().accepted == 0
 
 
-def test_nothing_measured_is_said(daemon: Start) -> None:
+def test_what_there_is_to_say_before_anything_is_measured(daemon: Start) -> None:
     running = daemon(config())
+    asked = [{"role": "user", "content": "q"}]
+    answer = running.client.chat(asked, model="generator", edged={"passages_only": True})
+    with pytest.raises(BadRequest, match="without documents") as refused:
+        list(answer)
+    assert refused.value.param == "edged.passages_only"
     status, out, err = edgectl(running, "show")
     assert status == 0
     assert "edgectl ladder measure" in err
@@ -194,17 +195,23 @@ def test_real_models_are_measured_on_real_documents(tmp_path, library, encoder, 
     state.mkdir()
     (state / "models").symlink_to(MODELS, target_is_directory=True)
     with running(tmp_path, REAL.format(state=state, library=library) + hurried(LADDER)) as daemon:
-        small = ("--count", "6", "--answers", "2", "--clients", "2", "--rungs", "fewer-passages")
+        small = ("--count", "4", "--answers", "2", "--clients", "2", "--rungs", "fewer-passages")
         command = ("measure", "--json", "--budget", "60s", *small)
         status, out, err = edgectl(daemon, *command)
         assert status == 0, err
         found = json.loads(out)
         full, fewer, *_ = (rung["measured"] for rung in found["rungs"])
         kept = record(daemon)
-        assert len(kept.questions) == 6
+        assert len(kept.questions) == 4
         assert 0.0 < fewer["ndcg"]["value"] <= full["ndcg"]["value"] <= 1.0
         assert full["agreement"]["value"] == pytest.approx(1.0, abs=0.01)
         assert all(answer.vector for sheet in kept.sheets.values() for answer in sheet.answers.values())
         assert kept.origin == "generator"
         assert msgspec.json.decode(msgspec.json.encode(kept), type=Record) == kept
         assert governor(daemon).pin == ""
+        asked = [{"role": "user", "content": "What does alarm A310 mean?"}]
+        for stream in (True, False):
+            *_, found = daemon.client.chat(asked, stream=stream, edged={"passages_only": True, "keep": 2})
+            assert isinstance(found, Final)
+            assert (found.text, len(found.passages)) == ("", 2)
+            assert found.passages[0].scores["blend"] > found.passages[1].scores["blend"]

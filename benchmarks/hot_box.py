@@ -100,8 +100,8 @@ def _told(ran: Both) -> dict[str, Any]:
         "pause only": msgspec.to_builtins(ran.pause),
         "requests_per_s": round(ran.load.per_s, 2),
         "pipeline": ran.box.model,
-        "plant": f"{scenario.duration_s / 3600:.1f} h in {ran.held.seconds:.0f} s at {scenario.ambient_c:g} °C, "
-        f"sun, the fan stops after {scenario.fan_fails_s / 60:.0f} min",
+        "plant": f"{scenario.duration_s / 3600:.1f} h in {ran.held.seconds:.0f} s, "
+        f"{scenario.ambient_c:g} °C, sun, the fan stops after {scenario.fan_fails_s / 60:.0f} min",
         "quality": f"{ran.ladder.quality:.3f} of an answer at the best rung; figures of rungs are assumed",
         "limit_c": LIMIT_C,
         "violations": [f"{name}: it never got hot" for name in cool],

@@ -39,6 +39,8 @@ from edged.report import (
     BypassStatus,
     Override,
     PlanReport,
+    PeersStatus,
+    PeerStatus,
     PlanStatus,
     StageStatus,
     Status,
@@ -185,6 +187,7 @@ class FakeFront:
             pipelines={"rag": ("retriever", "reranker", "generator")},
             notes=(),
             senses=SENSES,
+            peers=PEERS,
             plan=PlanStatus(
                 id="0af1",
                 objective="throughput",
@@ -226,6 +229,40 @@ def stage_status(name: str, kind: str, model: str) -> StageStatus:
     )
 
 
+PEERS = PeersStatus(
+    node="box-a",
+    listen="tcp://192.0.2.1:7443",
+    key="k" * 40,
+    problem="",
+    away=False,
+    urgent=False,
+    peers=(
+        PeerStatus(
+            name="box-b",
+            endpoint="tcp://192.0.2.2:7443",
+            state="up",
+            reason="",
+            node="box-b",
+            rung="full",
+            hot=False,
+            rtt_ms=0.5,
+            free=3,
+            grant=4,
+            tokens_per_s=50.0,
+            making=1,
+            made_here=0,
+            handed=7,
+            returned=2,
+            failures=1,
+        ),
+    ),
+    refused=5,
+    messages=100,
+    malformed=0,
+    excessive=0,
+    taken=3,
+    declined=0,
+)
 BYPASS = BypassStatus(
     mode="benefit",
     configured="auto",

@@ -38,9 +38,9 @@ from edged.placement.table import Plan
 from edged.report import (
     BypassStatus,
     Override,
-    PlanReport,
     PeersStatus,
     PeerStatus,
+    PlanReport,
     PlanStatus,
     StageStatus,
     Status,

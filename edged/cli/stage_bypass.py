@@ -53,11 +53,11 @@ def lines(name: str, bypass: BypassStatus) -> list[str]:
         f"{name}: {bypass.bypassed} of {bypass.questions} rerankings saved ({share:.0%}), "
         f"for an expected {bypass.lost_points:.2f} points of nDCG@10"
     )
-    margin = "no margin" if bypass.from_margin is None else f"margin {bypass.from_margin:.3g}"
+    who = "nobody" if bypass.from_margin is None else f"from margin {bypass.from_margin:.3g} on"
     known = f"learnt from {bypass.observations} questions of library generation {bypass.generation}"
     if bypass.calibration == "shipped":
         known = f"as shipped; {bypass.observations} questions of this library are not enough yet"
-    return [said, saved, f"{name}: by benefit from {margin} on ({known})"]
+    return [said, saved, f"{name}: by benefit {who} ({known})"]
 
 
 def remarkable(stage: StageStatus) -> list[str]:

@@ -28,9 +28,13 @@ from edged.bypass.calibration import (
 from edged.bypass.learner import Learner
 from edged.bypass.policy import LEARNING_EVERY, SAMPLE_EVERY, choice_of, rule_of
 from edged.bypass.store import Key, Learnt, load, save
+from edged.cli.stage_bypass import lines
+from edged.config import load as load_config
 from edged.config.tables import Rung
 from edged.dispatch.passing import Judged
+from edged.errors import ConfigError
 from edged.messages import Passage
+from edged.report import BypassStatus
 from edged.stages.margin import margin_of, missed
 
 WORTH = worth_of("bge-small-en-v1.5", "ms-marco-minilm-l12-v2")
@@ -303,3 +307,32 @@ def test_rules_hold_what_was_learnt_and_what_is_shipped():
     assert learning is not None
     assert (learning.own_generation, learning.sample_every) == (0, LEARNING_EVERY)
     assert rule_of("nothing", own, SHIPPED, 3, 4) is None
+
+
+def test_only_a_reranker_can_be_configured_to_be_passed_by():
+    assert load_config(None, {}, ["stages.reranker.bypass=benefit"]).stages["reranker"].bypass == "benefit"
+    with pytest.raises(ConfigError, match=r"stages\.generator\.bypass = 'always' is for rerankers"):
+        load_config(None, {}, ["stages.generator.bypass=always"])
+    with pytest.raises(ConfigError, match="bypass"):
+        load_config(None, {}, ["stages.reranker.bypass=on"])
+
+
+def test_what_is_told_says_who_and_why_and_how_it_is_known():
+    status = BypassStatus(
+        mode="auto",
+        configured="auto",
+        passing="benefit",
+        why="rung 'fewer-passages'",
+        bypassed=1,
+        questions=4,
+        lost_points=0.125,
+        from_margin=None,
+        calibration="shipped",
+        observations=7,
+        generation=2,
+    )
+    assert lines("reranker", status) == [
+        "reranker: questions that gain little pass it by (rung 'fewer-passages')",
+        "reranker: 1 of 4 rerankings saved (25%), for an expected 0.12 points of nDCG@10",
+        "reranker: by benefit nobody (as shipped; 7 questions of this library are not enough yet)",
+    ]

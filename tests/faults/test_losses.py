@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from edged.backend import Variant
+from edged.errors import EdgedError
 from edged.report import StageStatus
 from edged.testing.daemon import RunningDaemon
 
 from .conftest import OFF, fault
-from .crowd import CLIENTS, Crowd, ask
+from .crowd import CLIENTS, Crowd, Outcome, ask
 
 Start = Callable[..., RunningDaemon]
 QUESTIONS = ("How does a pump work?", "What is a gateway?", "Name three colours.")
@@ -20,12 +21,29 @@ TOKENS = 24
 GENERATOR = """
 [daemon]
 state_dir = "{state}"
+[placement]
+lost_first_s = 0.5
 [stages.generator]
 variant = "q4_0"
 backend = "simulated"
 device = "sim:gpu"
 fallback = [{{ device = "cpu", backend = "llama_cpp", options = {{}} }}]
 options = {{ runtime = "llama_cpp", decode_ms = 5, faults = "{faults}" }}
+"""
+RERANKER = """
+[daemon]
+state_dir = "{state}"
+[placement]
+lost_first_s = 0.5
+[stages.retriever]
+workers = 0
+[stages.generator]
+workers = 0
+[stages.reranker]
+backend = "simulated"
+device = "sim:gpu"
+fallback = [{{ device = "cpu", backend = "onnx", options = {{}} }}]
+options = {{ runtime = "onnx", fixed_ms = 20, faults = "{faults}", scores_cache_mib = 0 }}
 """
 
 
@@ -83,3 +101,35 @@ def test_answers_go_on_on_the_cpu_and_the_stage_returns(daemon: Start, state: Pa
     assert (after.device_losses, after.device_returns, after.lost_devices, after.reason) == (1, 1, (), "")
     assert after.fallback_s > 0
     assert running.client.status().rejected == {}
+
+
+def test_rerankings_in_progress_are_done_on_the_cpu(daemon: Start, state: Path, tmp_path: Path) -> None:
+    faults = tmp_path / "faults.json"
+    running = daemon(RERANKER.format(state=state, faults=faults))
+    reference = scores(running)
+
+    def one(_chooser) -> Outcome:
+        try:
+            return Outcome("", terminals=1, code="" if scores(running) == reference else "other scores")
+        except EdgedError as error:
+            return Outcome("", terminals=1, code=error.code)
+
+    with Crowd([one] * CLIENTS, seed=1) as crowd:
+        running.wait_for(lambda _: running.stage("reranker").in_flight > 1, "a batch in progress")
+        gone(faults)
+        moved = on(running, "reranker", "cpu")
+        running.wait_for(
+            lambda _: running.stage("reranker").done > moved.done + CLIENTS, "scores from the CPU"
+        )
+        gone(faults, back=True)
+        back = on(running, "reranker", "sim:gpu")
+        running.wait_for(lambda _: running.stage("reranker").done > back.done + CLIENTS, "more scores")
+    crowd.judge({})
+    assert (back.device_losses, back.device_returns, back.lost_devices) == (1, 1, ())
+    assert running.client.status().rejected == {}
+
+
+def scores(running: RunningDaemon) -> list[float]:
+    """What the reranker makes of a question and three documents."""
+    found = running.client.rerank(QUESTIONS[0], ["A pump moves water.", "A gateway routes.", "Red, green."])
+    return [ranked.relevance_score for ranked in sorted(found, key=lambda ranked: ranked.index)]

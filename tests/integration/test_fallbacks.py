@@ -107,11 +107,10 @@ def test_the_next_but_one_and_back_by_way_of_the_next(daemon: Start, tmp_path: P
     assert [lost.device for lost in on(running, "sim:npu").lost_devices] == ["sim:gpu"]
 
 
-def test_without_another_device_it_is_the_stage_that_is_down(daemon: Start, tmp_path: Path) -> None:
+def test_without_another_device_it_is_a_crash_like_any_other(daemon: Start, tmp_path: Path) -> None:
     running = daemon(config(tmp_path, more="fallback = []"))
     lose(tmp_path, "sim:gpu")
     stream = Streaming(running.client)
-    running.wait_for(lambda s: s.stages[-1].state == "failed", "the end of patience")
     stream.join(30)
     assert stream.error is not None
     assert stream.error.code in {"poisoned", StageUnavailable.code}
@@ -120,7 +119,7 @@ def test_without_another_device_it_is_the_stage_that_is_down(daemon: Start, tmp_
 
 def test_no_evidence_against_a_request_and_no_crash_loop(daemon: Start, tmp_path: Path) -> None:
     """More losses in a row than a poisoned request or a stage would be forgiven."""
-    names = [f"sim:n{number}" for number in range(8)]
+    names = [f"sim:n{number}" for number in range(6)]
     running = daemon(config(tmp_path, more=f"fallback = {[*names, 'sim:cpu']}"))
     lose(tmp_path, "sim:gpu")
     final = ask(running.client)

@@ -95,6 +95,8 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     pipeline: str
     stages: dict[str, str]
     """By stage of the pipeline: its model and options, as configured."""
+    plan: str = ""
+    """Id of the plan in force; empty for none."""
     generation: int
     """Of the library."""
     generators: tuple[str, ...] = ()

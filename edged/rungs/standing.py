@@ -13,7 +13,11 @@ from edged.errors import ConfigError, EdgedError
 from edged.models.store import ModelStore
 from edged.placement.fingerprint import take
 from edged.placement.staleness import machine_changes
+from edged.placement.storage import PLAN, load_plan
 from edged.rungs.record import Fingerprint
+
+PATIENCE = frozenset({"timeout_s", "load_timeout_s"})
+"""Settings of a stage that change neither answers nor their cost."""
 
 
 def pipeline_of(config: Config, name: str = "") -> str:
@@ -36,6 +40,7 @@ def fingerprint(config: Config, store: ModelStore, pipeline: str) -> Fingerprint
         machine=take(_digests(stages, store)),
         pipeline=pipeline,
         stages={name: _configured(stage) for name, stage in stages.items()},
+        plan=plan.id if (plan := load_plan(config.daemon.state_dir / PLAN)) else "",
         generation=_generation(config.library.dir),
         generators=tuple(name for name, stage in stages.items() if stage.kind == "generator"),
     )
@@ -48,6 +53,10 @@ def stale(then: Fingerprint, now: Fingerprint) -> list[str]:
         reasons.append(f"pipeline: {then.pipeline} -> {now.pipeline}")
     if then.generation != now.generation:
         reasons.append(f"documents: generation {then.generation} of the library -> {now.generation}")
+    if then.plan != now.plan:
+        reasons.append(f"plan: {then.plan or 'none'} -> {now.plan or 'none'}")
+    packages = _differing(then.machine.packages, now.machine.packages)
+    reasons += [f"package {name}: another version" for name in packages]
     reasons += [f"stage {name}: configured otherwise" for name in _differing(then.stages, now.stages)]
     models = _differing(then.machine.models, now.machine.models)
     return reasons + [f"model {name}: other weights than measured" for name in models]
@@ -75,9 +84,7 @@ def _digest(store: ModelStore, model: str, variant: str) -> str:
 
 def _configured(stage: Stage) -> str:
     """What the operator says about a stage, as far as answers depend on it."""
-    said = {
-        name: getattr(stage, name) for name in ("kind", "model", "variant", "backend", "device", "options")
-    }
+    said = {name: value for name, value in msgspec.to_builtins(stage).items() if name not in PATIENCE}
     return msgspec.json.encode(said, order="sorted").decode()
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
 from edged.client import AdminClient, Client
-from edged.errors import ConfigError, StageUnavailable
+from edged.errors import BadRequest, ConfigError, NotFound, StageUnavailable
 from edged.report import GovernorStatus, Status
 
 POLL_S = 0.1
@@ -42,7 +42,8 @@ class Taking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with _undisturbed():
-            self._admin.pin_rung(self._before.name)  # from where it was, the governor goes on
+            with suppress(BadRequest, NotFound):  # a rung that cannot be taken any more
+                self._admin.pin_rung(self._before.name)  # from where it was, the governor goes on
             if not self._before.pin:
                 self._admin.release_rung()
             elif self._before.pin != self._before.name:

@@ -24,6 +24,8 @@ def _parts(rung: Rung) -> Iterator[str]:
     if rung.answer_tokens:
         yield f"{rung.answer_tokens} tokens an answer"
     yield from (f"{stage} {variant}" for stage, variant in rung.variants.items())
+    if rung.bypass_benefit:
+        yield "no reranking where it changes least"
     if rung.bypass_rerank:
         yield "no reranking"
     if rung.peer:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from benchmarks.retrieval import ndcg
 from edged.config.tables import Rung
@@ -17,6 +18,7 @@ from edged.rungs.figures import figures, measured
 from edged.rungs.order import Point, complaints, doubts
 from edged.rungs.record import Found, Place, Question, Record, Sheet, key_of
 from edged.rungs.scores import agreement, found, likeness, mean, packed
+from edged.rungs.standing import stale
 from edged.rungs.worth import references
 
 from .rungs_world import FINGERPRINT, answered, load, recorded
@@ -29,7 +31,7 @@ LADDER = (
     Rung(name="bypass", bypass_rerank=True),
     Rung(name="shed", shed_batch=True),
 )
-shares = st.floats(0.0, 1.0)
+MACHINE = replace(FINGERPRINT.machine, models={"m/q4": "one"}, packages={"openvino": "1"})
 
 
 def passage(number: int) -> Passage:
@@ -74,7 +76,7 @@ def test_likeness_is_a_share_and_whole_for_the_same(vectors):
     assert all(0.0 <= value <= 1.0 for value in likeness(kept, kept[::-1], kept))
 
 
-@given(st.lists(shares, min_size=1, max_size=60))
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=60))
 def test_a_mean_has_a_margin_that_shrinks_with_repetition(values):
     once, often = mean(values), mean(values * 4)
     assert often.value == pytest.approx(once.value)
@@ -250,6 +252,25 @@ def test_cost_is_cpu_time_on_processors_and_time_elsewhere(spent, on_gpu):
     sheets = [Sheet(answers={0: answered("a")}, loads=each, devices=devices) for each in (loads, doubled)]
     _, fewer = figures(ladder, recorded(ladder, sheets))
     assert fewer.cost.value == pytest.approx(1.0 if on_gpu else 2.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"generation": 2}, "documents: generation 1 of the library -> 2"),
+        ({"plan": "abc"}, "plan: none -> abc"),
+        ({"pipeline": "other"}, "pipeline: rag -> other"),
+        ({"stages": {"retriever": "", "reranker": "", "generator": "otherwise"}}, "stage generator:"),
+        ({"machine": replace(MACHINE, cores=4)}, "cores: 2 -> 4"),
+        ({"machine": replace(MACHINE, models={"m/q4": "two"})}, "model m/q4: other weights"),
+        ({"machine": replace(MACHINE, packages={"openvino": "2"})}, "package openvino:"),
+    ],
+)
+def test_whatever_figures_depend_on_makes_them_stale(change, reason):
+    then = replace(FINGERPRINT, machine=MACHINE)
+    assert stale(then, then) == []
+    (found,) = stale(then, replace(then, **change))
+    assert found.startswith(reason)
 
 
 def test_configured_figures_stand():

@@ -38,8 +38,6 @@ from edged.placement.table import Plan
 from edged.report import (
     BypassStatus,
     Override,
-    PeersStatus,
-    PeerStatus,
     PlanReport,
     PlanStatus,
     StageStatus,
@@ -47,6 +45,8 @@ from edged.report import (
     SwapReport,
     WorkerStatus,
 )
+
+from .peered import PEERS
 
 CONFIG = msgspec.convert(BUILT_IN | {"api": {"max_body_bytes": 200_000}}, Config)
 DIMENSION = 3
@@ -229,40 +229,6 @@ def stage_status(name: str, kind: str, model: str) -> StageStatus:
     )
 
 
-PEERS = PeersStatus(
-    node="box-a",
-    listen="tcp://192.0.2.1:7443",
-    key="k" * 40,
-    problem="",
-    away=False,
-    urgent=False,
-    peers=(
-        PeerStatus(
-            name="box-b",
-            endpoint="tcp://192.0.2.2:7443",
-            state="up",
-            reason="",
-            node="box-b",
-            rung="full",
-            hot=False,
-            rtt_ms=0.5,
-            free=3,
-            grant=4,
-            tokens_per_s=50.0,
-            making=1,
-            made_here=0,
-            handed=7,
-            returned=2,
-            failures=1,
-        ),
-    ),
-    refused=5,
-    messages=100,
-    malformed=0,
-    excessive=0,
-    taken=3,
-    declined=0,
-)
 BYPASS = BypassStatus(
     mode="benefit",
     configured="auto",

@@ -1,0 +1,195 @@
+"""Peers without daemons: keys, the list, what configurations and messages may say."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from edged.backend import Variant
+from edged.config import load
+from edged.errors import ConfigError, NotFound, ProtocolError
+from edged.messages import encode
+from edged.peers.book import Book, Peer, check_endpoint
+from edged.peers.identity import identity_of
+from edged.peers.keys import key_file, make_keys, read_keys
+from edged.peers.messages import (
+    Said,
+    Take,
+    read_from_server,
+    read_to_server,
+)
+from edged.transport.curve import new_keys
+from edged.workers.spec import StageSpec
+
+KEYS = new_keys()
+
+
+def test_a_key_is_stored_for_its_owner_alone(tmp_path):
+    path = key_file(tmp_path, {})
+    made = make_keys(path, replace=False)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert read_keys(path) == made
+    with pytest.raises(ConfigError, match="--replace"):
+        make_keys(path, replace=False)
+    assert make_keys(path, replace=True) != made
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_a_key_that_others_may_read_is_refused(tmp_path, mode):
+    path = key_file(tmp_path, {})
+    make_keys(path, replace=False)
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_keys(path)
+
+
+def test_a_credential_goes_before_the_state_folder(tmp_path):
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")}
+    assert key_file(tmp_path, environment).is_relative_to(tmp_path / "peers")
+    (tmp_path / "credentials").mkdir()
+    given_key = tmp_path / "credentials" / "curve.key"
+    given_key.write_text(KEYS.secret)
+    assert key_file(tmp_path, environment) == given_key
+
+
+@pytest.mark.parametrize("content", ["", "no key", "k" * 40 + "k"])
+def test_what_is_no_key_is_refused(tmp_path, content):
+    path = key_file(tmp_path, {})
+    path.parent.mkdir()
+    path.write_text(content)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError):
+        read_keys(path)
+
+
+def test_the_list_keeps_one_peer_of_a_name_and_one_of_a_key(tmp_path):
+    book = Book(tmp_path)
+    assert book.read() == ()
+    book.add(Peer(name="b", key=KEYS.public, endpoint="tcp://192.0.2.1:7443"))
+    before = book.version()
+    book.add(Peer(name="b", key=KEYS.public))
+    assert book.version() != before
+    assert book.read() == (Peer(name="b", key=KEYS.public),)
+    with pytest.raises(ConfigError, match="that of peer 'b'"):
+        book.add(Peer(name="c", key=KEYS.public))
+    book.remove("b")
+    assert book.read() == ()
+    with pytest.raises(NotFound):
+        book.remove("b")
+    assert stat.S_IMODE(book.path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[1]", b"\xff", b'[{"name": "../x", "key": "k"}]', b"[" * 9999])
+def test_a_bad_list_is_one_sentence(tmp_path, content):
+    book = Book(tmp_path)
+    book.path.parent.mkdir()
+    book.path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        book.read()
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://*:1",
+        "ipc:///run/x",
+        "tcp://host",
+        "tcp://host:0",
+        "tcp://host:65536",
+        "tcp://a b:1",
+        "host:1",
+        "",
+    ],
+)
+def test_what_is_no_address_is_refused(endpoint):
+    with pytest.raises(ConfigError):
+        check_endpoint(endpoint)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://box-b.lan:7443", "tcp://192.0.2.1:1", "tcp://[fd00::1]:65535"])
+def test_what_is_an_address_is_taken(endpoint):
+    assert check_endpoint(endpoint) == endpoint
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("listen='tcp://0.0.0.0:7443'", "every network"),
+        ("listen='tcp://[::]:7443'", "every network"),
+        ("listen='tcp://*:7443'", "is not tcp://"),
+        ("silence_s=0.3", "twice"),
+        ("name='Box B'", "may hold only"),
+    ],
+)
+def test_a_configuration_that_opens_too_much_is_refused(tmp_path, option, why):
+    file = tmp_path / "edged.toml"
+    file.write_text(f"[peers]\n{option}\n")
+    with pytest.raises(ConfigError, match=why):
+        load(file, {})
+
+
+def spec(**changes: object) -> StageSpec:
+    known = {"backend": "openvino", "digest": "d", "model": "m", "kind": "generator"} | changes
+    variant = Variant(
+        model=str(known["model"]),
+        name="q4",
+        task="generate",
+        format="none",
+        path=Path("/x"),
+        digest=str(known["digest"]),
+    )
+    return StageSpec(
+        name="g",
+        kind=str(known["kind"]),
+        backend=str(known["backend"]),
+        device="cpu",
+        max_batch=1,
+        variant=variant,
+        options={},
+        library=Path("/x"),
+    )
+
+
+def test_only_the_same_weights_under_the_same_limits_are_the_same_model():
+    details = {"context_tokens": 2048, "max_tokens": 256}
+    same = identity_of(spec(), details)
+    assert same == identity_of(spec(backend="llama_cpp"), details)
+    others = [
+        identity_of(spec(digest="e"), details),
+        identity_of(spec(model="n"), details),
+        identity_of(spec(), details | {"max_tokens": 128}),
+        identity_of(spec(), details | {"context_tokens": 1024}),
+    ]
+    assert len({same, *others}) == 5
+    assert identity_of(spec(backend="openai", digest=""), details) == ""
+    assert identity_of(spec(kind="tensor"), details) == ""
+
+
+@given(st.binary(max_size=200))
+def test_bytes_of_a_stranger_are_a_message_or_an_error(data):
+    for read in (read_to_server, read_from_server):
+        try:
+            read(data)
+        except ProtocolError:
+            continue
+
+
+TAKE = Take(1, 1, "model", 1, b"task", 1000, "interactive", (), 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(TAKE).replace(b"model\x01", b"model\x02"),  # a second hop
+        encode(TAKE)[:-1] + b"\x00\x00",
+        b"\x91\xa3ask",
+        encode(Said(1, 1, 0, (1,), "x")),  # said to a server
+    ],
+)
+def test_what_a_server_must_not_take_is_refused(data):
+    with pytest.raises(ProtocolError):
+        read_to_server(data)

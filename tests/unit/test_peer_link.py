@@ -1,0 +1,309 @@
+"""The way to a peer: its patience, and that nothing is lost on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from edged.breaker import Breaker
+from edged.dispatch.peer import Offer
+from edged.errors import ContextOverflow, Overloaded
+from edged.messages import Batch, Cancel, FromWorker, SlotRef, ToWorker, Work, encode
+from edged.peers.book import Peer
+from edged.peers.link import Link, Patience
+from edged.peers.messages import (
+    VERSION,
+    Answered,
+    Ask,
+    Declined,
+    Drop,
+    Dropped,
+    FromServer,
+    Offers,
+    Said,
+    Take,
+    read_to_server,
+)
+from edged.transport.curve import new_keys
+
+KEYS = new_keys()
+OFFER = Offer("model", 2, 2, 0.0, 1.0, 10.0, 4096, hot=False)
+
+
+@dataclass
+class FakeLine:
+    sent: list[object] = field(default_factory=list)
+    waiting: list[bytes] = field(default_factory=list)
+    open: bool = True
+    takes: bool = True
+
+    def send(self, body: bytes) -> bool:
+        if self.takes:
+            self.sent.append(read_to_server(body))
+        return self.takes
+
+    def receive(self):
+        while self.waiting:
+            yield self.waiting.pop(0)
+
+
+@dataclass
+class FakeWires:
+    lines: list[FakeLine] = field(default_factory=list)
+    later: list[Callable[[], None]] = field(default_factory=list)
+
+    def open(self, peer: Peer, heard: Callable[[], None]) -> FakeLine:
+        self.lines.append(FakeLine())
+        return self.lines[-1]
+
+    def close(self, line: FakeLine) -> None:
+        line.open = False
+
+    def soon(self, call: Callable[[], None]) -> None:
+        self.later.append(call)
+
+
+@dataclass
+class FakeRemotes:
+    mailbox: Callable[[ToWorker], None] | None = None
+    said: list[FromWorker] = field(default_factory=list)
+    returned: list[Work] = field(default_factory=list)
+    joined: int = 0
+    left: list[str] = field(default_factory=list)
+    offers: list[tuple[Offer, int]] = field(default_factory=list)
+
+    def join(self, stage, peer, credit, variant, mailbox) -> str:
+        self.mailbox, self.joined = mailbox, self.joined + 1
+        return f"{stage}-{self.joined}"
+
+    def leave(self, worker, reason) -> None:
+        self.left.append(reason)
+
+    def offered(self, worker, offer, rtt_s, balance) -> None:
+        self.offers.append((offer, balance))
+
+    def say(self, worker, message) -> None:
+        self.said.append(message)
+
+    def give_back(self, worker, work) -> None:
+        self.returned.append(work)
+
+    def task(self, work):
+        return b"task", "interactive"
+
+    def result(self, work, payload):
+        return work.target
+
+
+class Bench:
+    """A link whose clock, connections and dispatcher are the test's."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.wires, self.remotes = FakeWires(), FakeRemotes()
+        self.link = Link(
+            Peer(name="b", key=KEYS.public, endpoint="tcp://192.0.2.1:1"),
+            wires=self.wires,  # type: ignore[arg-type]
+            remotes=self.remotes,  # type: ignore[arg-type]
+            identities=lambda: {"speak": "model"},
+            patience=Patience(ping_s=0.2, silence_s=0.7, stall_s=2.5),
+            breaker=Breaker(1, 1.0, 60.0),
+            clock=lambda: self.now,
+            wanted=lambda: True,
+        )
+
+    @property
+    def line(self) -> FakeLine:
+        return self.wires.lines[-1]
+
+    def look(self, seconds: float = 0.0, step_s: float = 0.05, *, answered: bool = False) -> None:
+        end = self.now + seconds
+        while True:
+            self.link.look()
+            if answered:
+                self.answer()
+            if self.now >= end:
+                return
+            self.now = min(end, self.now + step_s)
+
+    def answer(self, offer: Offer = OFFER, version: int = VERSION) -> None:
+        asks = [message for message in self.line.sent if isinstance(message, Ask)]
+        if self.line.open and asks:
+            self.hear(Offers(version, asks[-1].nonce, "box-b", "full", (offer,)))
+
+    def hear(self, message: FromServer) -> None:
+        self.line.waiting.append(encode(message))
+        self.link.listen()
+
+    def up(self) -> None:
+        self.look()
+        self.answer()
+        assert self.link.up
+
+    def hand(self, number: int = 1) -> Work:
+        ref = SlotRef(1, 0, 1)
+        work = Work(number, 1, "chat", ref, ref, 5000, (7, 8), 2)
+        assert self.remotes.mailbox is not None
+        self.remotes.mailbox(Batch((work,)))
+        return work
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_peer_that_answers_gets_a_seat_and_work(bench):
+    bench.up()
+    bench.hand()
+    take = bench.line.sent[-1]
+    assert isinstance(take, Take)
+    assert (take.identity, take.hops, take.tokens, take.characters) == ("model", 1, (7, 8), 2)
+    bench.hear(Said(1, 1, 2, (9,), "x"))
+    bench.hear(Answered(1, 1, b"answer", 0.5))
+    assert [type(message).__name__ for message in bench.remotes.said] == ["Tokens", "Done"]
+    assert bench.link.held == 0
+
+
+def test_an_offer_does_not_know_of_what_was_sent_after_its_question(bench):
+    bench.up()
+    bench.look(0.25)  # asks again
+    bench.hand(1)
+    bench.answer()
+    assert bench.remotes.offers[-1] == (OFFER, -1)
+    bench.look(0.25)
+    bench.answer()
+    assert bench.remotes.offers[-1] == (OFFER, 0)
+
+
+def test_silence_sends_the_work_home_within_its_bound(bench):
+    bench.up()
+    bench.hand()
+    bench.look(0.65)
+    assert bench.link.up
+    bench.look(0.2)
+    assert not bench.link.up
+    assert "silent" in bench.remotes.left[0]
+    assert not bench.line.open
+    assert (bench.link.returned, bench.link.failures) == (1, 1)
+
+
+@given(st.floats(0.7, 600.0))
+def test_a_daemon_that_slept_itself_accuses_nobody(slept_s):
+    bench = Bench()
+    bench.up()
+    bench.hand()
+    bench.look(1.0, answered=True)
+    bench.now += slept_s  # nothing ran here; the peer said something meanwhile
+    bench.line.waiting.append(encode(Said(1, 1, 2, (9,), "x")))
+    bench.look(0.3, answered=True)
+    assert bench.link.up
+
+
+def test_a_stalled_answer_is_silence_though_questions_are_answered(bench):
+    bench.up()
+    bench.hand()
+    bench.hear(Said(1, 1, 2, (9,), "x"))
+    bench.look(2.4, answered=True)
+    assert bench.link.up
+    bench.look(0.3, answered=True)
+    assert not bench.link.up
+    assert "no token" in bench.remotes.left[0]
+
+
+def test_a_first_token_may_take_longer(bench):
+    bench.up()
+    bench.hand()
+    bench.look(9.9, answered=True)
+    assert bench.link.up
+    bench.look(0.3, answered=True)
+    assert not bench.link.up
+
+
+def test_a_peer_that_fails_is_left_alone_for_longer_and_longer(bench):
+    for waits_s in (1.0, 2.0, 4.0):
+        bench.up()
+        while bench.link.up:
+            bench.look(0.05)
+        failed_at, lines = bench.now, len(bench.wires.lines)
+        while len(bench.wires.lines) == lines:
+            bench.look(0.05)
+        assert bench.now - failed_at == pytest.approx(waits_s, abs=0.2)
+
+
+def test_an_answer_makes_up_for_failures(bench):
+    bench.up()
+    bench.look(1.0)
+    bench.look(1.2)
+    bench.up()
+    bench.hand()
+    bench.hear(Answered(1, 1, b"answer", 0.5))
+    bench.look(1.0)
+    assert bench.link.breaker.refusal_s(bench.now) <= 1.0
+
+
+def test_what_a_peer_says_too_late_is_dropped(bench):
+    bench.up()
+    bench.hear(Said(5, 1, 0, (1,), "x"))
+    bench.hear(Answered(5, 1, b"", 0.0))
+    assert not bench.remotes.said
+    assert bench.link.stale == 2
+
+
+def test_a_clients_error_is_told_and_any_other_brings_the_work_home(bench):
+    bench.up()
+    work = bench.hand(1)
+    bench.hear(Declined(1, 1, Overloaded.code, "full"))
+    assert bench.remotes.returned == [work]
+    bench.hand(2)
+    bench.hear(Declined(2, 1, ContextOverflow.code, "too long"))
+    assert [type(message).__name__ for message in bench.remotes.said] == ["Failed"]
+
+
+def test_a_cancel_waits_for_its_answer(bench):
+    bench.up()
+    bench.hand()
+    assert bench.remotes.mailbox is not None
+    bench.remotes.mailbox(Cancel(1, 1))
+    assert isinstance(bench.line.sent[-1], Drop)
+    assert not bench.remotes.said
+    bench.hear(Dropped(1, 1))
+    assert [type(message).__name__ for message in bench.remotes.said] == ["Gone"]
+
+
+def test_nonsense_ends_the_link(bench):
+    bench.up()
+    bench.line.waiting.append(b"\xc1nonsense")
+    bench.link.listen()
+    assert not bench.link.up
+    assert "malformed" in bench.link.reason
+
+
+def test_another_version_gets_no_work(bench):
+    bench.look()
+    bench.answer(version=VERSION + 1)
+    assert "version" in bench.link.reason
+
+
+def test_another_model_takes_the_seat_away_when_it_is_empty(bench):
+    bench.up()
+    bench.hand()
+    other = Offer("other", 2, 2, 0.0, 1.0, 10.0, 4096, hot=False)
+    bench.look(0.25)
+    bench.answer(other)
+    assert bench.remotes.offers[-1][0].hot
+    assert bench.link.held == 1, "what it makes it finishes"
+
+
+def test_a_line_that_takes_nothing_is_a_peer_that_is_gone(bench):
+    bench.up()
+    bench.line.takes = False
+    bench.hand()
+    assert bench.link.up, "not while the dispatcher hands out work"
+    for call in bench.wires.later:
+        call()
+    assert not bench.link.up

@@ -67,7 +67,8 @@ class Bypasses:
         """Store what was learnt last."""
         for name in self._rerankers():
             self._learn(name)
-        self._save()
+        if self._unsaved:
+            self._save()
 
     def look(self) -> None:
         """Learn from what came since, and follow mode, rung, configuration and library."""

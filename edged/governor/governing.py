@@ -90,7 +90,14 @@ class Governing:
         taken = load(self._dispatcher.ledger, self.force.settings.busy_share)
         if self._variants.stirred():
             self.look_again()
+        self._wait_no_longer(senses.readings.at_s)
         self._hear(heard(sensing, senses, horizon_s=horizon_s, load=taken))
+
+    def _wait_no_longer(self, now: float) -> None:
+        """A way down whose variants load for longer than a dwell counts as gone: heat does not wait."""
+        going = self._going
+        if going and going.rung > going.before and now - going.at_s >= self._policy.dwell_s:
+            self._arrived()
 
     def offer(self, what: str, *, available: bool, why: str = "") -> None:
         """Say that something a rung does can be done, or cannot, and why not. Idempotent.
@@ -255,7 +262,7 @@ class Governing:
             name=self.force.name,
             why=self._account.why,
             since_s=now - (self._tally.since_s or now),
-            under_way=self._going is not None,
+            under_way=self._going is not None or self._variants.pursuing,
             pin="" if state.pin is None else policy.rungs[state.pin],
             floor=policy.rungs[policy.floor],
             ladder=tuple(self._ladder),

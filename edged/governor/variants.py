@@ -60,6 +60,11 @@ class Variants:
         self._own.clear()
         self._left_alone.clear()
 
+    @property
+    def pursuing(self) -> bool:
+        """Whether an aim is not reached yet."""
+        return self._aim is not None
+
     def stirred(self) -> bool:
         """Whether somebody else has changed how stages run since this was asked last."""
         if self._aim is not None or self._swaps.report.under_way:

@@ -27,11 +27,16 @@ def _problems(stage: Stage) -> Iterator[tuple[str, str]]:
 
     if stage.backend and stage.backend not in names():
         yield "backend", f"unknown backend {stage.backend!r}; installed: {', '.join(names())}"
+    entries = [entry for entry in stage.fallback or () if not isinstance(entry, str)]
+    for entry in entries:
+        if entry.backend and entry.backend not in names():
+            yield "fallback", f"unknown backend {entry.backend!r}; installed: {', '.join(names())}"
     if stage.weightless or not stage.model:
         return
     try:
         model = Catalogue.discover().model(stage.model)
-        model.variant(stage.variant)
+        for variant in (stage.variant, *(entry.variant for entry in entries)):
+            model.variant(variant)
     except NotFound as error:
         yield ("model" if error.param == "model" else "variant"), error.message
         return
@@ -56,8 +61,9 @@ def absent(config: Config) -> Iterator[str]:
 
 def _here(store: ModelStore, stage: Stage) -> bool:
     """Whether a variant that the stage may use is here; without a name, any that its backend opens."""
+    backend = stage.options.get("runtime", "") if stage.backend == "simulated" else stage.backend
     return any(
         store.present(stage.model, rung.name)
         for rung in store.catalogue.model(stage.model).variants
-        if stage.variant in {"", rung.name} and (not stage.backend or stage.backend in rung.backends)
+        if stage.variant in {"", rung.name} and (not backend or backend in rung.backends)
     )

@@ -69,7 +69,10 @@ def _paired(asked: Override, variant: str, backend: str, stage: Stage, store: Mo
             "those that are here are listed by: edgectl models list",
             param="variant",
         )
-    if not variant or backend in opens.get(variant, ()):
+    if not variant or backend in {
+        "simulated",
+        *opens.get(variant, ()),
+    }:  # it borrows a runtime for the weights
         return variant, backend
     if not asked.backend:  # another variant, which the present backend does not open
         return variant, ""

@@ -9,11 +9,13 @@ import pytest
 
 from edged.backend import Variant
 from edged.catalogue import Catalogue
+from edged.cli.checks import check_names
 from edged.config import Config, Stage
 from edged.config.tables import Fallback
 from edged.dispatch.deaths import device_lost
 from edged.dispatch.events import Died, Spoke
 from edged.dispatch.ledger import Worker
+from edged.errors import ConfigError
 from edged.messages import Fault
 from edged.models import ModelStore
 from edged.placement.defaults import place
@@ -170,3 +172,23 @@ def test_others_on_the_lost_device_serve_until_somebody_is_ready_elsewhere() -> 
     assert [work.request for work in world.inbox[second]] == [request]
     world.ready(world.spawn("speak"))
     assert world.stopped == {second}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (Fallback(device="cpu", backend="tpu"), "unknown backend 'tpu'"),
+        (Fallback(device="cpu", variant="q9_9"), "q9_9"),
+    ],
+)
+def test_a_check_of_the_configuration_looks_at_fallbacks_too(entry: Fallback, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_names(Config(stages={"generator": generator(fallback=(entry,))}))
+
+
+def test_a_simulated_device_with_a_runtime_opens_the_stages_weights(store: ModelStore) -> None:
+    stage = generator(backend="simulated", device="sim:gpu", options={"runtime": "llama_cpp"})
+    assert not stage.weightless
+    spec = place("generator", stage, Config(stages={"generator": stage}), store)
+    assert (spec.variant.name, spec.variant.format) == ("q4_0", "gguf")
+    assert found(stage, store)[1] == ("simulated", "sim:cpu", "q4_0")

@@ -16,7 +16,8 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Line = Annotated[str, msgspec.Meta(max_length=2000)]
 Remaining = Annotated[int, msgspec.Meta(ge=0, le=86_400_000)]
-Ids = Annotated[tuple[Number, ...], msgspec.Meta(max_length=1 << 20)]
+Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Ids = Annotated[tuple[Token, ...], msgspec.Meta(max_length=1 << 20)]
 
 OVERHEAD_BYTES = 256 << 10
 """Room for the tokens of an answer, beside its task, in the longest message."""

@@ -27,6 +27,7 @@ from edged.peers.messages import (
     read_to_server,
 )
 from edged.peers.quota import MESSAGE_BYTES, Bucket
+from edged.peers.task import check_task
 from edged.transport.curve import Heard, Server
 
 logger = logging.getLogger("edged.peers")
@@ -222,6 +223,7 @@ class Serving:
             raise ProtocolError("this answer is in the making already")
         if self._held_by(guest.peer) >= self._limits.requests:
             raise Overloaded(f"this node makes {self._limits.requests} answers at a time for one peer")
+        check_task(take.payload)
         stage = self._shop.stage_of(take.identity)
         if not stage:
             raise NotFound("this node does not serve that model any more")

@@ -11,7 +11,7 @@ import pytest
 from edged.dispatch.peer import Offer
 from edged.dispatch.requests import Completed, Delta, Event, Rejected, Submission
 from edged.errors import Overloaded
-from edged.messages import decoder, encode
+from edged.messages import Ceiling, ChatTask, Message, decoder, encode
 from edged.peers.messages import (
     VERSION,
     Answered,
@@ -25,6 +25,7 @@ from edged.peers.messages import (
     Take,
 )
 from edged.peers.serving import Limits, Serving
+from edged.peers.task import check_task
 from edged.transport.curve import Heard
 
 OFFER = Offer("model", 2, 2, 0.0, 1.0, 10.0, 4096, hot=False)
@@ -109,9 +110,14 @@ class Counter:
         return self.server.sent[before:]
 
 
+QUESTION = (Message(role="user", content="why?"),)
+TASK = encode(ChatTask(messages=QUESTION))
+
+
 def take(number: int = 1, **changes: object) -> Take:
-    known = {"identity": "model", "tokens": (7, 8), "characters": 2} | changes
-    return Take(number, 1, str(known["identity"]), 1, b"t", 9, "batch", known["tokens"], 2)  # type: ignore[arg-type]
+    known = {"identity": "model", "tokens": (7, 8), "payload": TASK} | changes
+    payload = known["payload"]
+    return Take(number, 1, str(known["identity"]), 1, payload, 9, "batch", known["tokens"], 2)  # type: ignore[arg-type]
 
 
 def test_an_answer_is_made_behind_the_tokens_that_exist():
@@ -206,3 +212,36 @@ def test_a_flood_is_cut_off_and_counted():
         counter.say(Ask(VERSION, 1, number))
     assert counter.serving.counts.messages < 1100
     assert counter.serving.counts.excessive > 900
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ChatTask(messages=()),
+        ChatTask(messages=QUESTION, max_tokens=-1),
+        ChatTask(messages=QUESTION, max_tokens=1 << 21),
+        ChatTask(messages=QUESTION, stop=("",)),
+        ChatTask(messages=QUESTION, stop=("a", "b", "c", "d", "e")),
+        ChatTask(messages=QUESTION, keep=-1),
+        ChatTask(messages=QUESTION, ceiling=Ceiling(answer_tokens=-1)),
+        ChatTask(messages=QUESTION * 5000),
+    ],
+)
+def test_a_task_that_no_node_sends_reaches_no_worker(task):
+    counter = Counter()
+    (declined,) = counter.say(take(payload=encode(task)))
+    assert isinstance(declined, Declined)
+    assert not counter.shop.submitted
+
+
+@pytest.mark.parametrize("payload", [b"", b"task", encode(QUESTION[0])])
+def test_what_is_no_task_reaches_no_worker(payload):
+    counter = Counter()
+    (declined,) = counter.say(take(payload=payload))
+    assert isinstance(declined, Declined)
+    assert not counter.shop.submitted
+
+
+def test_every_task_of_the_api_passes():
+    task = ChatTask(messages=QUESTION, max_tokens=64, stop=("\n",), grounded=True, candidates=20, keep=4)
+    check_task(encode(task))

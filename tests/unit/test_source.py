@@ -53,7 +53,7 @@ PURE = (
     *(f"edged/governor/{name}.py" for name in ("readings", "senses", "thermal", "trust")),
     *(f"edged/rungs/{name}.py" for name in ("agenda", "figures", "order", "record", "scores", "spending")),
     *(f"edged/rungs/{name}.py" for name in ("wording", "words", "worth")),
-    *(f"edged/peers/{name}.py" for name in ("identity", "messages", "offers", "quota", "seat")),
+    *(f"edged/peers/{name}.py" for name in ("identity", "messages", "offers", "quota", "seat", "task")),
     *(f"edged/bypass/{name}.py" for name in ("calibration", "learner", "policy")),
     *(f"edged/dispatch/{name}.py" for name in ("passing", "skipping")),
     "edged/documents/chunk.py",

@@ -46,6 +46,7 @@ from edged.report import (
     WorkerStatus,
 )
 
+from .governed import GOVERNOR, FakeGoverning
 from .peered import PEERS
 
 CONFIG = msgspec.convert(BUILT_IN | {"api": {"max_body_bytes": 200_000}}, Config)
@@ -188,6 +189,7 @@ class FakeFront:
             notes=(),
             senses=SENSES,
             peers=PEERS,
+            governor=GOVERNOR,
             plan=PlanStatus(
                 id="0af1",
                 objective="throughput",
@@ -270,6 +272,7 @@ class FakeOperator:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.swaps = FakeSwaps(self.calls)
+        self.governing = FakeGoverning(self.calls)
         self.failure: EdgedError | None = None
 
     async def restart_stage(self, stage: str, /) -> None:

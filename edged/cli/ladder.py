@@ -60,7 +60,7 @@ def ladder() -> None:
     "--made-by",
     type=click.Choice(["generator", "words"]),
     default="generator",
-    help="Who makes questions: words are quicker, and favour reranking  [generator].",
+    help="Who makes questions; words of the documents are quicker  [generator].",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the questions that are made  [0].")
 @click.option("--fresh", is_flag=True, help="Forget what was measured before.")

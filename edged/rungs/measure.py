@@ -80,7 +80,11 @@ class Measurement:
     def _names(self, rungs: Sequence[int]) -> dict[str, str]:
         """By key: the first rung that answers so."""
         compared = references(self._whole, self.record.fingerprint.generators)
-        wanted = {0, *rungs, *(compared[rung] for rung in rungs)}
+        wanted = {0}
+        for rung in rungs:
+            while rung not in wanted:
+                wanted.add(rung)
+                rung = compared[rung]
         able = [n for n in sorted(wanted) if self._whole[n].name not in self.record.unavailable]
         names: dict[str, str] = {}
         for number in able:

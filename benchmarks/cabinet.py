@@ -98,7 +98,7 @@ def cabinet(*, quick: bool) -> Cabinet:
     """45 °C, sun for half of the time, the fan stops after a quarter; quick: 52 °C, the fan stands still."""
     whole = next(each for each in SCENARIOS if each.name == "cabinet-45c")
     if not quick:
-        return Cabinet(scenario=whole, compression=30.0)
+        return Cabinet(scenario=whole, compression=20.0)
     brief = replace(whole, duration_s=1600.0, ambient_c=52.0, fan_fails_s=0.0)
     return Cabinet(scenario=brief, compression=80.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from edged.testing.sysfs import refusal
 from .conftest import simulated
 from .heat_box import Box, changes, governor, hurried, lighter, wait_rung
 from .test_daemon import Streaming, ask
-from .test_machine import Heartbeat
+from .test_machine import Heartbeat, edgectl
 
 pytestmark = pytest.mark.skipif(bool(refusal()), reason=refusal())
 
@@ -166,8 +167,16 @@ def test_a_pin_holds_whatever_the_readings_say_until_it_is_released(box, daemon)
     assert (governor(daemon).pin, governor(daemon).name) == ("full", "full"), "a pin survives a reload"
     assert daemon.admin.release_rung().pin == ""
     wait_rung(daemon, "shed-most")
+    shown = edgectl(daemon, "governor", "show")
+    assert shown.startswith("rung shed-most (8 of 8)")
+    assert ": temperature.cpu reached " in shown
+    assert "cannot be taken: there is no retriever" in shown
+    assert "released" in edgectl(daemon, "governor", "history", "-n", "5")
+    assert "rung full" in edgectl(daemon, "governor", "pin", "full")
+    assert "pinned to full" in edgectl(daemon, "status")
+    assert json.loads(edgectl(daemon, "governor", "auto", "--json"))["pin"] == ""
     whats = [row.what for row in daemon.admin.decisions(1000)]
-    assert (whats.count("pinned"), whats.count("released")) == (2, 1)
+    assert (whats.count("pinned"), whats.count("released")) == (3, 2)
     with pytest.raises(NotFound, match="no rung 'attic'; from best to worst: full, fewer"):
         daemon.admin.pin_rung("attic")
     with pytest.raises(BadRequest, match="'peer' cannot be taken: peers are switched off"):

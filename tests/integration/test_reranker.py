@@ -4,7 +4,7 @@ import pytest
 
 from edged import plugins
 from edged.errors import BadRequest, ConfigError, ProtocolError
-from edged.messages import ChatTask, Message, Passage, RerankAnswer, RerankTask, decoder, encode
+from edged.messages import Ceiling, ChatTask, Message, Passage, RerankAnswer, RerankTask, decoder, encode
 from edged.stages.contract import Item
 from edged.stages.reranker import Reranker, best_passages
 
@@ -59,6 +59,12 @@ def test_similarity_counts_beside_the_logit(reranker):
 def test_a_task_says_how_many_are_kept(reranker):
     (answer,) = reranker.run([chat(RIGHT, *DECOYS, keep=1)])
     assert [passage.text for passage in passages(answer)] == [RIGHT]
+
+
+@pytest.mark.parametrize(("asked", "most", "count"), [(2, 1, 1), (0, 1, 1), (1, 2, 1), (2, 0, 2)])
+def test_no_more_than_the_ceiling_whatever_is_asked_for_or_configured(reranker, asked, most, count):
+    (answer,) = reranker.run([chat(RIGHT, *DECOYS, keep=asked, ceiling=Ceiling(keep=most))])
+    assert len(passages(answer)) == count
 
 
 def test_a_batch_scores_every_item_by_itself(reranker):

@@ -10,7 +10,7 @@ from edged.config import Library as Settings
 from edged.documents.index import Generation
 from edged.documents.ingest import ingest
 from edged.errors import BackendError, BadRequest, ConfigError, IndexMismatch, ProtocolError
-from edged.messages import ChatTask, EmbedAnswer, EmbedTask, Message, decoder, encode
+from edged.messages import Ceiling, ChatTask, EmbedAnswer, EmbedTask, Message, decoder, encode
 from edged.stages.contract import Item
 from edged.stages.encoder import Encoder
 from edged.stages.retriever import Retriever
@@ -69,6 +69,12 @@ def test_each_question_of_a_batch_gets_its_own_passages(retriever):
 def test_a_task_may_ask_for_more_candidates(retriever):
     (answer,) = retriever.run([asking("battery", candidates=3)])
     assert len(passages(answer)) == 3
+
+
+@pytest.mark.parametrize(("asked", "most", "count"), [(3, 1, 1), (0, 1, 1), (1, 2, 1), (3, 0, 3)])
+def test_no_more_than_the_ceiling_whatever_is_asked_for_or_configured(retriever, asked, most, count):
+    (answer,) = retriever.run([asking("battery", candidates=asked, ceiling=Ceiling(candidates=most))])
+    assert len(passages(answer)) == count
 
 
 def test_a_bad_item_fails_alone(retriever):

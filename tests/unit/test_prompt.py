@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.errors import BadRequest, ContextOverflow, ModelError
-from edged.messages import ChatTask, Message, Passage
+from edged.messages import Ceiling, ChatTask, Message, Passage
 from edged.stages.prompt import GROUNDED_SYSTEM, PromptBuilder
 from edged.stages.tables import spelled_out
 from edged.stages.template import MAX_TEMPLATE_CHARACTERS, ChatTemplate
@@ -232,6 +232,20 @@ def test_a_model_that_mixes_passages_up_gets_only_the_best_of_them():
     prompt = PromptBuilder(ByteVocabulary(), 4_000, most_passages=2).build(task)
     assert prompt.passages == passages[:2][::-1]
     assert prompt.passages_dropped == 0
+
+
+@pytest.mark.parametrize(("most", "ceiling", "count"), [(0, 1, 1), (2, 1, 1), (1, 3, 1), (0, 0, 4)])
+def test_no_more_passages_than_the_ceiling(most, ceiling, count):
+    passages = tuple(passage(n, f"text {n}") for n in range(1, 5))
+    task = ChatTask(messages=USER, grounded=True, passages=passages, ceiling=Ceiling(keep=ceiling))
+    prompt = PromptBuilder(ByteVocabulary(), 4_000, most_passages=most).build(task)
+    assert prompt.passages == passages[:count][::-1]
+
+
+@pytest.mark.parametrize(("asked", "ceiling", "limit"), [(0, 9, 9), (50, 9, 9), (5, 9, 5), (50, 0, 50)])
+def test_no_more_tokens_than_the_ceiling(asked, ceiling, limit):
+    task = ChatTask(messages=USER, max_tokens=asked, ceiling=Ceiling(answer_tokens=ceiling))
+    assert builder().build(task).max_tokens == limit
 
 
 @given(st.text("ab|-\n :", max_size=60))

@@ -43,7 +43,7 @@ def source(rung: Rung, effect: Effect) -> str:
     if rung.cost is not None and rung.quality is not None:
         return "configured"
     if effect.estimated:
-        return "estimated" if len(effect.estimated) > 1 else f"{effect.estimated[0]} estimated"
+        return "estimated" if len(effect.estimated) > 1 else f"{', '.join(effect.estimated)} estimated"
     return "measured" if rung.cost is None and rung.quality is None else "configured, measured"
 
 

@@ -171,7 +171,7 @@ def test_a_pin_holds_whatever_the_readings_say_until_it_is_released(box, daemon)
     assert shown.startswith("rung shed-most (8 of 8)")
     assert ": temperature.cpu reached " in shown
     assert "cannot be taken: there is no retriever" in shown
-    assert "released" in edgectl(daemon, "governor", "history", "-n", "5")
+    assert "released" in edgectl(daemon, "governor", "history", "-n", "50")
     assert "rung full" in edgectl(daemon, "governor", "pin", "full")
     assert "pinned to full" in edgectl(daemon, "status")
     assert json.loads(edgectl(daemon, "governor", "auto", "--json"))["pin"] == ""

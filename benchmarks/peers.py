@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from benchmarks._hostile_peers import NAMES, Target, attacks
 from benchmarks.measurement import Row, percentile, say, spread
 from benchmarks.setting import sample_models
+from edged.catalogue import Catalogue
+from edged.models.store import ModelStore
 from edged.peers.book import Book, Peer
 from edged.peers.keys import key_file, make_keys
 from edged.peers.probe import probe
@@ -33,8 +35,9 @@ PROMPTS = (
     "Describe a walk through a forest in autumn.",
 )
 OFF = "".join(f"[stages.{name}]\nworkers = 0\n" for name in ("retriever", "reranker"))
+MODEL = "smollm2-135m-instruct"
 REAL = (
-    f"{OFF}[stages.generator]\nmodel = 'smollm2-135m-instruct'\nbackend = 'openvino'\nmax_batch = 4\n"
+    f"{OFF}[stages.generator]\nmodel = '{MODEL}'\nbackend = 'openvino'\nmax_batch = 4\n"
     "options = { exact = true, threads = 1 }\n"
 )
 IMPATIENT = "first_wait_s = 0.3\nlongest_wait_s = 0.5\n"
@@ -78,14 +81,14 @@ def link_downs(quick: bool) -> tuple[float, dict[str, Any]]:
     """The 99th percentile of the gap, over cuts in the middle of an answer that the peer makes."""
     if why := refusal():
         raise RuntimeError(why)
-    models = sample_models() / "models"
+    weights = ModelStore(sample_models() / "models", Catalogue.discover()).resolve(MODEL).path.parent
     wanted, chooser = (QUICK_CUTS if quick else CUTS), random.Random(SEED)
     gaps: list[float] = []
     violations: list[str] = []
     missed = 0
     with (
         tempfile.TemporaryDirectory() as folder,
-        paired(Path(folder), lambda _: REAL, IMPATIENT, models=models) as pair,
+        paired(Path(folder), lambda _: REAL, IMPATIENT, models=[weights]) as pair,
     ):
         alone = {prompt: stream(pair.home, prompt).final for prompt in PROMPTS}
         pair.home.admin.pin_rung("peer")

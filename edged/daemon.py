@@ -81,7 +81,7 @@ class Daemon:
             self._dispatcher, lambda: self.config, lambda: self.force, self.governing.offer
         )
         self._machine = MachineWatch(self._dispatcher, lambda: self.config, self.governing.feel)
-        self.peers = Node(self._dispatcher, lambda: self.config, self.governing, self.submit)
+        self.peers = Node(self._dispatcher, lambda: self.config, self.governing, self._store, self.submit)
         self._announced = False
 
     # ------------------------------------------------------------------ life

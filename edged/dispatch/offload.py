@@ -120,6 +120,8 @@ def _peers(ledger: Ledger, stage: Stage, request: Request) -> Iterator[Worker]:
 
 
 def _fits(remote: Remote, request: Request) -> bool:
+    if request.tokens and not remote.same:
+        return False
     return request.source.length <= remote.offer.most_bytes and remote.free > reserve(
         remote, request.priority
     )

@@ -47,6 +47,8 @@ class Remote:
     peer: str
     offer: Offer = NOTHING
     rtt_s: float = 0.0
+    same: bool = True
+    """It serves what the stage serves itself: answers that have begun go on there too."""
     balance: int = 0
     """Answers that ended less those that were handed over since the offer was asked for."""
     handed: int = 0

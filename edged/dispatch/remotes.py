@@ -57,13 +57,13 @@ class Remotes:
         """A peer does not do a piece of work: it goes on elsewhere."""
         self._happened(Returned(worker, work.request, work.attempt))
 
-    def offered(self, worker: str, offer: Offer, rtt_s: float, balance: int) -> None:
-        """How the peer could serve one more now; `balance`: see `Remote`."""
+    def offered(self, worker: str, offer: Offer, rtt_s: float, balance: int, *, same: bool) -> None:
+        """How the peer could serve one more now; `balance`, `same`: see `Remote`."""
         known = self._ledger.workers.get(worker)
         if known is None or known.remote is None:
             return
         remote = known.remote
-        remote.offer, remote.rtt_s, remote.balance = offer, rtt_s, balance
+        remote.offer, remote.rtt_s, remote.balance, remote.same = offer, rtt_s, balance, same
         self._happened(Waited())
 
     def press(self, pressure: Pressure) -> None:

@@ -27,6 +27,7 @@ from edged.errors import (
 )
 from edged.messages import Batch, Cancel, Done, Failed, Gone, Stop, Tokens, ToWorker, Work, encode
 from edged.peers.book import Peer
+from edged.peers.identity import Kin
 from edged.peers.messages import (
     VERSION,
     Answered,
@@ -88,7 +89,7 @@ class Link:
         *,
         wires: Wires,
         remotes: Remotes,
-        identities: Callable[[], Mapping[str, str]],
+        kins: Callable[[], Mapping[str, Kin]],
         patience: Patience,
         breaker: Breaker,
         clock: Callable[[], float],
@@ -96,7 +97,7 @@ class Link:
     ) -> None:
         self.peer = peer
         self._wanted = wanted
-        self._wires, self._remotes, self._identities = wires, remotes, identities
+        self._wires, self._remotes, self._kins = wires, remotes, kins
         self._patience, self.breaker, self._clock = patience, breaker, clock
         self._line: Line | None = None
         self._seats: dict[str, Seat] = {}
@@ -334,26 +335,27 @@ class Link:
         if offers.version != VERSION:
             self.reason = f"it speaks version {offers.version} of the protocol, this node {VERSION}"
         by_identity = {offer.identity: offer for offer in offers.models}
-        identities = self._identities()
-        for stage, identity in identities.items():
-            self._sit(stage, identity, by_identity.get(identity, NOTHING), offers.nonce)
+        for stage, kin in self._kins().items():
+            better = next((offer for offer in offers.models if offer.identity in kin.better), NOTHING)
+            offer = by_identity.get(kin.own, better)
+            self._sit(stage, offer, offers.nonce, same=offer.identity == kin.own)
         if offers.version == VERSION:
             self.reason = "" if self._seats else "it serves none of the models that this node serves now"
 
-    def _sit(self, stage: str, identity: str, offer: Offer, nonce: int) -> None:
+    def _sit(self, stage: str, offer: Offer, nonce: int, *, same: bool) -> None:
         seat = self._seats.get(stage)
-        if seat is not None and (seat.identity != identity or seat.grant != offer.grant):
+        if seat is not None and (seat.identity, seat.grant) != (offer.identity, offer.grant):
             offer = NOTHING  # it finishes what it has, and joins as what it is now
             if not seat.held:
                 del self._seats[stage]
                 self._remotes.leave(seat.worker, "another model is served now")
                 return
         if seat is None:
-            if not identity or not offer.grant:
+            if not offer.identity or not offer.grant:
                 return
-            seat = self._seats[stage] = Seat(identity, offer.grant)
+            seat = self._seats[stage] = Seat(offer.identity, offer.grant)
             seat.worker = self._remotes.join(
                 stage, self.peer.name, offer.grant, "", lambda message: self._take(stage, message)
             )
         seat.offer = offer
-        self._remotes.offered(seat.worker, offer, self.rtt_s, -seat.since(nonce))
+        self._remotes.offered(seat.worker, offer, self.rtt_s, -seat.since(nonce), same=same)

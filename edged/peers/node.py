@@ -7,19 +7,22 @@ import logging
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
+from typing import Any
 
 from edged.breaker import Breaker
-from edged.config.tables import Config
+from edged.config.tables import Config, Rung
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.peer import Offer, Pressure
 from edged.dispatch.requests import Submission, Ticket
 from edged.errors import ConfigError
 from edged.governor.force import InForce
 from edged.governor.governing import Governing
+from edged.models.store import ModelStore
 from edged.peers.book import Book, Peer
-from edged.peers.identity import identity_of
+from edged.peers.identity import Kin, identity_of, kin_of
 from edged.peers.keys import key_file, read_keys
 from edged.peers.link import Link, Patience
 from edged.peers.messages import OVERHEAD_BYTES
@@ -29,6 +32,7 @@ from edged.peers.standing import peer_status
 from edged.peers.wires import LoopWires, beat_of
 from edged.report import PeersStatus
 from edged.transport.curve import Gatekeeper, KeyPair, Server
+from edged.workers.spec import StageSpec
 
 logger = logging.getLogger("edged.peers")
 
@@ -46,6 +50,15 @@ def sheds(force: InForce) -> bool:
     return force.settings.shed_batch or force.settings.busy_share < 1
 
 
+def is_hot(force: InForce, ladder: Sequence[Rung]) -> bool:
+    """Whether a box takes nothing of others: it is where it would hand work away itself, if it could.
+
+    By its place on the ladder, not by what is done there: that a peer is gone, or hot as well, cools nothing.
+    """
+    first = next((number for number, rung in enumerate(ladder) if rung.peer), len(ladder))
+    return force.rung >= first or sheds(force)
+
+
 def pressure_of(force: InForce) -> Pressure:
     """What a rung wants of peers: answers that have begun leave only where the box sheds work beside."""
     away = force.settings.peer
@@ -60,11 +73,15 @@ class Node:
         dispatcher: Dispatcher,
         config: Callable[[], Config],
         governing: Governing,
+        store: ModelStore,
         submit: Callable[[Submission], Ticket],
     ) -> None:
         self._dispatcher = dispatcher
         self._config = config
         self._governing = governing
+        self._store = store
+        self._kin: dict[str, Kin] = {}
+        """By stage, as it was when it last changed."""
         self.submit = submit
         self._problem = ""
         self._keys = KeyPair("", "")
@@ -215,7 +232,7 @@ class Node:
             peer,
             wires=self._wires,
             remotes=self._dispatcher.remotes,
-            identities=self.identities,
+            kins=self._kins,
             patience=self._patience,
             breaker=Breaker(FAILURES_TO_OPEN, settings.first_wait_s, settings.longest_wait_s),
             clock=time.monotonic,
@@ -235,13 +252,34 @@ class Node:
 
     def identities(self) -> dict[str, str]:
         """By generator stage: which model it serves now, as peers compare it."""
-        found: dict[str, str] = {}
+        return {name: identity_of(spec, details) for name, (spec, details) in self._served().items()}
+
+    def _kins(self) -> dict[str, Kin]:
+        found = {}
+        for name, (spec, details) in self._served().items():
+            known = identity_of(spec, details)
+            if self._kin.get(name, Kin("")).own != known:  # files are looked at once after a change
+                self._kin[name] = kin_of(spec, details, self._better(spec))
+            found[name] = self._kin[name]
+        return found
+
+    def _better(self, spec: StageSpec) -> Iterator[str]:
+        """Digests of the variants of a stage's model that are better than the one that it runs."""
+        model = self._store.catalogue.models.get(spec.variant.model)
+        rungs = model.variants if model is not None else ()
+        if spec.variant.name in {rung.name for rung in rungs}:
+            for rung in takewhile(lambda each: each.name != spec.variant.name, rungs):
+                yield rung.sha256 or self._store.recorded_digest(spec.variant.model, rung.name)
+
+    def _served(self) -> dict[str, tuple[StageSpec, dict[str, Any]]]:
+        """By generator stage with a worker: what it runs, and what that says about itself."""
+        found: dict[str, tuple[StageSpec, dict[str, Any]]] = {}
         for name, stage in self._dispatcher.ledger.stages.items():
             spec = self._dispatcher.serving(name) if stage.streaming else None
             workers = (self._dispatcher.ledger.workers[worker] for worker in sorted(stage.workers))
             details = [worker.details for worker in workers if worker.state == "ready"]
             if spec is not None and details:
-                found[name] = identity_of(spec, details[-1])
+                found[name] = spec, details[-1]
         return found
 
     def name_of(self, key: str) -> str:
@@ -262,7 +300,7 @@ class Node:
             grant=self._config().peers.most_requests,
             held=held,
             most_bytes=self._most_bytes,
-            hot=force.settings.peer or sheds(force),
+            hot=is_hot(force, self._config().governor.ladder),
         )
         return self.name, force.name, offers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -71,19 +71,21 @@ def peers_table(end: int, more: str = "") -> str:
 
 @contextmanager
 def paired(
-    folder: Path, config: Callable[[int], str], peers: str = "", *, models: Path | None = None
+    folder: Path, config: Callable[[int], str], peers: str = "", *, models: Sequence[Path] = ()
 ) -> Iterator[Pair]:
     """Start two daemons that know each other; `config(end)` is what each has beside `[peers]`.
 
-    `models` is a folder with weights that both use.
+    `models` are folders of variants that both have, and no others.
     """
     with ExitStack() as stack:
         laid = stack.enter_context(cable())
         folders = [folder / name for name in NAMES]
         for each in folders:
             (each / "state").mkdir(parents=True)
-            if models is not None:
-                (each / "state" / "models").symlink_to(models)
+            for variant in models:
+                place = each / "state" / "models" / variant.parent.name / variant.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(variant.absolute())
         keys = [make_keys(key_file(each / "state", {}), replace=False) for each in folders]
         for end, each in enumerate(folders):
             other = 1 - end

@@ -219,6 +219,17 @@ def test_an_answer_that_began_leaves_a_home_that_sheds(site):
     assert site.work(number)[1].resume_tokens == (0, 1, 2)
 
 
+def test_an_answer_that_began_does_not_go_on_with_another_variant(site):
+    begun, fresh = site.ask(), site.ask()
+    site.say(begun, 2)
+    worker = site.join("b", offer(hot=True))
+    remote = site.world.ledger.workers[worker].remote
+    remote.same = False
+    site.offers(worker, offer())
+    site.press(URGENT)
+    assert [site.request(number).recalled for number in (begun, fresh)] == [False, True]
+
+
 def test_an_answer_that_is_finished_before_it_is_dropped_is_finished(site):
     number = site.ask()
     site.join("b")

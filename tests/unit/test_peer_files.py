@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 
 from edged.backend import Variant
-from edged.config import load
+from edged.config import Governor, load
+from edged.dispatch.peer import Pressure
 from edged.errors import ConfigError, NotFound, ProtocolError
+from edged.governor import effects
+from edged.governor.force import InForce
 from edged.messages import encode
 from edged.peers.book import Book, Peer, check_endpoint
-from edged.peers.identity import identity_of
+from edged.peers.identity import Kin, identity_of, kin_of
 from edged.peers.keys import key_file, make_keys, read_keys
 from edged.peers.messages import (
     Said,
@@ -22,6 +25,7 @@ from edged.peers.messages import (
     read_from_server,
     read_to_server,
 )
+from edged.peers.node import is_hot, pressure_of
 from edged.transport.curve import new_keys
 from edged.workers.spec import StageSpec
 
@@ -133,10 +137,11 @@ def test_a_configuration_that_opens_too_much_is_refused(tmp_path, option, why):
 
 
 def spec(**changes: object) -> StageSpec:
-    known = {"backend": "openvino", "digest": "d", "model": "m", "kind": "generator"} | changes
+    known = {"backend": "openvino", "digest": "d", "model": "m", "kind": "generator", "variant": "q4"}
+    known |= changes
     variant = Variant(
         model=str(known["model"]),
-        name="q4",
+        name=str(known["variant"]),
         task="generate",
         format="none",
         path=Path("/x"),
@@ -193,3 +198,36 @@ TAKE = Take(1, 1, "model", 1, b"task", 1000, "interactive", (), 0)
 def test_what_a_server_must_not_take_is_refused(data):
     with pytest.raises(ProtocolError):
         read_to_server(data)
+
+
+@pytest.mark.parametrize(
+    ("rung", "hot", "away", "urgent"),
+    [
+        ("full", False, False, False),
+        ("no-rerank", False, False, False),
+        ("peer", True, True, False),
+        ("shed-batch", True, True, True),
+        ("shed-half", True, True, True),
+    ],
+)
+def test_what_a_rung_means_for_peers(rung, hot, away, urgent):
+    ladder = Governor().ladder
+    number = next(number for number, each in enumerate(ladder) if each.name == rung)
+    force = InForce(number, rung, effects.settings(ladder, number))
+    assert is_hot(force, ladder) == hot
+    assert pressure_of(force) == Pressure(away=away, urgent=urgent)
+
+
+def test_a_box_without_a_peer_to_turn_to_is_no_cooler_for_it():
+    ladder = Governor().ladder
+    number = next(number for number, each in enumerate(ladder) if each.peer)
+    force = InForce(number, "peer", effects.settings(ladder, number, without={number}))
+    assert pressure_of(force) == Pressure()
+    assert is_hot(force, ladder)
+
+
+def test_better_variants_are_kin():
+    details = {"context_tokens": 2048, "max_tokens": 256}
+    kin = kin_of(spec(), details, ["better", ""])
+    assert kin == Kin(identity_of(spec(), details), frozenset({identity_of(spec(digest="better"), details)}))
+    assert kin_of(spec(backend="openai", digest=""), details, ["better"]) == Kin("")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given
 
@@ -14,6 +15,7 @@ from edged.dispatch.peer import Offer
 from edged.errors import ContextOverflow, Overloaded
 from edged.messages import Batch, Cancel, FromWorker, SlotRef, ToWorker, Work, encode
 from edged.peers.book import Peer
+from edged.peers.identity import Kin
 from edged.peers.link import Link, Patience
 from edged.peers.messages import (
     VERSION,
@@ -75,6 +77,7 @@ class FakeRemotes:
     joined: int = 0
     left: list[str] = field(default_factory=list)
     offers: list[tuple[Offer, int]] = field(default_factory=list)
+    same: bool | None = None
 
     def join(self, stage, peer, credit, variant, mailbox) -> str:
         self.mailbox, self.joined = mailbox, self.joined + 1
@@ -83,8 +86,9 @@ class FakeRemotes:
     def leave(self, worker, reason) -> None:
         self.left.append(reason)
 
-    def offered(self, worker, offer, rtt_s, balance) -> None:
+    def offered(self, worker, offer, rtt_s, balance, *, same) -> None:
         self.offers.append((offer, balance))
+        self.same = same
 
     def say(self, worker, message) -> None:
         self.said.append(message)
@@ -104,12 +108,13 @@ class Bench:
 
     def __init__(self) -> None:
         self.now = 100.0
+        self.kin = Kin("model", frozenset({"better"}))
         self.wires, self.remotes = FakeWires(), FakeRemotes()
         self.link = Link(
             Peer(name="b", key=KEYS.public, endpoint="tcp://192.0.2.1:1"),
             wires=self.wires,  # type: ignore[arg-type]
             remotes=self.remotes,  # type: ignore[arg-type]
-            identities=lambda: {"speak": "model"},
+            kins=lambda: {"speak": self.kin},
             patience=Patience(ping_s=0.2, silence_s=0.7, stall_s=2.5),
             breaker=Breaker(1, 1.0, 60.0),
             clock=lambda: self.now,
@@ -297,6 +302,25 @@ def test_another_model_takes_the_seat_away_when_it_is_empty(bench):
     bench.answer(other)
     assert bench.remotes.offers[-1][0].hot
     assert bench.link.held == 1, "what it makes it finishes"
+
+
+def test_a_better_variant_makes_new_answers_and_a_lesser_one_none(bench):
+    bench.look()
+    bench.answer(msgspec.structs.replace(OFFER, identity="better"))
+    assert (bench.remotes.joined, bench.remotes.same) == (1, False)
+    bench.hand()
+    assert bench.line.sent[-1].identity == "better"
+    bench.kin = Kin("better")  # a swap at home
+    bench.look(0.25)
+    bench.answer(msgspec.structs.replace(OFFER, identity="better"))
+    assert (bench.remotes.joined, bench.remotes.same, bench.link.held) == (1, True, 1)
+
+
+def test_a_lesser_variant_makes_no_answers(bench):
+    bench.look()
+    bench.answer(msgspec.structs.replace(OFFER, identity="lesser"))
+    assert bench.remotes.joined == 0
+    assert "none of the models" in bench.link.reason
 
 
 def test_a_line_that_takes_nothing_is_a_peer_that_is_gone(bench):

@@ -7,6 +7,7 @@ from math import inf
 from edged.dispatch.deaths import RETRY_FAILED_S
 from edged.dispatch.forecast import finish, wait_s
 from edged.dispatch.ledger import Ledger, Request
+from edged.dispatch.offload import rescued
 from edged.dispatch.requests import Submission
 from edged.dispatch.skipping import join, needed
 from edged.errors import DeadlineUnmeetable, Draining, EdgedError, Overloaded, StageUnavailable
@@ -21,7 +22,7 @@ def admit(ledger: Ledger, asked: Submission, now: float) -> Request:
     deadline = now + asked.deadline_s
     try:
         route = needed(ledger, asked.route, asked.operation)
-        _check_open(ledger, route)
+        _check_open(ledger, asked, route)
         if asked.firm:
             _check_deadline(ledger, asked, route, now)
         source = _entry_slot(ledger, asked, route)
@@ -39,11 +40,11 @@ def admit(ledger: Ledger, asked: Submission, now: float) -> Request:
     return request
 
 
-def _check_open(ledger: Ledger, route: tuple[str, ...]) -> None:
+def _check_open(ledger: Ledger, asked: Submission, route: tuple[str, ...]) -> None:
     if ledger.draining:
         raise Draining("the daemon is stopping; try again when it is back", retry_after_s=5)
     for stage in map(ledger.stages.__getitem__, route):
-        if stage.failed:
+        if stage.failed and (asked.hops or not rescued(ledger, stage)):
             again_s = None if stage.retry_at == inf else RETRY_FAILED_S
             raise StageUnavailable(f"stage {stage.name!r} is down: {stage.failed}", retry_after_s=again_s)
 

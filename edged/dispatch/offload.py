@@ -49,8 +49,8 @@ def worthwhile(here_s: float | None, there_s: float, left_s: float) -> bool:
 
 
 def finish_here_s(stage: Stage, place: int) -> float | None:
-    """Seconds until the answer at this place of the queue is complete; None while nothing was measured."""
-    if stage.services < ENOUGH:
+    """Seconds until the answer at this place of the queue is complete; None: nobody knows, or never."""
+    if stage.services < ENOUGH or stage.failed:
         return None
     return (place + 1) * stage.item_s / max(stage.desired, 1) + stage.service_s
 
@@ -64,6 +64,12 @@ def finish_there_s(stage: Stage, remote: Remote) -> float:
     return (
         remote.rtt_s + offer.wait_s * (remote.free <= 0) + (service_s or offer.service_s or stage.service_s)
     )
+
+
+def rescued(ledger: Ledger, stage: Stage) -> bool:
+    """Whether a peer does the work of a stage that is down at home."""
+    remotes = (ledger.workers[name] for name in stage.remotes)
+    return any(worker.state == "ready" and worker.remote and worker.remote.free for worker in remotes)
 
 
 def recalls(ledger: Ledger) -> list[Command]:

@@ -255,13 +255,11 @@ class Node:
         return {name: identity_of(spec, details) for name, (spec, details) in self._served().items()}
 
     def _kins(self) -> dict[str, Kin]:
-        found = {}
-        for name, (spec, details) in self._served().items():
+        for name, (spec, details) in self._served().items():  # a stage that is down stays what it was
             known = identity_of(spec, details)
             if self._kin.get(name, Kin("")).own != known:  # files are looked at once after a change
                 self._kin[name] = kin_of(spec, details, self._better(spec))
-            found[name] = self._kin[name]
-        return found
+        return self._kin
 
     def _better(self, spec: StageSpec) -> Iterator[str]:
         """Digests of the variants of a stage's model that are better than the one that it runs."""

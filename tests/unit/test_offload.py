@@ -15,6 +15,7 @@ from edged.dispatch.ledger import Request
 from edged.dispatch.offload import MOST_TRIPS, worthwhile
 from edged.dispatch.peer import Offer, Pressure
 from edged.dispatch.requests import Submission
+from edged.errors import StageUnavailable
 from edged.messages import Gone, Priority, Tokens, Work
 from tests.unit.dispatch_world import World
 
@@ -228,6 +229,17 @@ def test_an_answer_that_began_does_not_go_on_with_another_variant(site):
     site.offers(worker, offer())
     site.press(URGENT)
     assert [site.request(number).recalled for number in (begun, fresh)] == [False, True]
+
+
+def test_a_stage_that_is_down_at_home_works_where_a_peer_does(site):
+    site.join("b", offer(free=1))
+    site.world.ledger.stages["speak"].failed = "no model"
+    site.world.ledger.workers[site.home].state = "dying"
+    assert site.where(site.ask()) == "b"
+    with pytest.raises(StageUnavailable):
+        site.ask()
+    with pytest.raises(StageUnavailable):
+        site.ask(hops=1)
 
 
 def test_an_answer_that_is_finished_before_it_is_dropped_is_finished(site):

@@ -94,9 +94,10 @@ class Link:
         breaker: Breaker,
         clock: Callable[[], float],
         wanted: Callable[[], bool],
+        changed: Callable[[], None],
     ) -> None:
         self.peer = peer
-        self._wanted = wanted
+        self._wanted, self._changed = wanted, changed
         self._wires, self._remotes, self._kins = wires, remotes, kins
         self._patience, self.breaker, self._clock = patience, breaker, clock
         self._line: Line | None = None
@@ -172,6 +173,7 @@ class Link:
             self.returned += len(seat.held)
             self._remotes.leave(seat.worker, reason)
         self._seats.clear()
+        self._changed()
 
     def _fail(self, reason: str) -> None:
         if self._line is None:
@@ -341,6 +343,7 @@ class Link:
             self._sit(stage, offer, offers.nonce, same=offer.identity == kin.own)
         if offers.version == VERSION:
             self.reason = "" if self._seats else "it serves none of the models that this node serves now"
+        self._changed()
 
     def _sit(self, stage: str, offer: Offer, nonce: int, *, same: bool) -> None:
         seat = self._seats.get(stage)

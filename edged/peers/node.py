@@ -177,6 +177,9 @@ class Node:
             self._serving.look()
         for link in list(self._links.values()):
             link.look()
+        self._tell_governor()
+
+    def _tell_governor(self) -> None:
         useful = any(link.up and link.useful for link in self._links.values())
         self._governing.offer("peer", available=useful, why="" if useful else self._why_none())
 
@@ -237,6 +240,7 @@ class Node:
             breaker=Breaker(FAILURES_TO_OPEN, settings.first_wait_s, settings.longest_wait_s),
             clock=time.monotonic,
             wanted=self._wanted,
+            changed=self._tell_governor,
         )
 
     @property

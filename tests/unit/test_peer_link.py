@@ -119,6 +119,7 @@ class Bench:
             breaker=Breaker(1, 1.0, 60.0),
             clock=lambda: self.now,
             wanted=lambda: True,
+            changed=lambda: None,
         )
 
     @property

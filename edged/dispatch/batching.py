@@ -14,6 +14,8 @@ from edged.messages import Batch, SlotRef, Work
 
 def dispatch(ledger: Ledger, now: float) -> list[Command]:
     """Give waiting work to workers with room: no free output slot, no dispatch."""
+    if ledger.draining:
+        ledger.duty.share = 1.0  # what was accepted is answered in time, however hot it is
     ledger.duty.look(now)
     commands = settle(ledger, now)
     for stage in ledger.stages.values():

@@ -103,6 +103,15 @@ def test_while_it_rests_no_batch_is_handed_out_and_then_it_goes_on():
     assert all(cores.count for cores in told(commands, Cores))
 
 
+def test_a_drain_does_not_rest():
+    world = World()
+    world.all_ready()
+    world.ledger.duty.share, world.ledger.duty.resting = 0.15, True
+    world.submit()
+    world.ledger.draining = True
+    assert told(world.event(Waited()), Batch)
+
+
 @pytest.mark.parametrize("share", [0.15, 0.5])
 def test_all_is_answered_at_any_share_and_cores_come_back(share):
     world = World()

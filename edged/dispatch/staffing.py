@@ -53,8 +53,14 @@ def spawn(stage: Stage, count: int, delay_s: float = 0.0) -> list[Command]:
 
 
 def wanted(ledger: Ledger, stage: Stage) -> bool:
-    """Whether a spawn that was decided on is still due; one too many (a reload meanwhile) is called off."""
-    if missing(ledger, stage) >= 0:
+    """Whether a spawn that was decided on is still due.
+
+    One too many (a reload meanwhile) is called off, and one beside workers that a trial wants gone first:
+    `trials.vacated` makes up for it.
+    """
+    leaving = any(worker.state == "stopping" for worker in workers_of(ledger, stage))
+    waits = stage.trial is not None and stage.trial.alone and leaving
+    if missing(ledger, stage) >= 0 and not waits:
         return True
     stage.starting -= 1
     return False

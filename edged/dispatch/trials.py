@@ -67,9 +67,9 @@ def on_trial(stage: Stage, worker: Worker) -> bool:
 
 def vacated(ledger: Ledger, stage: Stage) -> list[Command]:
     """Start the new workers of a trial that wanted the old ones gone, once they are."""
-    if stage.trial is None or not stage.trial.alone or stage.workers or stage.starting:
+    if stage.trial is None or not stage.trial.alone or stage.workers:
         return []
-    return spawn(stage, missing(ledger, stage))
+    return spawn(stage, max(0, missing(ledger, stage)))
 
 
 def call_off(ledger: Ledger, stage: Stage, reason: str, code: str = "") -> list[Command]:

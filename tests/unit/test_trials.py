@@ -134,6 +134,15 @@ def test_more_workers_are_on_trial_too_and_fewer_are_the_idlest(world: World) ->
     assert (stage_of(world).desired, stage_of(world).workers) == (1, {busy})
 
 
+def test_alone_a_start_that_was_decided_on_before_waits_for_the_old_ones_to_go(world: World) -> None:
+    world.event(ScaleAsked(STAGE, 2))
+    old = world.worker(STAGE)
+    world.event(trial(alone=True, workers=2))
+    assert world.spawn_if_wanted() is None
+    world.die(old)
+    assert world.waiting == [STAGE, STAGE]
+
+
 def test_a_crash_of_one_that_was_ready_is_no_verdict_on_more_of_them(world: World) -> None:
     old = world.worker(STAGE)
     world.event(ScaleAsked(STAGE, 2))

@@ -269,8 +269,9 @@ def test_a_bad_reload_changes_nothing_and_a_good_one_swaps_in_place(daemon: Star
 
 
 def test_a_failed_change_is_shown_as_what_it_is_and_replacements_are_what_works(daemon: Start) -> None:
-    running = daemon(simulated(generator=STREAM))
-    running.config_path.write_text(simulated(generator=STREAM).replace("sim:cpu", "sim:nonsuch"))
+    config = simulated(generator=f"fallback = []\n{STREAM}")
+    running = daemon(config)
+    running.config_path.write_text(config.replace("sim:cpu", "sim:nonsuch"))
     running.admin.reload()
     status = running.wait_for(lambda s: "serves on" in s.stages[-1].reason, "the change to be given up")
     assert status.stages[-1].device == "sim:cpu"

@@ -25,7 +25,7 @@ def check(force: InForce, ledger: Ledger, asked: Submission, *, why: str, climb_
         raise _shed(force, why, "takes no work of priority batch", climb_s)
     if doing.busy_share < 1.0:
         most = most_at_once(ledger, doing.busy_share)
-        room = most if asked.priority == "interactive" else most // 2
+        room = most if asked.priority == "interactive" else max(1, most // 2)
         if ledger.outstanding >= room:
             again_s = wait_s(ledger, asked.route) / doing.busy_share
             raise _shed(force, why, f"works for {doing.busy_share:.0%} of the time", again_s)

@@ -29,7 +29,7 @@ class Coalescing:
         told: list[Event] = []
         for event in events:
             told += self._progress(event, now) if isinstance(event, Progress) else self._end(event)
-        return told
+        return [*told, *self._due(now)]
 
     def flush(self) -> list[Event]:
         """All that is held back: nothing will come for a while."""
@@ -41,6 +41,12 @@ class Coalescing:
         """Drop what is held of an answer that nobody waits for."""
         self._held.pop(request, None)
         self._told_at.pop(request, None)
+
+    def _due(self, now: float) -> list[Event]:
+        """What has been held back for an interval: its answer stands still."""
+        due = [number for number in self._held if now >= self._told_at[number] + self._interval_s]
+        self._told_at |= dict.fromkeys(due, now)
+        return [self._held.pop(number) for number in due]
 
     def _progress(self, event: Progress, now: float) -> Iterator[Event]:
         held = self._held.pop(event.request, None)

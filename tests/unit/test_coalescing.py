@@ -49,22 +49,24 @@ def test_each_answer_is_told_whole_and_in_order(steps: list[tuple[float, set[int
 
 
 @given(STEPS)
-def test_what_is_told_of_an_answer_lies_an_interval_apart(steps: list[tuple[float, set[int]]]) -> None:
+def test_an_answer_is_told_an_interval_apart_and_as_soon_as_that_is_over(
+    steps: list[tuple[float, set[int]]],
+) -> None:
+    """Also when nothing more comes of it."""
     coalescing, now = Coalescing(INTERVAL_S), 0.0
-    count: dict[int, int] = defaultdict(int)
+    said: dict[int, int] = defaultdict(int)
+    known: dict[int, int] = defaultdict(int)
     told_at: dict[int, float] = {}
     for spent_s, requests in steps:
         now += spent_s
-        told = {
-            event.request
-            for event in coalescing.pass_on([token(each, count[each]) for each in requests], now)
-        }
+        for event in coalescing.pass_on([token(each, said[each]) for each in requests], now):
+            assert isinstance(event, Progress)
+            assert now >= told_at.get(event.request, -1.0) + INTERVAL_S
+            known[event.request], told_at[event.request] = event.first + len(event.tokens), now
         for each in requests:
-            count[each] += 1
-            due = each not in told_at or now >= told_at[each] + INTERVAL_S
-            assert (each in told) == due
-            if due:
-                told_at[each] = now
+            said[each] += 1
+        for each, count in said.items():
+            assert known[each] == count or now < told_at[each] + INTERVAL_S
 
 
 def test_what_is_held_can_be_told_now_or_never() -> None:

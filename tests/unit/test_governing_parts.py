@@ -121,6 +121,14 @@ def test_in_a_share_of_the_time_a_share_of_the_requests_is_let_in_batch_work_les
     check(half, world.ledger, asked(), why="", climb_s=1.0)
 
 
+def test_an_idle_box_lets_batch_work_in_however_small_its_share_and_its_queue():
+    world, little = World(slots=6), force(busy_share=0.15)
+    check(little, world.ledger, asked("batch"), why="", climb_s=1.0)
+    world.submit()
+    with pytest.raises(Shed):
+        check(little, world.ledger, asked("batch"), why="", climb_s=1.0)
+
+
 def test_time_on_rungs_adds_up():
     tally = Tally()
     assert tally.spent_s(5.0) == {}

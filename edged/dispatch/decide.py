@@ -281,11 +281,16 @@ def _failed(ledger: Ledger, worker: Worker, message: Failed, now: float) -> list
 
 def _gone(ledger: Ledger, worker: Worker, message: Gone, now: float) -> list[Command]:
     if request := _take_back(ledger, worker, message, now):
-        if request.recalled and request.phase == "running":
-            requeue(ledger, request, now)
-        else:
-            end(ledger, request)
+        _let_go(ledger, request, now)
     return []
+
+
+def _let_go(ledger: Ledger, request: Request, now: float) -> None:
+    """No worker holds it: it goes on while its client waits, whether somebody asked for it back or not."""
+    if request.phase == "running":
+        requeue(ledger, request, now)
+    else:
+        end(ledger, request)
 
 
 def _returned(ledger: Ledger, event: Returned, now: float) -> list[Command]:
@@ -294,10 +299,7 @@ def _returned(ledger: Ledger, event: Returned, now: float) -> list[Command]:
     if worker is None:
         return []
     if request := _take_back(ledger, worker, Gone(event.request, event.attempt), now):
-        if request.phase == "running":
-            requeue(ledger, request, now)
-        else:
-            end(ledger, request)
+        _let_go(ledger, request, now)
     if worker.remote is not None:
         worker.remote.balance = -worker.remote.offer.free
     return []

@@ -228,7 +228,8 @@ class Link:
                 for work in items:
                     self._hand(seat, work)
             case Cancel(request, attempt):
-                if (request, attempt) in seat.held:
+                if held := seat.held.get((request, attempt)):
+                    held.drop(self._clock())
                     self._send(Drop(request, attempt))
             case Stop():
                 self._wires.soon(lambda: self._fail("it broke the protocol"))
@@ -302,6 +303,8 @@ class Link:
             case Declined():
                 self._declined(seat, seat.held.pop(place).work, message)
             case Dropped():
+                if seat.held[place].dropped_at is None:
+                    raise ProtocolError("it dropped an answer that somebody waits for")
                 del seat.held[place]
                 self._remotes.say(seat.worker, Gone(*place))
 

@@ -15,10 +15,16 @@ class Held:
     work: Work
     moved_at: float
     begun: bool = False
+    dropped_at: float | None = None
+    """When the peer was told that nobody waits for it; None: somebody does."""
 
     def move(self, now: float) -> None:
         """A token came."""
         self.moved_at, self.begun = now, True
+
+    def drop(self, now: float) -> None:
+        """Nobody waits for it any more."""
+        self.dropped_at = now if self.dropped_at is None else self.dropped_at
 
 
 @dataclass(slots=True)

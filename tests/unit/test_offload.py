@@ -178,6 +178,17 @@ def test_what_a_peer_declines_goes_on_at_home(site):
     assert site.where(number) == "home"
 
 
+def test_an_answer_that_nobody_asked_to_drop_goes_on(site):
+    worker = site.join("b")
+    site.press(AWAY)
+    number = site.ask()
+    site.say(number, 2)
+    site.press(CALM)
+    site.dropped(worker, number, site.work(number)[1].attempt)
+    assert site.where(number) == "home"
+    assert site.work(number)[1].resume_tokens == (0, 1)
+
+
 def test_an_answer_goes_out_twice_at_most(site):
     site.press(AWAY)
     number = site.ask()

@@ -281,6 +281,15 @@ def test_a_cancel_waits_for_its_answer(bench):
     assert [type(message).__name__ for message in bench.remotes.said] == ["Gone"]
 
 
+def test_an_answer_that_is_dropped_unasked_comes_home(bench):
+    bench.up()
+    bench.hand()
+    bench.hear(Dropped(1, 1))
+    assert not bench.remotes.said
+    assert bench.remotes.left == ["it dropped an answer that somebody waits for"]
+    assert bench.link.returned == 1
+
+
 def test_nonsense_ends_the_link(bench):
     bench.up()
     bench.line.waiting.append(b"\xc1nonsense")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -46,8 +46,6 @@ from edged.transport.curve import Line
 
 logger = logging.getLogger("edged.peers")
 
-FIRST_TOKEN = 4.0
-"""A first token takes longer than the next: it may take so many times `stall_s`."""
 IDLE_PINGS = 5
 """A peer that nobody needs now is asked once where another one is asked so often."""
 STEADY_S = 30.0
@@ -130,6 +128,9 @@ class Link:
         """Answers that it makes for us."""
         return sum(len(seat.held) for seat in self._seats.values())
 
+    def _all_held(self) -> Iterator[Held]:
+        return (held for seat in self._seats.values() for held in seat.held.values())
+
     @property
     def useful(self) -> bool:
         """Whether it could take an answer, now or when its own are finished."""
@@ -190,7 +191,7 @@ class Link:
         """Whether it still does what it is there for."""
         if self._silent(now):
             self._fail(f"silent for {self._patience.silence_s:g} s")
-        elif any(self._stalled(held, now) for seat in self._seats.values() for held in seat.held.values()):
+        elif any(held.stalled(now, self._patience.stall_s) for held in self._all_held()):
             self._fail(f"an answer had no token for {self._patience.stall_s:g} s")
         elif now - up_at > STEADY_S:
             self.breaker.completed()
@@ -199,10 +200,6 @@ class Link:
         """Nothing was heard for `silence_s`, and half of it after a question: it may be us who slept."""
         asked_at, silence_s = self._unanswered_since, self._patience.silence_s
         return asked_at is not None and now - asked_at > silence_s / 2 and now - self._heard_at > silence_s
-
-    def _stalled(self, held: Held, now: float) -> bool:
-        times = 1.0 if held.begun else FIRST_TOKEN
-        return now - held.moved_at > times * self._patience.stall_s
 
     # ------------------------------------------------------------------- out
 
@@ -293,9 +290,8 @@ class Link:
     def _report(self, seat: Seat, message: Said | Answered | Declined | Dropped, now: float) -> None:
         place = message.request, message.attempt
         match message:
-            case Said(first=first, tokens=tokens, text=text):
-                seat.held[place].move(now)
-                self._remotes.say(seat.worker, Tokens(*place, first, tokens, text))
+            case Said():
+                self._said(seat, message, now)
             case Answered(payload=payload, compute_s=compute_s):
                 work = seat.held.pop(place).work
                 self.breaker.completed()
@@ -307,6 +303,15 @@ class Link:
                     raise ProtocolError("it dropped an answer that somebody waits for")
                 del seat.held[place]
                 self._remotes.say(seat.worker, Gone(*place))
+
+    def _said(self, seat: Seat, said: Said, now: float) -> None:
+        held = seat.held[said.request, said.attempt]
+        if held.dropped_at is not None:
+            return
+        if said.tokens:
+            held.move(now)
+        message = Tokens(said.request, said.attempt, said.first, said.tokens, said.text)
+        self._remotes.say(seat.worker, message)
 
     def _done(self, work: Work, payload: bytes, compute_s: float) -> Done | Failed:
         try:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from edged.dispatch.peer import NOTHING, Offer
 from edged.messages import Work
 
+FIRST_TOKEN = 4.0
+"""A first token takes longer than the next: it may take so many times as long."""
+
 
 @dataclass(slots=True)
 class Held:
@@ -24,7 +27,14 @@ class Held:
 
     def drop(self, now: float) -> None:
         """Nobody waits for it any more."""
+        # Once only: who sends more words instead of letting go would never be found out.
         self.dropped_at = now if self.dropped_at is None else self.dropped_at
+
+    def stalled(self, now: float, stall_s: float) -> bool:
+        """Whether nothing came of it, or it was not let go, for too long."""
+        if self.dropped_at is not None:
+            return now - self.dropped_at > stall_s
+        return now - self.moved_at > stall_s * (1.0 if self.begun else FIRST_TOKEN)
 
 
 @dataclass(slots=True)

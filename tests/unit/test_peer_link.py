@@ -290,6 +290,34 @@ def test_an_answer_that_is_dropped_unasked_comes_home(bench):
     assert bench.link.returned == 1
 
 
+@pytest.mark.parametrize("said", [Said(1, 1, 0, (), ""), Said(1, 1, 2, (9,), "x"), Said(1, 1, 5, (9,), "")])
+def test_a_peer_that_talks_on_instead_of_dropping_is_gone(bench, said):
+    bench.up()
+    bench.hand()
+    assert bench.remotes.mailbox is not None
+    bench.remotes.mailbox(Cancel(1, 1))
+    for _ in range(12):
+        assert bench.link.up
+        bench.look(0.2, answered=True)
+        bench.hear(said)
+        bench.remotes.mailbox(Cancel(1, 1))
+    bench.look(0.2, answered=True)
+    assert not bench.link.up
+    assert not bench.remotes.said
+
+
+def test_words_without_a_token_are_no_progress(bench):
+    bench.up()
+    bench.hand()
+    bench.hear(Said(1, 1, 2, (9,), "x"))
+    for _ in range(12):
+        assert bench.link.up
+        bench.look(0.2, answered=True)
+        bench.hear(Said(1, 1, 3, (), ""))
+    bench.look(0.2, answered=True)
+    assert not bench.link.up
+
+
 def test_nonsense_ends_the_link(bench):
     bench.up()
     bench.line.waiting.append(b"\xc1nonsense")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -67,6 +67,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     silence_s: float
 
 
+class Making(NamedTuple):
+    """An answer in the making."""
+
+    ticket: Ticket
+    task: asyncio.Task[None]
+
+    def stop(self) -> None:
+        """Give it up; idempotent."""
+        self.ticket.cancel()  # not only by the task, which may not have begun and then runs no `finally`
+        self.task.cancel()
+
+
 class Guest:
     """One connection of a peer and the answers that are made for it."""
 
@@ -76,12 +88,12 @@ class Guest:
         self.heard_at = now
         self.session = 0
         self.bucket = Bucket(limits.bytes_per_s)
-        self.work: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self.work: dict[tuple[int, int], Making] = {}
 
     def leave(self) -> None:
         """Stop working for it."""
-        for task in self.work.values():
-            task.cancel()
+        for making in self.work.values():
+            making.stop()
         self.work.clear()
 
 
@@ -200,8 +212,8 @@ class Serving:
             self._see_off(guest, "it takes nothing any more")
 
     def _drop(self, guest: Guest, request: int, attempt: int) -> None:
-        if task := guest.work.pop((request, attempt), None):
-            task.cancel()
+        if making := guest.work.pop((request, attempt), None):
+            making.stop()
         self._say(guest, Dropped(request, attempt))
 
     # --------------------------------------------------------------- answers
@@ -216,7 +228,7 @@ class Serving:
             return
         self.counts.taken += 1
         task = asyncio.ensure_future(self._make(guest, place, len(take.tokens), ticket))
-        guest.work[place] = task
+        guest.work[place] = Making(ticket, task)
 
     def _submission(self, guest: Guest, take: Take) -> Submission:
         if (take.request, take.attempt) in guest.work:

@@ -193,6 +193,20 @@ def test_nobody_works_for_who_has_left(how):
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("how", ["drop", "nonsense", "close"])
+def test_what_is_given_up_in_the_turn_in_which_it_came_is_given_up(how):
+    async def scene() -> None:
+        counter = Counter()
+        counter.say(take())
+        if how == "close":
+            counter.serving.close()
+        else:
+            counter.say(Drop(1, 1) if how == "drop" else b"nonsense")
+        assert counter.shop.tickets[0].cancelled, "though its task never ran"
+
+    asyncio.run(scene())
+
+
 def test_whoever_only_looks_disturbs_nobody():
     async def scene() -> None:
         counter = Counter()

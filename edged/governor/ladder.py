@@ -1,9 +1,10 @@
 """Which rung of the quality ladder: `decide(policy, state, event) -> state, commands`, pure.
 
 One rung at a time and `dwell_s` apart; at once and to the floor only above a critical temperature. Down as
-soon as a signal asks for it, up after all have allowed it for `climb_after_s`. A climb that had to be taken
-back is not repeated for `retry_s`, unless the reading that undid it is clearly lower than it was then: where
-the load of a rung heats by more than a band is wide, this is what ends the swinging.
+soon as a signal asks for it, up after all have allowed it for `climb_after_s`; a climb that is not confirmed
+yet holds up no descent. A climb that had to be taken back is not repeated for `retry_s`, unless the reading
+that undid it is clearly lower than it was then: where the load of a rung heats by more than a band is wide,
+this is what ends the swinging.
 """
 
 from __future__ import annotations
@@ -199,14 +200,23 @@ def _step(policy: Policy, state: State, now: float) -> Decision:
     urgent = _urgent(policy, state, now)
     if urgent is not None:
         return urgent
+    waited = now - state.stepped_at_s >= policy.dwell_s
     if state.asked is not None:
+        begun = replace(state, rung=state.asked.rung, asked=None)
+        if waited and _taken_back(policy, state, begun):
+            return _towards(policy, begun, _goal(policy, begun), now)
         return _again(state, state.asked, now)
-    if now - state.stepped_at_s < policy.dwell_s:
+    if not waited:
         return state, ()
     if state.pin is not None:
         back = state.rung != state.pin and state.pin not in state.barred
         return _go(policy, state, state.pin, Cause("pinned"), now) if back else (state, ())
     return _towards(policy, state, _goal(policy, state), now)
+
+
+def _taken_back(policy: Policy, before: State, begun: State) -> bool:
+    """Whether heat asks for less than the climb that has begun, and that nobody has confirmed yet."""
+    return begun.pin is None and begun.rung < before.rung and _goal(policy, begun) > begun.rung
 
 
 def _urgent(policy: Policy, state: State, now: float) -> Decision | None:

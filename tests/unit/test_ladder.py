@@ -101,6 +101,35 @@ def test_a_critical_temperature_overtakes_a_step_that_is_under_way():
     assert [step.rung for step in world.steps] == [1, FLOOR]
 
 
+def climbing(hot_c: float) -> World:
+    """On its way up to the second rung, which nobody confirms."""
+    world = World()
+    world.feel(hot_c, 400)
+    assert world.state.rung == 3
+    world.confirms = False
+    world.feel(LEAVE_1 - 5, int(POLICY.climb_after_s) + 30)
+    assert (world.state.rung, world.state.asked.rung) == (3, 2)
+    return world
+
+
+@pytest.mark.parametrize("again_c", [CPU.limits[2].enter + 1, CPU.critical - 0.1])
+def test_heat_takes_a_climb_back_that_nobody_has_confirmed(again_c):
+    world = climbing(CPU.limits[2].enter + 1)
+    climb = world.steps[-1]
+    world.feel(again_c, int(POLICY.dwell_s) + 10)
+    back = world.steps[-1]
+    assert (back.rung, back.before, back.cause.why) == (3, 2, "entered")
+    assert back.at_s - climb.at_s >= POLICY.dwell_s
+    assert world.state.proof.rung == 2, "a climb that was undone"
+
+
+def test_a_climb_that_the_operator_asked_for_is_waited_for():
+    world = climbing(CPU.limits[2].enter + 1)
+    world.hear(Pinned(at_s=world.now, rung=2))
+    world.feel(CPU.critical - 0.1, 600)
+    assert world.state.asked.rung == 2
+
+
 def test_it_returns_step_by_step():
     world = World()
     world.feel(CPU.critical, 3)

@@ -9,9 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
-
-import msgspec
 
 from edged.breaker import Breaker
 from edged.dispatch.peer import NOTHING, Offer
@@ -35,12 +32,13 @@ from edged.peers.messages import (
     Declined,
     Drop,
     Dropped,
-    FromServer,
     Offers,
     Said,
     Take,
     read_from_server,
 )
+from edged.peers.quota import MESSAGE_BYTES, READ_AT_ONCE, Bucket
+from edged.peers.seams import Patience, Wires
 from edged.peers.seat import Held, Seat
 from edged.transport.curve import Line
 
@@ -52,30 +50,6 @@ STEADY_S = 30.0
 """A peer that has been up for so long has made up for its failures."""
 CLIENTS_FAULT = (BadRequest, DeadlineExceeded, TooLarge)
 """Errors that would come at home too."""
-
-
-class Patience(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a link waits for what."""
-
-    ping_s: float
-    silence_s: float
-    stall_s: float
-
-
-class Wires(Protocol):
-    """Opens connections, and has what arrives read."""
-
-    def open(self, peer: Peer, heard: Callable[[], None], /) -> Line:
-        """Connect; `heard` is called whenever something may have arrived."""
-        ...
-
-    def close(self, line: Line, /) -> None:
-        """Undo `open`."""
-        ...
-
-    def soon(self, call: Callable[[], None], /) -> None:
-        """Call in the next turn of the loop."""
-        ...
 
 
 class Link:
@@ -90,6 +64,7 @@ class Link:
         kins: Callable[[], Mapping[str, Kin]],
         patience: Patience,
         breaker: Breaker,
+        bytes_per_s: float,
         clock: Callable[[], float],
         wanted: Callable[[], bool],
         changed: Callable[[], None],
@@ -98,6 +73,10 @@ class Link:
         self._wanted, self._changed = wanted, changed
         self._wires, self._remotes, self._kins = wires, remotes, kins
         self._patience, self.breaker, self._clock = patience, breaker, clock
+        self._bytes_per_s = bytes_per_s
+        self._quota = Bucket(bytes_per_s)
+        self._more = False
+        """More is to be read in the next turn of the loop."""
         self._line: Line | None = None
         self._seats: dict[str, Seat] = {}
         """By stage."""
@@ -155,6 +134,7 @@ class Link:
 
     def _open(self) -> None:
         self._asked.clear()
+        self._quota = Bucket(self._bytes_per_s)
         self._session = 1 + secrets.randbits(62)
         self._asked_at = float("-inf")
         try:
@@ -263,20 +243,35 @@ class Link:
     # -------------------------------------------------------------------- in
 
     def listen(self) -> None:
-        """Read what has arrived."""
+        """Read what has arrived, some of it; the rest in the next turn of the loop."""
         line = self._line
         if line is None:
             return
         try:
-            for body in line.receive():
-                self._hear(read_from_server(body))
+            for number, body in enumerate(line.receive(), start=1):
+                self._hear(body)
                 if self._line is not line:
+                    return
+                if number >= READ_AT_ONCE:
+                    self._listen_again()
                     return
         except ProtocolError as error:
             self._fail(error.message)
 
-    def _hear(self, message: FromServer) -> None:
+    def _listen_again(self) -> None:
+        if not self._more:
+            self._more = True
+            self._wires.soon(self._listen_on)
+
+    def _listen_on(self) -> None:
+        self._more = False
+        self.listen()
+
+    def _hear(self, body: bytes) -> None:
         now = self._clock()
+        if not self._quota.take(len(body) + MESSAGE_BYTES, now):
+            raise ProtocolError("it says more than this node reads")
+        message = read_from_server(body)
         self._heard_at, self._unanswered_since = now, None
         if isinstance(message, Offers):
             self._consider(message, now)

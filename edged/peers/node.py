@@ -24,9 +24,11 @@ from edged.models.store import ModelStore
 from edged.peers.book import Book, Peer
 from edged.peers.identity import Kin, identity_of, kin_of
 from edged.peers.keys import key_file, read_keys
-from edged.peers.link import Link, Patience
+from edged.peers.link import Link
 from edged.peers.messages import OVERHEAD_BYTES
 from edged.peers.offers import offers_of
+from edged.peers.quota import ANSWERS_BYTES_PER_S
+from edged.peers.seams import Patience
 from edged.peers.serving import Counts, Limits, Serving
 from edged.peers.standing import peer_status
 from edged.peers.wires import LoopWires, beat_of
@@ -238,6 +240,7 @@ class Node:
             kins=self._kins,
             patience=self._patience,
             breaker=Breaker(FAILURES_TO_OPEN, settings.first_wait_s, settings.longest_wait_s),
+            bytes_per_s=max(settings.most_kib_per_s * 1024, ANSWERS_BYTES_PER_S),
             clock=time.monotonic,
             wanted=self._wanted,
             changed=self._tell_governor,

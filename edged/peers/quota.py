@@ -8,6 +8,10 @@ BURST_S = 2.0
 """A peer may send at once what it may send in so much time."""
 MESSAGE_BYTES = 2048
 """What reading a message costs beside its bytes, as bytes."""
+READ_AT_ONCE = 64
+"""Messages of one connection that are read before the dispatcher has its turn again."""
+ANSWERS_BYTES_PER_S = 8 << 20
+"""What a peer may always say in answer: some 4000 tokens a second, each in a message of its own."""
 
 
 @dataclass(slots=True)

@@ -26,14 +26,12 @@ from edged.peers.messages import (
     Take,
     read_to_server,
 )
-from edged.peers.quota import MESSAGE_BYTES, Bucket
+from edged.peers.quota import MESSAGE_BYTES, READ_AT_ONCE, Bucket
 from edged.peers.task import check_task
 from edged.transport.curve import Heard, Server
 
 logger = logging.getLogger("edged.peers")
 
-READ_AT_ONCE = 64
-"""Messages that are read before the dispatcher has its turn again."""
 PATIENCE, IDLE_PATIENCE = 2, 20
 """A peer that was not heard for so many times `silence_s` is seen off: with answers, and without."""
 MOST_TEXT = 2000

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from edged.errors import ConfigError
 from edged.peers.book import Peer
-from edged.peers.link import Patience
+from edged.peers.seams import Patience
 from edged.transport.curve import Beat, Gatekeeper, KeyPair, Line, Server, Socket, context
 
 

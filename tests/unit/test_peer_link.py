@@ -16,7 +16,7 @@ from edged.errors import ContextOverflow, Overloaded
 from edged.messages import Batch, Cancel, FromWorker, SlotRef, ToWorker, Work, encode
 from edged.peers.book import Peer
 from edged.peers.identity import Kin
-from edged.peers.link import Link, Patience
+from edged.peers.link import Link
 from edged.peers.messages import (
     VERSION,
     Answered,
@@ -30,6 +30,8 @@ from edged.peers.messages import (
     Take,
     read_to_server,
 )
+from edged.peers.quota import READ_AT_ONCE
+from edged.peers.seams import Patience
 from edged.transport.curve import new_keys
 
 KEYS = new_keys()
@@ -117,6 +119,7 @@ class Bench:
             kins=lambda: {"speak": self.kin},
             patience=Patience(ping_s=0.2, silence_s=0.7, stall_s=2.5),
             breaker=Breaker(1, 1.0, 60.0),
+            bytes_per_s=1e6,
             clock=lambda: self.now,
             wanted=lambda: True,
             changed=lambda: None,
@@ -316,6 +319,29 @@ def test_words_without_a_token_are_no_progress(bench):
         bench.hear(Said(1, 1, 3, (), ""))
     bench.look(0.2, answered=True)
     assert not bench.link.up
+
+
+def test_of_a_flood_some_is_read_in_a_turn(bench):
+    bench.up()
+    bench.line.waiting += [encode(Said(5, 1, 0, (1,), "x"))] * 200
+    bench.link.listen()
+    bench.link.listen()
+    assert bench.link.stale == 2 * READ_AT_ONCE
+    assert len(bench.wires.later) == 1, "read on once, however often it was asked to"
+    while bench.wires.later:
+        bench.wires.later.pop()()
+    assert (bench.link.stale, bench.link.up) == (200, True)
+
+
+def test_a_flood_without_end_ends_the_link(bench):
+    bench.up()
+    bench.line.waiting += [encode(Said(5, 1, 0, (1,), "x"))] * 2000
+    bench.link.listen()
+    while bench.wires.later:
+        bench.wires.later.pop()()
+    assert not bench.link.up
+    assert bench.link.stale < 1000
+    assert "more than this node reads" in bench.link.reason
 
 
 def test_nonsense_ends_the_link(bench):

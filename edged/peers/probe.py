@@ -11,7 +11,7 @@ from edged.errors import ConfigError, ProtocolError, Unreachable
 from edged.messages import encode
 from edged.peers.book import Peer
 from edged.peers.messages import VERSION, Ask, Offers, read_from_server
-from edged.transport.curve import Beat, KeyPair, Line, Quarrel, context
+from edged.transport.curve import Beat, KeyPair, Line, context
 
 POLL_MS = 50
 MOST_BYTES = 1 << 20
@@ -33,16 +33,14 @@ def probe(peer: Peer, keys: KeyPair, timeout_s: float) -> Found:
         raise ConfigError(f"peer {peer.name!r} has no address: it only asks; see `edgectl peers add`")
     sockets = context()
     line = Line(sockets, keys, peer.endpoint, peer.key, most_bytes=MOST_BYTES, beat=Beat(1000, 3000))
-    quarrel = Quarrel(line)
     try:
-        return _ask(peer, line, quarrel, timeout_s)
+        return _ask(peer, line, timeout_s)
     finally:
-        quarrel.close()
         line.close()
         sockets.term()
 
 
-def _ask(peer: Peer, line: Line, quarrel: Quarrel, timeout_s: float) -> Found:
+def _ask(peer: Peer, line: Line, timeout_s: float) -> Found:
     deadline = time.monotonic() + timeout_s
     sent: dict[int, float] = {}
     while time.monotonic() < deadline:
@@ -52,7 +50,7 @@ def _ask(peer: Peer, line: Line, quarrel: Quarrel, timeout_s: float) -> Found:
             for body in line.receive():
                 if isinstance(said := read_from_server(body), Offers):
                     return _found(peer, said, time.monotonic() - sent[said.nonce])
-    raise Unreachable(f"peer {peer.name!r} at {peer.endpoint} {quarrel.reason()}")
+    raise Unreachable(f"peer {peer.name!r} at {peer.endpoint} {line.quarrel.reason()}")
 
 
 def _found(peer: Peer, said: Offers, rtt_s: float) -> Found:

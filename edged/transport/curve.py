@@ -14,6 +14,7 @@ from zmq.utils import z85
 
 from edged.errors import ConfigError, ProtocolError
 from edged.transport.links import MINIMUM_LIBZMQ
+from edged.transport.quarrel import Quarrel
 
 DOMAIN = b"edged"
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -210,7 +211,7 @@ class Server(Socket):
 
 
 class Line(Socket):
-    """A client's connection to one peer; libzmq connects again by itself."""
+    """A client's connection to one peer; libzmq connects again by itself, until it is refused."""
 
     def __init__(
         self,
@@ -233,11 +234,17 @@ class Line(Socket):
             (zmq.CURVE_SERVERKEY, server_key.encode()),
         ):
             self._socket.setsockopt(option, value)
+        self.quarrel = Quarrel(self._socket)
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(f"{endpoint} is no address of a peer: {error}") from error
+
+    def close(self) -> None:
+        """Close at once; see `Socket.close`."""
+        self.quarrel.close()
+        super().close()
 
     def send(self, body: bytes) -> bool:
         """False when there is no connection, or it takes nothing any more."""
@@ -255,53 +262,6 @@ class Line(Socket):
                 raise ProtocolError("a peer's message has one frame")
             yield frames[0]
 
-    @property
-    def raw(self) -> zmq.Socket[bytes]:
-        """The socket, for whoever watches it."""
-        return self._socket
-
     def wait(self, timeout_ms: int) -> bool:
         """Wait for a message; for programs that have nothing else to do."""
         return bool(self._socket.poll(timeout_ms, zmq.POLLIN))
-
-
-_EVENTS = {
-    int(zmq.EVENT_CONNECTED): "connected",
-    int(zmq.EVENT_CONNECT_RETRIED): "retried",
-    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "handshake",
-    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "handshake",
-    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): "refused",
-    int(zmq.EVENT_HANDSHAKE_SUCCEEDED): "admitted",
-    int(zmq.EVENT_DISCONNECTED): "closed",
-}
-_SENTENCES = (
-    ("admitted", "let this node in and then did not answer; it may run another version"),
-    ("refused", "does not know this node's key: add it there with `edgectl peers add`"),
-    ("handshake", "does not have the key that was added for it"),
-    ("closed", "closed the connection: it may have another key than the one that was added for it"),
-    ("connected", "took the connection and said nothing: it may have another key than was added"),
-)
-
-
-class Quarrel:
-    """Why a connection does not come up, as far as libzmq knows."""
-
-    def __init__(self, line: Line) -> None:
-        self._monitored = line.raw
-        self._monitor = line.raw.get_monitor_socket()
-
-    def reason(self) -> str:
-        """What happened so far, as the end of a sentence about the peer."""
-        seen = set()
-        while self._monitor.poll(0):
-            head, _ = self._monitor.recv_multipart()
-            seen.add(_EVENTS.get(int.from_bytes(head[:2], "little"), ""))
-        for event, sentence in _SENTENCES:
-            if event in seen:
-                return sentence
-        return "does not answer: nobody listens there, or a firewall drops what is sent"
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._monitored.disable_monitor()
-        self._monitor.close(linger=0)

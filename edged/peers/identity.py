@@ -21,6 +21,8 @@ class Kin(msgspec.Struct, frozen=True):
     """Identity of what the stage serves itself: with it an answer that has begun goes on. Empty: nothing."""
     better: frozenset[str] = frozenset()
     """Of better variants of its model: for answers that begin there."""
+    answer_tokens: int = 0
+    """Of an answer for which nobody named a limit; the same for all of them. 0: not known."""
 
 
 def identity_of(spec: StageSpec, details: Mapping[str, Any]) -> str:
@@ -39,7 +41,8 @@ def kin_of(spec: StageSpec, details: Mapping[str, Any], better: Iterable[str]) -
     own = identity_of(spec, details)
     if not own:
         return Kin("")
-    return Kin(own, frozenset(_identity(spec.variant.model, digest, details) for digest in better if digest))
+    identities = frozenset(_identity(spec.variant.model, digest, details) for digest in better if digest)
+    return Kin(own, identities, int(details.get("max_tokens", 0)))
 
 
 def _identity(model: str, weights: str, details: Mapping[str, Any]) -> str:

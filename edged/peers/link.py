@@ -40,6 +40,7 @@ from edged.peers.messages import (
 from edged.peers.quota import MESSAGE_BYTES, READ_AT_ONCE, Bucket
 from edged.peers.seams import Patience, Wires
 from edged.peers.seat import Held, Seat
+from edged.peers.task import answer_tokens
 from edged.transport.curve import Line
 
 logger = logging.getLogger("edged.peers")
@@ -216,11 +217,12 @@ class Link:
     def _hand(self, seat: Seat, work: Work) -> None:
         try:
             payload, priority = self._remotes.task(work)
+            most_tokens = answer_tokens(payload, seat.answer_tokens)
         except EdgedError as error:
             message = Failed(work.request, work.attempt, error.code, error.message)
             self._wires.soon(lambda: self._remotes.say(seat.worker, message))
             return
-        seat.hand(work, self._clock())
+        seat.hand(work, most_tokens, self._clock())
         self.handed += 1
         self._send(
             Take(
@@ -303,8 +305,8 @@ class Link:
         held = seat.held[said.request, said.attempt]
         if held.dropped_at is not None:
             return
-        if said.tokens:
-            held.move(now)
+        if not held.hear(len(said.tokens), len(said.text), now):
+            raise ProtocolError("an answer is longer than what was asked for")
         message = Tokens(said.request, said.attempt, said.first, said.tokens, said.text)
         self._remotes.say(seat.worker, message)
 
@@ -343,12 +345,12 @@ class Link:
         for stage, kin in self._kins().items():
             better = next((offer for offer in offers.models if offer.identity in kin.better), NOTHING)
             offer = by_identity.get(kin.own, better)
-            self._sit(stage, offer, offers.nonce, same=offer.identity == kin.own)
+            self._sit(stage, offer, offers.nonce, kin.answer_tokens, same=offer.identity == kin.own)
         if offers.version == VERSION:
             self.reason = "" if self._seats else "it serves none of the models that this node serves now"
         self._changed()
 
-    def _sit(self, stage: str, offer: Offer, nonce: int, *, same: bool) -> None:
+    def _sit(self, stage: str, offer: Offer, nonce: int, most_tokens: int, *, same: bool) -> None:
         seat = self._seats.get(stage)
         if seat is not None and (seat.identity, seat.grant) != (offer.identity, offer.grant):
             offer = NOTHING  # it finishes what it has, and joins as what it is now
@@ -363,5 +365,5 @@ class Link:
             seat.worker = self._remotes.join(
                 stage, self.peer.name, offer.grant, "", lambda message: self._take(stage, message)
             )
-        seat.offer = offer
+        seat.offer, seat.answer_tokens = offer, most_tokens
         self._remotes.offered(seat.worker, offer, self.rtt_s, -seat.since(nonce), same=same)

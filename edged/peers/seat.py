@@ -11,19 +11,34 @@ FIRST_TOKEN = 4.0
 """A first token takes longer than the next: it may take so many times as long."""
 
 
+CHARACTERS_A_TOKEN = 256
+"""More than the longest token of any known vocabulary decodes to."""
+CHARACTERS_BESIDE = 4096
+"""Of sentences that no model made: that nothing was found, a note."""
+
+
 @dataclass(slots=True)
 class Held:
     """An answer that the peer makes."""
 
     work: Work
     moved_at: float
+    most_tokens: int
+    """Of the whole answer, with what was known when it was handed over."""
+    tokens: int = 0
+    characters: int = 0
     begun: bool = False
     dropped_at: float | None = None
     """When the peer was told that nobody waits for it; None: somebody does."""
 
-    def move(self, now: float) -> None:
-        """A token came."""
-        self.moved_at, self.begun = now, True
+    def hear(self, tokens: int, characters: int, now: float) -> bool:
+        """Count what it said; False where no such answer was asked for."""
+        self.tokens += tokens
+        self.characters += characters
+        if tokens:
+            self.moved_at, self.begun = now, True
+        too_many = tokens > 0 and self.tokens > self.most_tokens
+        return not too_many and self.characters <= CHARACTERS_BESIDE + CHARACTERS_A_TOKEN * self.tokens
 
     def drop(self, now: float) -> None:
         """Nobody waits for it any more."""
@@ -45,16 +60,19 @@ class Seat:
     grant: int
     worker: str = ""
     """Its name in the ledger."""
+    answer_tokens: int = 0
+    """See `Kin`."""
     offer: Offer = NOTHING
     held: dict[tuple[int, int], Held] = field(default_factory=dict)
     """By request and attempt."""
     _handed: int = 0
     _marks: dict[int, int] = field(default_factory=dict)
 
-    def hand(self, work: Work, now: float) -> None:
-        """Note what it was sent."""
+    def hand(self, work: Work, most_tokens: int, now: float) -> None:
+        """Note what it was sent, and how long its answer may be."""
         self._handed += 1
-        self.held[work.request, work.attempt] = Held(work, now)
+        known, characters = len(work.resume_tokens), work.resume_characters
+        self.held[work.request, work.attempt] = Held(work, now, most_tokens, known, characters)
 
     def mark(self, nonce: int) -> None:
         """Remember what it had been sent when it was asked this."""

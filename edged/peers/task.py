@@ -1,4 +1,4 @@
-"""What a peer may ask a generator for: the limits that this node's own clients have, pure.
+"""What a peer may ask a generator for, and what it may answer: pure.
 
 A task of our own came through the API, which has checked it; a peer's came through a peer, which may lie.
 """
@@ -32,3 +32,10 @@ def check_task(payload: bytes) -> None:
     )
     if not fine:
         raise ProtocolError("a task of a peer is outside the limits that every node keeps")
+
+
+def answer_tokens(payload: bytes, default: int) -> int:
+    """Most tokens of the answer to a task of our own; `default`: where it names no limit (0: not known)."""
+    task = _decode(payload)
+    limits = (task.max_tokens or default, task.ceiling.answer_tokens)
+    return min((limit for limit in limits if limit), default=MOST_TOKENS)

@@ -15,7 +15,7 @@ from edged.dispatch.peer import Pressure
 from edged.errors import ConfigError, NotFound, ProtocolError
 from edged.governor import effects
 from edged.governor.force import InForce
-from edged.messages import encode
+from edged.messages import Ceiling, ChatTask, Message, encode
 from edged.peers.book import Book, Peer, check_endpoint
 from edged.peers.identity import Kin, identity_of, kin_of
 from edged.peers.keys import key_file, make_keys, read_keys
@@ -26,6 +26,7 @@ from edged.peers.messages import (
     read_to_server,
 )
 from edged.peers.node import is_hot, pressure_of
+from edged.peers.task import MOST_TOKENS, answer_tokens
 from edged.transport.curve import new_keys
 from edged.workers.spec import StageSpec
 
@@ -174,6 +175,16 @@ def test_only_the_same_weights_under_the_same_limits_are_the_same_model():
     assert identity_of(spec(kind="tensor"), details) == ""
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "ceiling", "default", "most"),
+    [(0, 0, 256, 256), (64, 0, 256, 64), (512, 0, 256, 512), (512, 96, 256, 96), (0, 0, 0, MOST_TOKENS)],
+)
+def test_how_long_the_answer_to_a_task_may_be(max_tokens, ceiling, default, most):
+    asked = (Message(role="user", content="why?"),)
+    task = ChatTask(messages=asked, max_tokens=max_tokens, ceiling=Ceiling(answer_tokens=ceiling))
+    assert answer_tokens(encode(task), default) == most
+
+
 @given(st.binary(max_size=200))
 def test_bytes_of_a_stranger_are_a_message_or_an_error(data):
     for read in (read_to_server, read_from_server):
@@ -229,5 +240,6 @@ def test_a_box_without_a_peer_to_turn_to_is_no_cooler_for_it():
 def test_better_variants_are_kin():
     details = {"context_tokens": 2048, "max_tokens": 256}
     kin = kin_of(spec(), details, ["better", ""])
-    assert kin == Kin(identity_of(spec(), details), frozenset({identity_of(spec(digest="better"), details)}))
+    better = frozenset({identity_of(spec(digest="better"), details)})
+    assert kin == Kin(identity_of(spec(), details), better, answer_tokens=256)
     assert kin_of(spec(backend="openai", digest=""), details, ["better"]) == Kin("")

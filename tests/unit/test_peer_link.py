@@ -13,7 +13,7 @@ from hypothesis import given
 from edged.breaker import Breaker
 from edged.dispatch.peer import Offer
 from edged.errors import ContextOverflow, Overloaded
-from edged.messages import Batch, Cancel, FromWorker, SlotRef, ToWorker, Work, encode
+from edged.messages import Batch, Cancel, ChatTask, FromWorker, Message, SlotRef, ToWorker, Work, encode
 from edged.peers.book import Peer
 from edged.peers.identity import Kin
 from edged.peers.link import Link
@@ -35,6 +35,7 @@ from edged.peers.seams import Patience
 from edged.transport.curve import new_keys
 
 KEYS = new_keys()
+TASK = encode(ChatTask(messages=(Message(role="user", content="why?"),), max_tokens=32))
 OFFER = Offer("model", 2, 2, 0.0, 1.0, 10.0, 4096, hot=False)
 
 
@@ -99,7 +100,7 @@ class FakeRemotes:
         self.returned.append(work)
 
     def task(self, work):
-        return b"task", "interactive"
+        return TASK, "interactive"
 
     def result(self, work, payload):
         return work.target
@@ -319,6 +320,25 @@ def test_words_without_a_token_are_no_progress(bench):
         bench.hear(Said(1, 1, 3, (), ""))
     bench.look(0.2, answered=True)
     assert not bench.link.up
+
+
+@pytest.mark.parametrize(("ids", "text"), [(range(31), "x"), ((9,), "x" * 5000), ((), "x" * 5000)])
+def test_an_answer_out_of_proportion_ends_the_link(bench, ids, text):
+    bench.up()
+    bench.hand()  # with two tokens that are known
+    bench.hear(Said(1, 1, 2, tuple(ids), text))
+    assert not bench.link.up
+    assert "longer than what was asked for" in bench.link.reason
+    assert not bench.remotes.said
+
+
+def test_an_answer_may_be_as_long_as_was_asked_for(bench):
+    bench.up()
+    bench.hand()
+    bench.hear(Said(1, 1, 2, tuple(range(30)), "x" * 4000))
+    bench.hear(Said(1, 1, 32, (), "a note"))
+    assert bench.link.up
+    assert len(bench.remotes.said) == 2
 
 
 def test_of_a_flood_some_is_read_in_a_turn(bench):

@@ -40,7 +40,7 @@ from edged.peers.messages import (
 from edged.peers.quota import MESSAGE_BYTES, READ_AT_ONCE, Bucket
 from edged.peers.seams import Patience, Wires
 from edged.peers.seat import Held, Seat
-from edged.peers.task import answer_tokens
+from edged.peers.task import answer_tokens, read_answer
 from edged.transport.curve import Line
 
 logger = logging.getLogger("edged.peers")
@@ -290,6 +290,7 @@ class Link:
             case Said():
                 self._said(seat, message, now)
             case Answered(payload=payload, compute_s=compute_s):
+                read_answer(payload)
                 work = seat.held.pop(place).work
                 self.breaker.completed()
                 self._remotes.say(seat.worker, self._done(work, payload, compute_s))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edged.errors import ProtocolError
-from edged.messages import ChatTask, decoder
+from edged.messages import Answer, ChatTask, decoder
 
 MOST_MESSAGES = 4096
 MOST_TOKENS = 1 << 20
@@ -16,6 +16,8 @@ MOST_PASSAGES = 1000
 MOST_STOPS = 4
 
 _decode: Callable[[bytes], ChatTask] = decoder(ChatTask)
+read_answer: Callable[[bytes], Answer] = decoder(Answer)
+"""What a peer made of a task; `ProtocolError` where that is no answer."""
 
 
 def check_task(payload: bytes) -> None:

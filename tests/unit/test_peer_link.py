@@ -13,7 +13,18 @@ from hypothesis import given
 from edged.breaker import Breaker
 from edged.dispatch.peer import Offer
 from edged.errors import ContextOverflow, Overloaded
-from edged.messages import Batch, Cancel, ChatTask, FromWorker, Message, SlotRef, ToWorker, Work, encode
+from edged.messages import (
+    Answer,
+    Batch,
+    Cancel,
+    ChatTask,
+    FromWorker,
+    Message,
+    SlotRef,
+    ToWorker,
+    Work,
+    encode,
+)
 from edged.peers.book import Peer
 from edged.peers.identity import Kin
 from edged.peers.link import Link
@@ -36,6 +47,7 @@ from edged.transport.curve import new_keys
 
 KEYS = new_keys()
 TASK = encode(ChatTask(messages=(Message(role="user", content="why?"),), max_tokens=32))
+ANSWER = encode(Answer(text="x", finish="stop", prompt_tokens=1, completion_tokens=3, model="m"))
 OFFER = Offer("model", 2, 2, 0.0, 1.0, 10.0, 4096, hot=False)
 
 
@@ -174,7 +186,7 @@ def test_a_peer_that_answers_gets_a_seat_and_work(bench):
     assert isinstance(take, Take)
     assert (take.identity, take.hops, take.tokens, take.characters) == ("model", 1, (7, 8), 2)
     bench.hear(Said(1, 1, 2, (9,), "x"))
-    bench.hear(Answered(1, 1, b"answer", 0.5))
+    bench.hear(Answered(1, 1, ANSWER, 0.5))
     assert [type(message).__name__ for message in bench.remotes.said] == ["Tokens", "Done"]
     assert bench.link.held == 0
 
@@ -251,7 +263,7 @@ def test_an_answer_makes_up_for_failures(bench):
     bench.look(1.2)
     bench.up()
     bench.hand()
-    bench.hear(Answered(1, 1, b"answer", 0.5))
+    bench.hear(Answered(1, 1, ANSWER, 0.5))
     bench.look(1.0)
     assert bench.link.breaker.refusal_s(bench.now) <= 1.0
 
@@ -339,6 +351,16 @@ def test_an_answer_may_be_as_long_as_was_asked_for(bench):
     bench.hear(Said(1, 1, 32, (), "a note"))
     assert bench.link.up
     assert len(bench.remotes.said) == 2
+
+
+@pytest.mark.parametrize("payload", [b"", b"answer", TASK, b"\xc1"])
+def test_what_is_no_answer_comes_home(bench, payload):
+    bench.up()
+    bench.hand()
+    bench.hear(Answered(1, 1, payload, 0.5))
+    assert not bench.link.up
+    assert not bench.remotes.said
+    assert (bench.link.returned, bench.link.failures) == (1, 1)
 
 
 def test_of_a_flood_some_is_read_in_a_turn(bench):

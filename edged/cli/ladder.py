@@ -90,7 +90,7 @@ def measure(
     from edged.rungs.measure import Limits
     from edged.rungs.prepare import Wanted
 
-    own = None if file is None else _read(file)
+    own = None if file is None else _read(session, file, asked["pipeline"])
     _heed(session.client.status(), while_serving=while_serving)
     wanted = Wanted(rungs=tuple(filter(None, rungs.split(","))), budget_s=budget, **asked)
     began_s = time.monotonic()
@@ -129,11 +129,12 @@ def _prepare(session: Session, wanted: Wanted, own: tuple[Question, ...] | None)
         return prepare(session.config, session.environment, session.client, wanted, own)
 
 
-def _read(file: IO[str]) -> tuple[Question, ...]:
+def _read(session: Session, file: IO[str], pipeline: str) -> tuple[Question, ...]:
     from edged.rungs.asked import questions_in
+    from edged.rungs.named import lacking_in
 
     try:
-        return questions_in(file, file.name)
+        return questions_in(file, file.name, lacking_in(session.config, pipeline))
     except UnicodeDecodeError as error:
         raise BadRequest(
             f"{file.name} is not text: byte {error.start} is not valid UTF-8", param="questions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,7 +70,14 @@ def _row(rung: Rung, effect: Effect, known: Figures) -> tuple[str, ...]:
 
 
 def _mean(found: Mean | None) -> str:
-    return NONE if found is None else f"{found.value:.3f} ±{found.margin:.3f}"
+    """With its margin, of which one question tells nothing."""
+    if found is None:
+        return NONE
+    return (
+        f"{found.value:.3f} ±{found.margin:.3f}"
+        if math.isfinite(found.margin)
+        else f"{found.value:.3f} {NONE}"
+    )
 
 
 def _share(found: Mean | None) -> str:

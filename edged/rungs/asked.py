@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -11,6 +11,8 @@ from edged.rungs.record import Place, Question
 
 MOST_BYTES = 1 << 20
 """Of a line."""
+LOOKS = '{"question": "At which level does the pump start?", "relevant": ["manual.md"], "answer": "80 cm"}'
+"""A line as it should be."""
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,15 +24,24 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     answer: str = ""
 
 
-def questions_in(lines: Iterable[str], name: str) -> tuple[Question, ...]:
-    """Read a file of questions; `BadRequest` names the line and the field that is wrong."""
-    found = [_question(text, f"{name}, line {n}") for n, text in enumerate(lines, 1) if text.strip()]
+def _anywhere(_place: Place) -> str:
+    return ""
+
+
+def questions_in(
+    lines: Iterable[str], name: str, lacking: Callable[[Place], str] = _anywhere
+) -> tuple[Question, ...]:
+    """Read a file of questions; `BadRequest` names the line and the field that is wrong.
+
+    `lacking` says why a place cannot be found, or nothing.
+    """
+    found = [_question(text, f"{name}, line {n}", lacking) for n, text in enumerate(lines, 1) if text.strip()]
     if not found:
-        raise BadRequest(f"{name} has no questions; give one JSON object a line", param="questions")
+        raise BadRequest(f"{name} has no questions; a line looks like {LOOKS}", param="questions")
     return tuple(found)
 
 
-def _question(text: str, where: str) -> Question:
+def _question(text: str, where: str, lacking: Callable[[Place], str]) -> Question:
     line = _decoded(text, where)
     if not line.question.strip():
         raise BadRequest(f"{where}: question is empty", param="question")
@@ -40,9 +51,12 @@ def _question(text: str, where: str) -> Question:
             '"relevant": ["manual.md"], or what has to be said, as in "answer": "80 cm"',
             param="relevant",
         )
+    places = tuple(_place(each, where) for each in line.relevant)
+    if why := next(filter(None, map(lacking, places)), ""):
+        raise BadRequest(f"{where}: {why}", param="relevant")
     return Question(
         text=line.question,
-        relevant=tuple(_place(each, where) for each in line.relevant),
+        relevant=places,
         answer=line.answer.strip(),
     )
 
@@ -52,12 +66,15 @@ def _decoded(text: str, where: str) -> Line:
         raise BadRequest(f"{where}: is longer than {MOST_BYTES} characters")
     try:
         return msgspec.json.decode(text, type=Line)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+    except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         unknown = message.startswith("Object contains unknown field")
         field = message.rpartition("field ")[2].strip("`") if unknown else path.rstrip("`")
         kind = UnknownField if unknown else BadRequest
-        raise kind(f"{where}: {message}" + (f" ({field})" if path else ""), param=field or None) from error
+        more = f" ({field})" if path else "" if unknown else f"; a line looks like {LOOKS}"
+        raise kind(f"{where}: {message}{more}", param=field or None) from error
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise BadRequest(f"{where}: is no JSON object ({error}); a line looks like {LOOKS}") from error
 
 
 def _place(given: Place | str, where: str) -> Place:

@@ -93,7 +93,9 @@ def test_questions_of_ones_own():
 @pytest.mark.parametrize(
     ("text", "field", "says"),
     [
-        ("{", None, "malformed|truncated"),
+        ("{", None, "truncated.*a line looks like"),
+        ("How high is it?", None, 'no JSON object.*a line looks like .*"relevant"'),
+        ('"How high is it?"', None, "a line looks like"),
         (line(relevant=["a"]), None, "question"),
         (line(question=3, answer="x"), "question", "str"),
         (line(question=" ", answer="x"), "question", "empty"),
@@ -115,6 +117,13 @@ def test_a_bad_line_is_named_with_its_field(text, field, says):
     assert "own.jsonl, line 2" in refused.value.message
     assert refused.value.param == field or field is None
     assert isinstance(refused.value, UnknownField) == (says == "unknown field")
+
+
+def test_a_place_that_is_lacking_is_named_with_its_line():
+    lines = [line(question="q", answer="a"), "", line(question="q", relevant=["a.md", "b.md"])]
+    with pytest.raises(BadRequest, match=r"own.jsonl, line 3: no b.md") as refused:
+        questions_in(lines, "own.jsonl", lambda place: "no b.md" if place.source == "b.md" else "")
+    assert refused.value.param == "relevant"
 
 
 def test_an_empty_file_is_refused():

@@ -118,7 +118,7 @@ def test(session: Session, name: str, timeout_s: float, as_json: bool) -> None:
     from edged.peers.keys import key_file, read_keys
     from edged.peers.probe import probe
 
-    keys = read_keys(key_file(session.config.daemon.state_dir, session.environment))
+    keys = read_keys(key_file(session.config.daemon.state_dir, session.environment), session.environment)
     found: list[Found] = []
     problems: list[EdgedError] = []
     for peer in _chosen(_book(session), name):

@@ -12,6 +12,9 @@ from edged.transport.curve import KeyPair, new_keys, public_of
 FILE = "curve.key"
 FOLDER = "peers"
 OTHERS = 0o077
+OTHERS_OF_CREDENTIAL = 0o037
+"""systemd gives a credential to its user by an ACL, whose mask shows as the group's right to read."""
+CREDENTIALS = "CREDENTIALS_DIRECTORY"
 
 
 def folder_of(state_dir: Path) -> Path:
@@ -21,24 +24,31 @@ def folder_of(state_dir: Path) -> Path:
 
 def key_file(state_dir: Path, environment: Mapping[str, str]) -> Path:
     """The secret key's file: systemd's credential where there is one, else in the state folder."""
-    credentials = environment.get("CREDENTIALS_DIRECTORY")
+    credentials = environment.get(CREDENTIALS)
     given = Path(credentials) / FILE if credentials else None
     return given if given is not None and given.exists() else folder_of(state_dir) / FILE
 
 
-def read_keys(path: Path) -> KeyPair:
+def read_keys(path: Path, environment: Mapping[str, str]) -> KeyPair:
     """The pair of a secret key's file; `ConfigError` where it is missing, open to others or no key."""
     try:
-        with path.open() as file:
+        with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            secret = file.read(1000).strip()
+            content = file.read(1000).strip()
     except OSError as error:
         raise ConfigError(
             f"the key of this node cannot be read ({path}: {error.strerror}); run `edgectl peers keygen`"
         ) from error
-    if mode & OTHERS:
+    if mode & _others(path, environment):
         raise ConfigError(f"others may read the secret key {path}; run: chmod 600 {path}")
+    secret = content.decode("ascii", errors="replace")
     return KeyPair(public_of(secret), secret)
+
+
+def _others(path: Path, environment: Mapping[str, str]) -> int:
+    """What nobody else may do with the file."""
+    credentials = environment.get(CREDENTIALS)
+    return OTHERS_OF_CREDENTIAL if credentials and path.parent == Path(credentials) else OTHERS
 
 
 def make_keys(path: Path, *, replace: bool) -> KeyPair:

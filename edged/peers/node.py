@@ -125,7 +125,7 @@ class Node:
 
     def _come_up(self) -> None:
         config = self._config()
-        self._keys = read_keys(key_file(config.daemon.state_dir, self._environment))
+        self._keys = read_keys(key_file(config.daemon.state_dir, self._environment), self._environment)
         self._version = (-1, -1)
         self._wires = LoopWires(self._keys, self._most_bytes + OVERHEAD_BYTES, beat_of(self._patience))
         self._gate = self._wires.gate(lambda key: key in self._names)
@@ -224,6 +224,8 @@ class Node:
         version, peers = self._book.version(), {peer.name: peer for peer in self._book.read()}
         for name in [name for name, link in self._links.items() if peers.get(name) != link.peer]:
             self._links.pop(name).close("it is not on the list any more")
+        for link in self._links.values():
+            link.hurry()
         self._version, self._peers = version, peers
         self._names = {peer.key: name for name, peer in peers.items()}
         for name, peer in peers.items():

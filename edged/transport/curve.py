@@ -6,7 +6,9 @@ client key before its first message is read; without an answer from it nobody is
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import zmq
@@ -66,7 +68,7 @@ def check_key(text: str) -> str:
     """Return a key in Z85; `ConfigError` when it is none."""
     try:
         raw = z85.decode(text.encode("ascii"))
-    except (ValueError, KeyError, UnicodeEncodeError, zmq.ZMQError) as error:
+    except (ValueError, KeyError, UnicodeEncodeError, struct.error, zmq.ZMQError) as error:
         raise ConfigError("a key has 40 characters of Z85, as `edgectl peers keygen` prints them") from error
     if len(raw) != KEY_BYTES:
         raise ConfigError(f"a key has 40 characters, not {len(text)}; `edgectl peers keygen` prints one")
@@ -84,10 +86,27 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return made
 
 
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+    try:
+        return context.socket(kind)
+    except zmq.ZMQError as error:  # no descriptor is left
+        raise ConfigError(f"there is no socket for peers: {error}") from error
+
+
+@contextmanager
+def _whole(socket: zmq.Socket[bytes]) -> Iterator[None]:
+    """Close a socket that cannot be set up: an open one would keep its context from ending."""
+    try:
+        yield
+    except zmq.ZMQError as error:
+        socket.close(linger=0)
+        raise ConfigError(f"a socket for peers cannot be set up: {error}") from error
+
+
 def _over_tcp(
     context: zmq.Context[zmq.Socket[bytes]], kind: int, most_bytes: int, beat: Beat
 ) -> zmq.Socket[bytes]:
-    made = context.socket(kind)
+    made = _socket(context, kind)
     for option, value in (
         (zmq.MAXMSGSIZE, most_bytes),
         (zmq.SNDHWM, MOST_QUEUED),
@@ -98,7 +117,8 @@ def _over_tcp(
         (zmq.HEARTBEAT_TTL, beat.timeout_ms),
         (zmq.IPV6, 1),
     ):
-        made.setsockopt(option, value)
+        with _whole(made):
+            made.setsockopt(option, value)
     return made
 
 
@@ -107,7 +127,8 @@ class Socket:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
-        self.fileno = int(socket.getsockopt(zmq.FD))
+        with _whole(socket):
+            self.fileno = int(socket.getsockopt(zmq.FD))
 
     def pending(self) -> bool:
         """Whether messages wait; asked after each send too, since the descriptor is edge-triggered."""
@@ -122,10 +143,11 @@ class Gatekeeper(Socket):
     """Answers which client keys may come in. Make it before any `Server` of its context."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: Callable[[str], bool]) -> None:
-        super().__init__(context.socket(zmq.ROUTER))
+        super().__init__(_socket(context, zmq.ROUTER))
         self._allowed = allowed
         self._context = context
-        self._socket.bind(_ZAP_ENDPOINT)
+        with _whole(self._socket):
+            self._socket.bind(_ZAP_ENDPOINT)
         self.refused = 0
         """Handshakes of keys that are not on the list."""
 
@@ -150,7 +172,7 @@ class Gatekeeper(Socket):
 
     def prove(self) -> None:
         """Ask as libzmq would, for a key that nobody has; `ConfigError` unless it is refused."""
-        stranger = self._context.socket(zmq.REQ)
+        stranger = _socket(self._context, zmq.REQ)
         try:
             stranger.connect(_ZAP_ENDPOINT)
             key = z85.decode(new_keys().public.encode())
@@ -172,11 +194,12 @@ class Server(Socket):
         self, context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair, most_bytes: int, beat: Beat
     ) -> None:
         super().__init__(_over_tcp(context, zmq.ROUTER, most_bytes, beat))
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.CURVE_SERVER, 1)
-        self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
-        self._socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
-        self._socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        with _whole(self._socket):
+            self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            self._socket.setsockopt(zmq.CURVE_SERVER, 1)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+            self._socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+            self._socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
     def bind(self, endpoint: str) -> None:
         """Listen; `ConfigError` when that address cannot be had."""
@@ -202,10 +225,8 @@ class Server(Socket):
         """False when that connection is gone, or takes nothing any more."""
         try:
             self._socket.send_multipart([route, body], zmq.DONTWAIT)
-        except zmq.ZMQError as error:
-            if error.errno in {zmq.EHOSTUNREACH, zmq.EAGAIN}:
-                return False
-            raise
+        except zmq.ZMQError:
+            return False
         return True
 
 
@@ -232,8 +253,10 @@ class Line(Socket):
             (zmq.CURVE_SECRETKEY, keys.secret.encode()),
             (zmq.CURVE_SERVERKEY, server_key.encode()),
         ):
-            self._socket.setsockopt(option, value)
-        self.quarrel = Quarrel(self._socket)
+            with _whole(self._socket):
+                self._socket.setsockopt(option, value)
+        with _whole(self._socket):
+            self.quarrel = Quarrel(self._socket)
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -249,7 +272,7 @@ class Line(Socket):
         """False when there is no connection, or it takes nothing any more."""
         try:
             self._socket.send(body, zmq.DONTWAIT)
-        except zmq.Again:
+        except zmq.ZMQError:
             return False
         return True
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
+import zmq
 from hypothesis import given
 
 from edged.backend import Variant
@@ -27,17 +28,19 @@ from edged.peers.messages import (
 )
 from edged.peers.node import is_hot, pressure_of
 from edged.peers.task import MOST_TOKENS, answer_tokens
-from edged.transport.curve import new_keys
+from edged.transport.curve import Beat, Gatekeeper, Line, Server, context, new_keys
 from edged.workers.spec import StageSpec
 
 KEYS = new_keys()
+NO_KEY = b'[{"name": "b", "key": "' + b"#" * 40 + b'"}]'
+BEAT = Beat(500, 1500)
 
 
 def test_a_key_is_stored_for_its_owner_alone(tmp_path):
     path = key_file(tmp_path, {})
     made = make_keys(path, replace=False)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert read_keys(path) == made
+    assert read_keys(path, {}) == made
     with pytest.raises(ConfigError, match="--replace"):
         make_keys(path, replace=False)
     assert make_keys(path, replace=True) != made
@@ -49,7 +52,22 @@ def test_a_key_that_others_may_read_is_refused(tmp_path, mode):
     make_keys(path, replace=False)
     path.chmod(mode)
     with pytest.raises(ConfigError, match="chmod 600"):
-        read_keys(path)
+        read_keys(path, {})
+
+
+@pytest.mark.parametrize(("mode", "fine"), [(0o400, True), (0o440, True), (0o460, False), (0o444, False)])
+def test_a_credential_may_have_the_mask_of_its_acl(tmp_path, mode, fine):
+    path = tmp_path / "curve.key"
+    path.write_text(KEYS.secret)
+    path.chmod(mode)
+    if fine:
+        assert read_keys(path, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == KEYS
+    else:
+        with pytest.raises(ConfigError, match="chmod 600"):
+            read_keys(path, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    path.chmod(0o440)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_keys(path, {})
 
 
 def test_a_credential_goes_before_the_state_folder(tmp_path):
@@ -61,14 +79,14 @@ def test_a_credential_goes_before_the_state_folder(tmp_path):
     assert key_file(tmp_path, environment) == given_key
 
 
-@pytest.mark.parametrize("content", ["", "no key", "k" * 40 + "k"])
+@pytest.mark.parametrize("content", ["", "no key", "k" * 40 + "k", "#" * 40, "\xff\x00" * 20])
 def test_what_is_no_key_is_refused(tmp_path, content):
     path = key_file(tmp_path, {})
     path.parent.mkdir()
-    path.write_text(content)
+    path.write_bytes(content.encode("latin-1"))
     path.chmod(0o600)
     with pytest.raises(ConfigError):
-        read_keys(path)
+        read_keys(path, {})
 
 
 def test_the_list_keeps_one_peer_of_a_name_and_one_of_a_key(tmp_path):
@@ -88,13 +106,32 @@ def test_the_list_keeps_one_peer_of_a_name_and_one_of_a_key(tmp_path):
     assert stat.S_IMODE(book.path.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("content", [b"{}", b"[1]", b"\xff", b'[{"name": "../x", "key": "k"}]', b"[" * 9999])
+@pytest.mark.parametrize(
+    "content", [b"{}", b"[1]", NO_KEY, b"\xff", b'[{"name": "../x", "key": "k"}]', b"[" * 9999]
+)
 def test_a_bad_list_is_one_sentence(tmp_path, content):
     book = Book(tmp_path)
     book.path.parent.mkdir()
     book.path.write_bytes(content)
     with pytest.raises(ConfigError):
         book.read()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda sockets: Gatekeeper(sockets, lambda _: False),
+        lambda sockets: Server(sockets, KEYS, 1 << 20, BEAT),
+        lambda sockets: Line(sockets, KEYS, "tcp://192.0.2.1:1", KEYS.public, most_bytes=1 << 20, beat=BEAT),
+        lambda sockets: Line(sockets, KEYS, "tcp://192.0.2.1:1", "no key", most_bytes=1 << 20, beat=BEAT),
+    ],
+)
+def test_a_box_without_a_socket_to_spare_says_so(make):
+    sockets = context()
+    sockets.max_sockets = 1
+    with sockets.socket(zmq.PAIR), pytest.raises(ConfigError):
+        make(sockets)
+    sockets.term()
 
 
 @pytest.mark.parametrize(

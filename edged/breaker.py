@@ -67,6 +67,10 @@ class Breaker(msgspec.Struct):
         self._until_s = now_s + max(wait_s, min(at_least_s, self.longest_wait_s))
         return True
 
+    def reset(self) -> None:
+        """Somebody says that the server is mended: nothing is held against it."""
+        self.state, self.failures, self._waits, self.reason = "closed", 0, 0, ""
+
     def abandoned(self) -> None:
         """A probe was given up before it told anything: the next request probes."""
         if self.state == "half-open":

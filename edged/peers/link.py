@@ -45,6 +45,8 @@ from edged.transport.curve import Line
 
 logger = logging.getLogger("edged.peers")
 
+CONNECT_S = 6.0
+"""A connection that is not up by then is made anew; longer than libzmq takes to connect and shake hands."""
 IDLE_PINGS = 5
 """A peer that nobody needs now is asked once where another one is asked so often."""
 STEADY_S = 30.0
@@ -84,7 +86,7 @@ class Link:
         self._nonce = self._session = 0
         self._asked: dict[int, float] = {}
         self._asked_at = float("-inf")
-        self._heard_at = 0.0
+        self._opened_at = self._heard_at = 0.0
         self._unanswered_since: float | None = None
         """When it was first asked something since it was last heard."""
         self._up_at: float | None = None
@@ -128,6 +130,14 @@ class Link:
             self._ask(now)
         if self._up_at is not None:
             self._judge(now, self._up_at)
+        elif self._line is not None:
+            self._insist(self._line, now)
+
+    def hurry(self) -> None:
+        """Try at once: somebody says that the peer is there now."""
+        if not self.up:
+            self.close(self.reason)
+            self.breaker.reset()
 
     def _pause_s(self) -> float:
         """Between two questions: no hurry while the peer has nothing of ours and would get nothing."""
@@ -139,10 +149,20 @@ class Link:
         self._session = 1 + secrets.randbits(62)
         self._asked_at = float("-inf")
         try:
-            self._line = self._wires.open(self.peer, self.listen)
+            self._line, self._opened_at = self._wires.open(self.peer, self.listen), self._clock()
         except ConfigError as error:
             self.reason = error.message
             self.breaker.failed(self._clock(), error.message)
+
+    def _insist(self, line: Line, now: float) -> None:
+        """See what becomes of a connection that is not up; a socket that was refused stays dead."""
+        if line.quarrel.refused():
+            self._fail(f"it {line.quarrel.reason()}")
+        elif now - self._opened_at > CONNECT_S:
+            self.reason = f"it {line.quarrel.reason()}"
+            self._wires.close(line)
+            self._line = None
+            self._open()
 
     def close(self, reason: str) -> None:
         """Have its answers go on at home, and forget the connection; idempotent."""
@@ -161,12 +181,13 @@ class Link:
         if self._line is None:
             return
         self.failures += 1
-        given_back = self.held
+        given_back, news = self.held, self.up or reason != self.reason
         self.breaker.failed(self._clock(), reason)
         self.close(reason)
         wait_s = round(self.breaker.refusal_s(self._clock()), 2)
         extra = {"peer": self.peer.name, "why": reason, "given_back": given_back, "again_in_s": wait_s}
-        logger.warning("peer lost", extra=extra)
+        if news:
+            logger.warning("peer lost", extra=extra)
 
     def _judge(self, now: float, up_at: float) -> None:
         """Whether it still does what it is there for."""

@@ -226,6 +226,8 @@ class Node:
             self._links.pop(name).close("it is not on the list any more")
         for link in self._links.values():
             link.hurry()
+        for link in self._links.values():
+            link.hurry()
         self._version, self._peers = version, peers
         self._names = {peer.key: name for name, peer in peers.items()}
         for name, peer in peers.items():

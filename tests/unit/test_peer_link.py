@@ -52,11 +52,23 @@ OFFER = Offer("model", 2, 2, 0.0, 1.0, 10.0, 4096, hot=False)
 
 
 @dataclass
+class FakeQuarrel:
+    dead: bool = False
+
+    def refused(self) -> bool:
+        return self.dead
+
+    def reason(self) -> str:
+        return "does not know this node's key" if self.dead else "does not answer"
+
+
+@dataclass
 class FakeLine:
     sent: list[object] = field(default_factory=list)
     waiting: list[bytes] = field(default_factory=list)
     open: bool = True
     takes: bool = True
+    quarrel: FakeQuarrel = field(default_factory=FakeQuarrel)
 
     def send(self, body: bytes) -> bool:
         if self.takes:

@@ -23,6 +23,7 @@ from edged.governor.governing import Governing
 from edged.models.store import ModelStore
 from edged.peers.book import Book, Peer
 from edged.peers.identity import Kin, identity_of, kin_of
+from edged.peers.kept_up import kept_up
 from edged.peers.keys import key_file, read_keys
 from edged.peers.link import Link
 from edged.peers.messages import OVERHEAD_BYTES
@@ -158,8 +159,17 @@ class Node:
 
     async def run(self) -> None:
         """Look after everything, for ever."""
-        if not self._config().peers.enabled:
-            return
+        if self._config().peers.enabled:
+            await kept_up(self._watch, self._broken)
+
+    def _broken(self, error: BaseException) -> None:
+        """Something went wrong that nobody thought of: start afresh."""
+        logger.error("peers broke down and come up again", exc_info=error)
+        self._problem = f"they broke down ({type(error).__name__}: {error}) and come up again"
+        self.close()
+        self._governing.offer("peer", available=False, why=self._problem)
+
+    async def _watch(self) -> None:
         while True:
             if self._wires is None:
                 await asyncio.sleep(LOOK_AGAIN_S)
@@ -224,8 +234,6 @@ class Node:
         version, peers = self._book.version(), {peer.name: peer for peer in self._book.read()}
         for name in [name for name, link in self._links.items() if peers.get(name) != link.peer]:
             self._links.pop(name).close("it is not on the list any more")
-        for link in self._links.values():
-            link.hurry()
         for link in self._links.values():
             link.hurry()
         self._version, self._peers = version, peers

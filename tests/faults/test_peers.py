@@ -206,6 +206,18 @@ def test_a_peer_that_is_removed_is_gone_and_may_come_again(cool: Pair) -> None:
     cool.wait_useful()
 
 
+def test_a_peer_that_forgot_this_box_is_up_again_once_it_lists_it(cool: Pair) -> None:
+    """Who is refused hears why, and is let in as soon as the other side has changed its mind."""
+    book = Book(cool.other.folder / "state")
+    book.remove("box-a")
+    cool.wait_peer(
+        lambda peer: peer.state == "ejected" and "does not know this node's key" in peer.reason,
+        "a refusal with its reason",
+    )
+    book.add(Peer(name="box-a", key=cool.keys[0].public, endpoint=endpoint(0)))
+    cool.wait_useful()
+
+
 def real(_: int) -> str:
     stage = "model = 'smollm2-135m-instruct'\nvariant = 'q4_1'\nbackend = 'openvino'\nmax_batch = 4"
     return f"{OFF}[stages.generator]\n{stage}\noptions = {{ exact = true, threads = 1 }}\n"

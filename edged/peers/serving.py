@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ import msgspec
 
 from edged.dispatch.peer import Offer
 from edged.dispatch.requests import Completed, Delta, Rejected, Submission, Ticket
-from edged.errors import EdgedError, NotFound, Overloaded, ProtocolError
+from edged.errors import Cancelled, EdgedError, NotFound, Overloaded, ProtocolError
 from edged.messages import encode
 from edged.peers.messages import (
     VERSION,
@@ -24,6 +25,7 @@ from edged.peers.messages import (
     Offers,
     Said,
     Take,
+    ToServer,
     read_to_server,
 )
 from edged.peers.quota import MESSAGE_BYTES, READ_AT_ONCE, Bucket
@@ -35,6 +37,12 @@ logger = logging.getLogger("edged.peers")
 PATIENCE, IDLE_PATIENCE = 2, 20
 """A peer that was not heard for so many times `silence_s` is seen off: with answers, and without."""
 MOST_TEXT = 2000
+MOST_CONNECTIONS = 4
+"""Of one peer: its daemon, its command line, and those that it has lost without our noticing."""
+IGNORED_S = 1.0
+"""Whoever sends nonsense is not listened to for so long, on any connection."""
+REFUSALS_PER_S = 32.0
+"""Tasks beyond the quota of bytes that a peer is told of; more go unanswered."""
 
 
 class Shop(Protocol):
@@ -80,12 +88,12 @@ class Making(NamedTuple):
 class Guest:
     """One connection of a peer and the answers that are made for it."""
 
-    def __init__(self, route: bytes, peer: str, limits: Limits, now: float) -> None:
+    def __init__(self, route: bytes, key: str, peer: str, now: float) -> None:
         self.route = route
+        self.key = key
         self.peer = peer
         self.heard_at = now
         self.session = 0
-        self.bucket = Bucket(limits.bytes_per_s)
         self.work: dict[tuple[int, int], Making] = {}
 
     def leave(self) -> None:
@@ -95,6 +103,15 @@ class Guest:
         self.work.clear()
 
 
+class Account:
+    """What a peer may say, whatever connections it comes in by."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.bytes = Bucket(limits.bytes_per_s)
+        self.refusals = Bucket(REFUSALS_PER_S)
+        self.ignored_until = float("-inf")
+
+
 class Counts(msgspec.Struct):
     """What came in since the start."""
 
@@ -102,7 +119,7 @@ class Counts(msgspec.Struct):
     """From listed peers, well-formed: what reached the application."""
     malformed: int = 0
     excessive: int = 0
-    """Messages beyond a quota of bytes."""
+    """Messages beyond a quota of bytes, or too soon behind a malformed one."""
     taken: int = 0
     declined: int = 0
 
@@ -124,6 +141,8 @@ class Serving:
         self._clock = clock
         self._again = again
         self._guests: dict[bytes, Guest] = {}
+        self._accounts: dict[str, Account] = {}
+        """By key."""
         self.counts = Counts()
 
     def listen(self) -> None:
@@ -139,12 +158,19 @@ class Serving:
         now = self._clock()
         for guest in list(self._guests.values()):
             patience = PATIENCE if guest.work else IDLE_PATIENCE
-            if now - guest.heard_at > patience * self._limits.silence_s:
+            if self._shop.name_of(guest.key) != guest.peer:
+                self._see_off(guest, "it is not on the list any more")
+            elif now - guest.heard_at > patience * self._limits.silence_s:
                 self._see_off(guest, "it is not heard any more")
+        for key in [key for key in self._accounts if not self._shop.name_of(key)]:
+            del self._accounts[key]
 
     def held(self) -> Mapping[str, int]:
         """Answers in the making, by peer."""
-        return {guest.peer: self._held_by(guest.peer) for guest in self._guests.values()}
+        held: Counter[str] = Counter()
+        for guest in self._guests.values():
+            held[guest.peer] += len(guest.work)
+        return held
 
     def _of(self, peer: str) -> list[Guest]:
         return [guest for guest in self._guests.values() if guest.peer == peer]
@@ -161,23 +187,33 @@ class Serving:
     # ------------------------------------------------------------- messages
 
     def _hear(self, heard: Heard) -> None:
-        peer, now = self._shop.name_of(heard.key), self._clock()
-        if not peer:  # removed since it came in
-            if guest := self._guests.get(heard.route):
-                self._see_off(guest, "it is not on the list any more")
+        guest, peer, now = self._guests.get(heard.route), self._shop.name_of(heard.key), self._clock()
+        if guest is not None and (guest.key, guest.peer) != (heard.key, peer):
+            self._see_off(guest, "it is not on the list any more")
+            guest = None
+        if not peer:
             return
-        guest = self._guests.get(heard.route) or self._welcome(heard.route, peer, now)
-        guest.heard_at = now
-        if not guest.bucket.take(len(heard.body) + MESSAGE_BYTES, now):
+        account = self._accounts.setdefault(heard.key, Account(self._limits))
+        if now < account.ignored_until:
             self.counts.excessive += 1
+            return
+        guest = guest or self._welcome(heard, peer, now)
+        guest.heard_at = now
+        if not account.bytes.take(len(heard.body) + MESSAGE_BYTES, now):
+            self.counts.excessive += 1
+            self._refuse(guest, account, heard.body, now)
             return
         try:
             message = read_to_server(heard.body)
         except ProtocolError as error:
             self.counts.malformed += 1
+            account.ignored_until = now + IGNORED_S
             self._see_off(guest, error.message[:MOST_TEXT])
             return
         self.counts.messages += 1
+        self._answer(guest, message)
+
+    def _answer(self, guest: Guest, message: ToServer) -> None:
         match message:
             case Ask():
                 self._offer(guest, message)
@@ -186,16 +222,34 @@ class Serving:
             case Drop(request, attempt):
                 self._drop(guest, request, attempt)
 
-    def _welcome(self, route: bytes, peer: str, now: float) -> Guest:
-        self._guests[route] = Guest(route, peer, self._limits, now)
+    def _refuse(self, guest: Guest, account: Account, body: bytes, now: float) -> None:
+        """Say that a task is beyond the quota: who is not told waits for its first token."""
+        if not account.refusals.take(1, now):
+            return
+        try:
+            message = read_to_server(body)
+        except ProtocolError:
+            return
+        if isinstance(message, Take):
+            self.counts.declined += 1
+            error = Overloaded("this node takes no more bytes of this peer for now")
+            self._say(guest, _declined((message.request, message.attempt), error))
+
+    def _welcome(self, heard: Heard, peer: str, now: float) -> Guest:
+        theirs = sorted(self._of(peer), key=lambda guest: (bool(guest.work), guest.heard_at))
+        for former in theirs[: max(0, len(theirs) + 1 - MOST_CONNECTIONS)]:
+            self._see_off(former, "it has newer connections")
+        guest = self._guests[heard.route] = Guest(heard.route, heard.key, peer, now)
         logger.info("peer came in", extra={"peer": peer})
-        return self._guests[route]
+        return guest
 
     def _see_off(self, guest: Guest, why: str) -> None:
         self._guests.pop(guest.route, None)
-        given_up = len(guest.work)
+        given_up = list(guest.work)
         guest.leave()
-        logger.info("peer left", extra={"peer": guest.peer, "why": why, "given_up": given_up})
+        for place in given_up:  # it may be there still, and waits
+            self._say(guest, _declined(place, Cancelled(f"this answer was given up: {why}")))
+        logger.info("peer left", extra={"peer": guest.peer, "why": why, "given_up": len(given_up)})
 
     def _offer(self, guest: Guest, ask: Ask) -> None:
         if ask.session != guest.session:

@@ -10,7 +10,7 @@ import pytest
 
 from edged.dispatch.peer import Offer
 from edged.dispatch.requests import Completed, Delta, Event, Rejected, Submission
-from edged.errors import Overloaded
+from edged.errors import Cancelled, Overloaded
 from edged.messages import Ceiling, ChatTask, Message, decoder, encode
 from edged.peers.messages import (
     VERSION,
@@ -24,7 +24,7 @@ from edged.peers.messages import (
     Said,
     Take,
 )
-from edged.peers.serving import Limits, Serving
+from edged.peers.serving import IGNORED_S, MOST_CONNECTIONS, Limits, Serving
 from edged.peers.task import check_task
 from edged.transport.curve import Heard
 
@@ -226,6 +226,87 @@ def test_a_flood_is_cut_off_and_counted():
         counter.say(Ask(VERSION, 1, number))
     assert counter.serving.counts.messages < 1100
     assert counter.serving.counts.excessive > 900
+
+
+def test_a_quota_of_bytes_holds_over_all_connections_of_a_peer():
+    counter = Counter()
+    for number in range(2000):
+        counter.say(Ask(VERSION, 1, number), route=b"%d" % number)
+    assert counter.serving.counts.messages < 1100
+
+
+def test_nonsense_does_not_buy_a_new_quota():
+    counter = Counter()
+    for number in range(2000):
+        counter.say(b"nonsense", route=b"%d" % number)
+    assert counter.serving.counts.malformed == 1
+    assert counter.serving.counts.excessive == 1999
+    counter.now += IGNORED_S
+    (offers,) = counter.say(Ask(VERSION, 1, 1))
+    assert isinstance(offers, Offers), "it is heard again"
+
+
+def test_a_peer_has_few_connections_and_those_that_work_stay():
+    async def scene() -> None:
+        counter = Counter()
+        counter.say(take(), route=b"works")
+        for number in range(10):
+            counter.now += 0.01
+            counter.say(Ask(VERSION, 0, number), route=b"%d" % number)
+        assert len(counter.serving._guests) == MOST_CONNECTIONS
+        assert not counter.shop.tickets[0].cancelled
+        counter.serving.close()
+
+    asyncio.run(scene())
+
+
+def test_a_task_beyond_the_quota_is_declined_and_not_left_waiting():
+    counter = Counter()
+    while not counter.serving.counts.excessive:
+        counter.say(Ask(VERSION, 1, 1))
+    (declined,) = counter.say(take())
+    assert isinstance(declined, Declined)
+    assert declined.code == Overloaded.code
+    told = sum(len(counter.say(take(number))) for number in range(1000))
+    assert told < 100, "a flood of them is not"
+
+
+def test_who_is_seen_off_is_told_what_it_waits_for_in_vain():
+    async def scene() -> None:
+        counter = Counter()
+        counter.say(take())
+        (declined,) = counter.say(b"nonsense")
+        assert isinstance(declined, Declined)
+        assert (declined.request, declined.attempt, declined.code) == (1, 1, Cancelled.code)
+
+    asyncio.run(scene())
+
+
+def test_a_peer_that_was_removed_is_seen_off_though_it_says_nothing():
+    async def scene() -> None:
+        counter = Counter()
+        counter.say(take())
+        counter.shop.names.clear()
+        counter.serving.look()
+        assert counter.shop.tickets[0].cancelled
+        assert counter.serving.held() == {}
+
+    asyncio.run(scene())
+
+
+def test_another_key_on_a_connection_is_another_peer():
+    async def scene() -> None:
+        counter = Counter()
+        counter.shop.names["L"] = "c"
+        counter.say(take())
+        counter.say(Drop(1, 1), key="L")
+        counter.say(take(2), key="L")
+        assert counter.shop.tickets[0].cancelled
+        assert counter.serving.held() == {"c": 1}
+        assert counter.shop.submitted[1].pipeline == "peer:c"
+        counter.serving.close()
+
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize(

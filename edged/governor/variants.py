@@ -135,16 +135,17 @@ class Variants:
         while (aim := self._aim) is not None:
             why = await self._reach(aim)
             if self._aim is aim:
+                self._superfluous(aim.wanted)
                 self._aim = None
                 aim.told(why)
 
     async def _reach(self, aim: _Aim) -> str:
         """Go stage by stage, as long as the aim stays; why it cannot be reached, or ''."""
         for name in self._superfluous(aim.wanted):
-            if self._aim is aim and (why := await self._back(name)):
+            if self._aim is aim and (why := await self._back(name, aim)):
                 return why
         for name, variant in self._differing(aim.wanted):
-            if self._aim is aim and (why := await self._swap(name, variant)):
+            if self._aim is aim and (why := await self._swap(name, variant, aim)):
                 return why
         return ""
 
@@ -172,36 +173,67 @@ class Variants:
         return name in self._left_alone or (swapped and name != self._changing)
 
     def _notice(self) -> None:
-        """Stages that somebody else has changed since are his."""
+        """Stages that somebody else has put on another variant since are his, once that is done."""
         for name, step in list(self._own.items()):
-            if self._swaps.meant(name) != step:
+            if name != self._swaps.changing and not self._runs(name, step.spec.variant.name):
                 del self._own[name]
                 self._left_alone.add(name)
 
-    async def _swap(self, name: str, variant: str) -> str:
-        self._changing = name
-        why = await self._changed(
-            lambda: self._swaps.swap(name, Override(variant=variant), one_copy=False), name
-        )
+    def _runs(self, name: str, variant: str) -> bool:
+        running = self._swaps.meant(name)
+        return running is not None and running.spec.variant.name == variant
+
+    async def _swap(self, name: str, variant: str, aim: _Aim) -> str:
+        def permitted() -> bool:
+            return self._aim is aim and not self._theirs(name)
+
+        why = await self._changed(name, lambda: self._to(name, variant), permitted)
         self._changing = ""
+        if why is None:
+            return ""
         running = self._swaps.meant(name)
         if running is None or running.spec.variant.name != variant:
             return why or f"stage {name} was changed by somebody else meanwhile"
         self._own[name] = running
         return ""
 
-    async def _back(self, name: str) -> str:
-        why = await self._changed(lambda: self._swaps.revert(name, one_copy=False), name)
-        running = self._swaps.meant(name)
-        if why and running == self._own.get(name):
+    async def _back(self, name: str, aim: _Aim) -> str:
+        def permitted() -> bool:
+            return self._aim is aim and name in self._own
+
+        own = self._own.get(name)
+        why = await self._changed(name, lambda: self._homewards(name), permitted)
+        self._changing = ""
+        if why is None:
+            return ""
+        if why and own is not None and self._runs(name, own.spec.variant.name):
             return why
         self._own.pop(name, None)
         return ""
 
-    async def _changed(self, begin: Callable[[], list[str]], name: str) -> str:
-        """Begin a change as soon as no other is on its way, and wait for its end; why it failed, or ''."""
+    def _to(self, name: str, variant: str) -> list[str]:
+        return self._swaps.swap(name, Override(variant=variant), one_copy=False)
+
+    def _homewards(self, name: str) -> list[str]:
+        """Go back to the variant that is planned; all of it only where nothing else differs since."""
+        planned = self._swaps.planned(name)
+        changed = self._swaps.meant(name) != self._own[name] or self._swaps.home(name) is not None
+        if planned is not None and changed:
+            return self._to(name, planned.spec.variant.name)
+        return self._swaps.revert(name, one_copy=False)
+
+    async def _changed(
+        self, name: str, begin: Callable[[], list[str]], permitted: Callable[[], bool]
+    ) -> str | None:
+        """Begin a change as soon as no other is on its way, and wait for its end; why it failed, or ''.
+
+        None where it is not permitted any more once the others have ended.
+        """
         while True:
             await self._swaps.ended()
+            self._notice()
+            if not permitted():
+                return None
             try:
                 begun = begin()
             except AlreadyRunning:
@@ -210,5 +242,6 @@ class Variants:
             except EdgedError as error:
                 return f"stage {name}: {error.message}"
             if begun:
+                self._changing = name
                 await self._swaps.ended()
             return self._swaps.report.problem if begun else ""

@@ -26,6 +26,7 @@ from edged.messages import Batch, Cancel, Done, Failed, Gone, Stop, Tokens, ToWo
 from edged.peers.book import Peer
 from edged.peers.identity import Kin
 from edged.peers.messages import (
+    MOST_REMAINING_MS,
     VERSION,
     Answered,
     Ask,
@@ -39,7 +40,7 @@ from edged.peers.messages import (
 )
 from edged.peers.quota import MESSAGE_BYTES, READ_AT_ONCE, Bucket
 from edged.peers.seams import Patience, Wires
-from edged.peers.seat import Held, Seat
+from edged.peers.seat import MOST_QUESTIONS, Held, Seat
 from edged.peers.task import answer_tokens, read_answer
 from edged.transport.curve import Line
 
@@ -49,6 +50,8 @@ CONNECT_S = 6.0
 """A connection that is not up by then is made anew; longer than libzmq takes to connect and shake hands."""
 IDLE_PINGS = 5
 """A peer that nobody needs now is asked once where another one is asked so often."""
+EVASIONS = 4
+"""So many questions and times `silence_s` without an offer are silence, whatever else is said."""
 STEADY_S = 30.0
 """A peer that has been up for so long has made up for its failures."""
 CLIENTS_FAULT = (BadRequest, DeadlineExceeded, TooLarge)
@@ -86,7 +89,7 @@ class Link:
         self._nonce = self._session = 0
         self._asked: dict[int, float] = {}
         self._asked_at = float("-inf")
-        self._opened_at = self._heard_at = 0.0
+        self._opened_at = self._heard_at = self._offered_at = 0.0
         self._unanswered_since: float | None = None
         """When it was first asked something since it was last heard."""
         self._up_at: float | None = None
@@ -201,7 +204,8 @@ class Link:
     def _silent(self, now: float) -> bool:
         """Nothing was heard for `silence_s`, and half of it after a question: it may be us who slept."""
         asked_at, silence_s = self._unanswered_since, self._patience.silence_s
-        return asked_at is not None and now - asked_at > silence_s / 2 and now - self._heard_at > silence_s
+        mute = asked_at is not None and now - asked_at > silence_s / 2 and now - self._heard_at > silence_s
+        return mute or (len(self._asked) > EVASIONS and now - self._offered_at > EVASIONS * silence_s)
 
     # ------------------------------------------------------------------- out
 
@@ -214,7 +218,7 @@ class Link:
             self._asked[self._nonce] = now
             for seat in self._seats.values():
                 seat.mark(self._nonce)
-            while len(self._asked) > 64:  # noqa: PLR2004 (far more than go unanswered before it is gone)
+            while len(self._asked) > MOST_QUESTIONS:
                 del self._asked[next(iter(self._asked))]
 
     def _take(self, stage: str, message: ToWorker) -> None:
@@ -252,7 +256,7 @@ class Link:
                 seat.identity,
                 1,
                 payload,
-                work.remaining_ms,
+                min(work.remaining_ms, MOST_REMAINING_MS),
                 priority,
                 work.resume_tokens,
                 work.resume_characters,
@@ -356,7 +360,8 @@ class Link:
         asked_at = self._asked.pop(offers.nonce, None)
         if asked_at is None:
             return
-        self.offers, self.rtt_s = offers, now - asked_at
+        self._asked = {nonce: at for nonce, at in self._asked.items() if nonce > offers.nonce}
+        self.offers, self.rtt_s, self._offered_at = offers, now - asked_at, now
         if self._up_at is None:
             self._up_at = now
             self.breaker.heard()

@@ -15,7 +15,8 @@ VERSION = 1
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Line = Annotated[str, msgspec.Meta(max_length=2000)]
-Remaining = Annotated[int, msgspec.Meta(ge=0, le=86_400_000)]
+MOST_REMAINING_MS = 86_400_000
+Remaining = Annotated[int, msgspec.Meta(ge=0, le=MOST_REMAINING_MS)]
 Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Ids = Annotated[tuple[Token, ...], msgspec.Meta(max_length=1 << 20)]
 

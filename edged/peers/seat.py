@@ -11,6 +11,8 @@ FIRST_TOKEN = 4.0
 """A first token takes longer than the next: it may take so many times as long."""
 
 
+MOST_QUESTIONS = 64
+"""Far more than go unanswered before a peer is gone."""
 CHARACTERS_A_TOKEN = 256
 """More than the longest token of any known vocabulary decodes to."""
 CHARACTERS_BESIDE = 4096
@@ -77,6 +79,8 @@ class Seat:
     def mark(self, nonce: int) -> None:
         """Remember what it had been sent when it was asked this."""
         self._marks[nonce] = self._handed
+        while len(self._marks) > MOST_QUESTIONS:
+            del self._marks[next(iter(self._marks))]
 
     def since(self, nonce: int) -> int:
         """How many it was sent after that question, and what it offers does not know of."""

@@ -29,6 +29,7 @@ from edged.peers.book import Peer
 from edged.peers.identity import Kin
 from edged.peers.link import Link
 from edged.peers.messages import (
+    MOST_REMAINING_MS,
     VERSION,
     Answered,
     Ask,
@@ -178,9 +179,9 @@ class Bench:
         self.answer()
         assert self.link.up
 
-    def hand(self, number: int = 1) -> Work:
+    def hand(self, number: int = 1, remaining_ms: int = 5000) -> Work:
         ref = SlotRef(1, 0, 1)
-        work = Work(number, 1, "chat", ref, ref, 5000, (7, 8), 2)
+        work = Work(number, 1, "chat", ref, ref, remaining_ms, (7, 8), 2)
         assert self.remotes.mailbox is not None
         self.remotes.mailbox(Batch((work,)))
         return work
@@ -373,6 +374,33 @@ def test_what_is_no_answer_comes_home(bench, payload):
     assert not bench.link.up
     assert not bench.remotes.said
     assert (bench.link.returned, bench.link.failures) == (1, 1)
+
+
+def test_a_deadline_beyond_what_a_peer_takes_is_cut(bench):
+    bench.up()
+    bench.hand(remaining_ms=10**12)
+    assert bench.line.sent[-1].remaining_ms == MOST_REMAINING_MS
+
+
+def test_a_peer_that_talks_and_does_not_answer_is_silent(bench):
+    bench.up()
+    bench.hand()
+    for number in range(14):
+        assert bench.link.up
+        bench.hear(Said(1, 1, 2 + number, (9,), "x"))
+        bench.look(0.2)
+    bench.look(0.4)
+    assert not bench.link.up
+    assert "silent" in bench.remotes.left[0]
+
+
+def test_an_answer_to_a_later_question_is_one_to_all(bench):
+    bench.up()
+    bench.look(0.6)
+    bench.answer()
+    bench.look(2.0, answered=True)
+    assert bench.link.up
+    assert len(bench.link._asked) <= 1
 
 
 def test_of_a_flood_some_is_read_in_a_turn(bench):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edged.cli.output import print_json, print_table, styled, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
-from edged.errors import EdgedError, NotFound, Unreachable
+from edged.errors import ConfigError, EdgedError, NotFound, Unreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from edged.peers.book import Book, Peer
     from edged.peers.probe import Found
     from edged.report import PeersStatus, PeerStatus
@@ -43,19 +45,23 @@ def peers() -> None:
 @json_option
 @with_session
 def keygen(session: Session, replace: bool, as_json: bool) -> None:
-    """Make this node's key pair and print the public key, which other nodes add.
+    """Print this node's public key, which other nodes add; make the key pair if there is none.
 
     The secret stays in the state folder, readable by its owner only.
     """
-    from edged.peers.keys import key_file, make_keys
+    from edged.peers.keys import key_file, make_keys, read_keys
 
     path = key_file(session.config.daemon.state_dir, session.environment)
-    keys = make_keys(path, replace=replace)
+    made = replace or not path.exists()
+    keys = make_keys(path, replace=replace) if made else read_keys(path, session.environment)
     if as_json:
-        print_json({"public": keys.public, "file": str(path)})
+        print_json({"public": keys.public, "file": str(path), "made": made})
         return
     click.echo(keys.public)
-    click.echo(f"the secret key is in {path}; restart the daemon to use it", err=True)
+    if made:
+        click.echo(f"the secret key is in {path}; restart the daemon to use it", err=True)
+    else:
+        click.echo(f"the key was there already, in {path}; --replace makes a new one", err=True)
 
 
 @peers.command(
@@ -70,12 +76,31 @@ def add(session: Session, name: str, key: str, endpoint: str, as_json: bool) -> 
     """Let the node with this key in as NAME, and ask it where it listens; an older NAME is replaced."""
     from edged.peers.book import Peer
 
+    if key == _own_key(session):
+        raise ConfigError("that is the key of this node; add the one that the other node's keygen prints")
     peer = Peer(name=name, key=key, endpoint=endpoint)
     _book(session).add(peer)
     if as_json:
         print_json(peer)
-    else:
-        click.echo(f"peer {visible(name)} is listed; `edgectl peers test {visible(name)}` asks it")
+        return
+    next_step = (
+        f"`edgectl peers test {visible(name)}` asks it"
+        if endpoint
+        else "without --endpoint it may ask, and is never asked"
+    )
+    click.echo(f"peer {visible(name)} is listed; {next_step}")
+
+
+def _own_key(session: Session) -> str:
+    """Return the public key of this node; empty where there is none yet, or none that may be read."""
+    from edged.peers.keys import key_file, read_keys
+
+    try:
+        return read_keys(
+            key_file(session.config.daemon.state_dir, session.environment), session.environment
+        ).public
+    except ConfigError:
+        return ""
 
 
 @peers.command(epilog=example("edgectl peers remove box-b"))
@@ -99,9 +124,11 @@ def show(session: Session, as_json: bool) -> None:
     try:
         status = session.client.status().peers
     except Unreachable:
-        status = None
+        status, why = None, "no daemon answers; this is the list in its state folder"
+    else:
+        why = "the daemon runs without peers: set peers.enabled = true and restart it"
     if status is None:
-        _print_listed(_book(session).read(), as_json=as_json)
+        _print_listed(_book(session).read(), why, as_json=as_json)
     elif as_json:
         print_json(status)
     else:
@@ -120,23 +147,32 @@ def test(session: Session, name: str, timeout_s: float, as_json: bool) -> None:
 
     keys = read_keys(key_file(session.config.daemon.state_dir, session.environment), session.environment)
     found: list[Found] = []
-    problems: list[EdgedError] = []
+    problems: dict[str, EdgedError] = {}
     for peer in _chosen(_book(session), name):
         try:
             found.append(probe(peer, keys, timeout_s))
         except EdgedError as error:
-            if name:
-                raise
-            problems.append(error)
+            problems[peer.name] = error
         else:
             if not as_json:
                 click.echo(_answered(found[-1]))
     if as_json:
-        print_json({"answered": found, "problems": [problem.message for problem in problems]})
-    for problem in problems:
+        print_json(_tested(found, problems))
+    for problem in list(problems.values())[:-1]:
         click.echo(f"error [{problem.code}]: {visible(problem.message)}", err=True)
-    if problems:
-        raise click.exceptions.Exit(1)
+    for problem in list(problems.values())[-1:]:
+        raise problem
+
+
+def _tested(found: Sequence[Found], problems: Mapping[str, EdgedError]) -> dict[str, Any]:
+    from msgspec.structs import asdict
+
+    return {
+        "answered": [asdict(each) | {"models": [asdict(offer) for offer in each.models]} for each in found],
+        "problems": [
+            {"peer": name, "code": error.code, "message": error.message} for name, error in problems.items()
+        ],
+    }
 
 
 def _book(session: Session) -> Book:
@@ -162,12 +198,12 @@ def _answered(found: Found) -> str:
     )
 
 
-def _print_listed(listed: tuple[Peer, ...], *, as_json: bool) -> None:
+def _print_listed(listed: tuple[Peer, ...], why: str, *, as_json: bool) -> None:
     if as_json:
         print_json({"peers": listed})
         return
     print_table(("PEER", "ENDPOINT", "KEY"), [(peer.name, peer.endpoint or "-", peer.key) for peer in listed])
-    click.echo("note: no daemon with peers.enabled = true answers")
+    click.echo(f"note: {why}")
 
 
 def _print_running(status: PeersStatus) -> None:

@@ -37,7 +37,10 @@ def test_a_key_is_made_once_and_only_its_public_half_is_printed(run, tmp_path):
     assert made.stdout.strip() == public_of(secret)
     assert secret not in made.output
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert run("keygen").exit_code == 78
+    told = run("keygen")
+    assert (told.exit_code, told.stdout) == (0, made.stdout)
+    assert "was there already" in told.stderr
+    assert json.loads(run("keygen", "--json").stdout)["made"] is False
     again = run("keygen", "--replace", "--json")
     assert json.loads(again.stdout)["public"] != public_of(secret)
 
@@ -71,8 +74,29 @@ def test_mistakes_are_one_sentence_that_helps(run, arguments, status, said):
 def test_a_peer_that_is_not_there_is_unreachable(run):
     run("keygen")
     run("add", "box-b", "--key", KEY, "--endpoint", "tcp://127.0.0.1:9")
-    alone = run("test", "box-b", "--timeout", "0.3")
-    assert (alone.exit_code, "does not answer" in alone.output) == (69, True)
-    of_all = run("test", "--timeout", "0.3", "--json")
-    assert of_all.exit_code == 1
-    assert json.loads(of_all.stdout)["answered"] == []
+    for named in ((), ("box-b",)):
+        told = run("test", *named, "--timeout", "0.3")
+        assert (told.exit_code, told.output.count("does not answer")) == (69, 1)
+        found = run("test", *named, "--timeout", "0.3", "--json")
+        assert found.exit_code == 69
+        tested = json.loads(found.stdout)
+        assert tested["answered"] == []
+        assert [(each["peer"], each["code"]) for each in tested["problems"]] == [("box-b", "unreachable")]
+
+
+def test_nobody_is_its_own_peer(run):
+    own = run("keygen").stdout.strip()
+    refused = run("add", "box-a", "--key", own, "--endpoint", "tcp://192.0.2.2:7443")
+    assert (refused.exit_code, "the key of this node" in refused.output) == (78, True)
+    assert json.loads(run("list", "--json").stdout) == {"peers": []}
+
+
+def test_a_peer_that_only_asks_is_not_to_be_tested(run):
+    told = run("add", "box-b", "--key", KEY).stdout
+    assert "peers test" not in told
+    assert "never asked" in told
+
+
+def test_a_list_without_a_daemon_says_that_none_answers(run):
+    run("add", "box-b", "--key", KEY)
+    assert "no daemon answers" in run("list").stdout

@@ -75,9 +75,12 @@ def swap(
 @with_session
 def scale(session: Session, name: str, workers: int, as_json: bool) -> None:
     """Run stage NAME with so many WORKERS until the next start, reload or plan."""
-    from edged.cli.stage_change import follow
+    from edged.cli.stage_change import follow, runs_with
 
-    follow(session.admin, name, session.admin.scale_stage(name, workers), as_json=as_json)
+    at_rest = not session.admin.swap_report().under_way
+    same = at_rest and runs_with(session.client.status(), name, workers)
+    changes = [] if same else session.admin.scale_stage(name, workers)
+    follow(session.admin, name, changes, as_json=as_json)
 
 
 @stage.command(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edged.client import AdminClient
-    from edged.report import SwapReport
+    from edged.report import Status, SwapReport
 
 POLL_S = 0.1
 _PHASES = {
@@ -23,6 +23,14 @@ _PHASES = {
     "draining": "the old workers finish what they hold",
     "": "finishing",
 }
+
+
+def runs_with(status: Status, name: str, workers: int) -> bool:
+    """Whether a stage serves with so many workers, all of them well."""
+    stage = next((stage for stage in status.stages if stage.name == name), None)
+    if stage is None or stage.state != "ready":
+        return False
+    return [worker.state for worker in stage.workers] == ["ready"] * workers
 
 
 def follow(admin: AdminClient, name: str, changes: Sequence[str], *, as_json: bool) -> None:

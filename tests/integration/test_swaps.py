@@ -229,6 +229,9 @@ def test_the_command_waits_and_says_how_it_ended(daemon: Start) -> None:
     assert (
         edgectl(running, "swap", "generator", "--device", "sim:cpu").returncode == 0
     )  # as it runs: no change
+    unscaled = edgectl(running, "scale", "generator", "1")
+    assert "runs so already" in unscaled.stdout
+    assert "anew" not in unscaled.stderr
     scaled = json.loads(edgectl(running, "scale", "generator", "2", "--json").stdout)
     assert scaled["overrides"]["generator"].endswith("workers 1 -> 2")
     assert edgectl(running, "swap", "generator").returncode == 2

@@ -8,21 +8,18 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from edged.cli.durations import DURATION
-from edged.cli.output import progress_bar, readable_seconds, visible
+from edged.cli.ladder_progress import STOPPED, UNBEGUN, shown
+from edged.cli.output import visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from edged.report import Status
-    from edged.rungs.measure import Limits, Stand
+    from edged.rungs.measure import Limits
     from edged.rungs.prepare import Prepared, Wanted
     from edged.rungs.record import Question, Record
 
 BUDGET_S = 600.0
 QUESTIONS, ANSWERS, CLIENTS = 64, 32, 4
-STOPPED = "stopped; every answer so far is kept: run the same command again to continue"
 
 
 @click.group(epilog=example("edgectl ladder measure --budget 5m", "edgectl ladder show"))
@@ -91,7 +88,8 @@ def measure(
     from edged.rungs.prepare import Wanted
 
     own = None if file is None else _read(session, file, asked["pipeline"])
-    _heed(session.client.status(), while_serving=while_serving)
+    if not while_serving:
+        _heed(session)
     wanted = Wanted(rungs=tuple(filter(None, rungs.split(","))), budget_s=budget, **asked)
     began_s = time.monotonic()
     begin = _prepare(session, wanted, own)
@@ -119,14 +117,10 @@ def _print(session: Session, *, as_json: bool) -> None:
 
 
 def _prepare(session: Session, wanted: Wanted, own: tuple[Question, ...] | None) -> Prepared:
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
     from edged.rungs.prepare import prepare
 
-    words = TextColumn("{task.description}", markup=False)
-    with progress_bar(SpinnerColumn(), words, TimeElapsedColumn()) as bar:
-        bar.add_task("reading what is known" if own else "making questions about the documents", total=None)
-        return prepare(session.config, session.environment, session.client, wanted, own)
+    with shown(UNBEGUN) as line:
+        return prepare(session.config, session.environment, session.client, wanted, own, line.making)
 
 
 def _read(session: Session, file: IO[str], pipeline: str) -> tuple[Question, ...]:
@@ -141,21 +135,11 @@ def _read(session: Session, file: IO[str], pipeline: str) -> tuple[Question, ...
         ) from error
 
 
-def _heed(status: Status, *, while_serving: bool) -> None:
-    """Refuse beside other work, and where the governor has taken a rung by itself."""
-    if while_serving:
-        return
-    if status.outstanding > 0:
-        raise click.ClickException(
-            "the daemon is answering requests: figures taken beside them would be wrong, and clients would "
-            "get the answers of other rungs. Try again when nobody asks, or add --while-serving"
-        )
-    governor = status.governor
-    if governor is not None and governor.rung > 0 and not governor.pin:
-        raise click.ClickException(
-            f"the governor has gone down to {governor.name!r} ({governor.why}), and measuring would take its "
-            "place. Try again when it is back, or add --while-serving"
-        )
+def _heed(session: Session) -> None:
+    from edged.rungs.quiet import PINS, check_quiet
+
+    status, decisions = session.client.status(), session.admin.decisions(PINS)
+    check_quiet(status.outstanding, status.governor, decisions, session.config.governor.climb_after_s)
 
 
 def _run(session: Session, begin: Prepared, limits: Limits, clients: int) -> None:
@@ -163,7 +147,7 @@ def _run(session: Session, begin: Prepared, limits: Limits, clients: int) -> Non
     from edged.rungs import storage
     from edged.rungs.asking import Asker
     from edged.rungs.measure import Measurement
-    from edged.rungs.taking import Taking, interruptible
+    from edged.rungs.taking import Taking
 
     path = storage.path_in(session.config.daemon.state_dir)
     pipeline = begin.record.fingerprint.pipeline
@@ -172,38 +156,9 @@ def _run(session: Session, begin: Prepared, limits: Limits, clients: int) -> Non
     def keep(record: Record) -> None:
         storage.save(record, path)
 
-    with only_writer(path), progress_bar(*_columns()) as bar, interruptible():
-        task = bar.add_task("", total=None, ahead="")
-        run = Measurement(
-            session.config.governor.ladder,
-            begin.record,
-            asker,
-            limits,
-            keep,
-            lambda stand: _draw(bar, task, stand),
-        )
-        try:
-            with Taking(session.client, session.admin) as taking:
-                run.run(taking, begin.rungs)
-        except KeyboardInterrupt:
-            click.echo(STOPPED, err=True)
-            raise
+    with only_writer(path), shown(STOPPED) as line:
+        run = Measurement(session.config.governor.ladder, begin.record, asker, limits, keep, line.stand)
+        with Taking(session.client, session.admin) as taking:
+            run.run(taking, begin.rungs)
     if run.stopped:
         click.echo(f"note: stopped early: {run.stopped}", err=True)
-
-
-def _columns() -> tuple[Any, ...]:
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    what = TextColumn("{task.description}", markup=False)
-    return SpinnerColumn(), what, TimeElapsedColumn(), TextColumn("{task.fields[ahead]}")
-
-
-def _draw(bar: Progress, task: Any, stand: Stand) -> None:
-    ahead = (
-        f"{stand.done} done, {stand.left} to go (about {readable_seconds(stand.expected_s)}), "
-        f"{readable_seconds(max(stand.budget_left_s, 0.0))} of the budget left"
-    )
-    bar.update(task, description=visible(stand.what), ahead=ahead)
-    if bar.disable and not stand.done:
-        click.echo(ahead, err=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 
@@ -33,15 +33,36 @@ class Made(msgspec.Struct, frozen=True):
     """How many of them the generator did not ask."""
 
 
-def invented(client: Client, generator: str, folder: Path, *, count: int, seed: int, budget_s: float) -> Made:
+class Making(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the generator is with them."""
+
+    made: int
+    wanted: int
+    left_s: float
+
+
+def invented(
+    client: Client,
+    generator: str,
+    folder: Path,
+    *,
+    count: int,
+    seed: int,
+    budget_s: float,
+    watch: Callable[[Making], None] = lambda _: None,
+) -> Made:
     """Make `count` questions, those that the generator asks within `budget_s` first; see `subjects`.
 
-    Without a `generator` all are made of words.
+    Without a `generator` all are made of words; `watch` is called before and after each that it asks.
     """
+    deadline_s = time.monotonic() + budget_s
     about = subjects(folder, SPARE * count, seed)
     asked: dict[int, Question] = {}
     if generator:
-        asked = dict(_asked(client, generator, about, count, time.monotonic() + budget_s))
+        watch(Making(made=0, wanted=count, left_s=budget_s))
+        for number, question in _asked(client, generator, about, count, deadline_s):
+            asked[number] = question
+            watch(Making(made=len(asked), wanted=count, left_s=deadline_s - time.monotonic()))
     rest = _rest([each for number, each in enumerate(about) if number not in asked], asked, count)
     questions = [*asked.values(), *by_words(folder, rest, seed)]
     Random(seed).shuffle(questions)  # noqa: S311 - a reproducible choice, not a secret
@@ -66,7 +87,7 @@ def _asked(
 
     wanted = {1: count - count // 2, 2: count // 2}
     places = deque(range(len(about)))
-    with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="ladder") as executor:
+    with _executor() as executor:
         while places and any(wanted.values()) and time.monotonic() < deadline_s:
             chunk = _next(places, about, wanted)
             said = {n: [executor.submit(ask, passage) for passage in about[n].passages] for n in chunk}
@@ -75,6 +96,16 @@ def _asked(
                 if question is not None and wanted[len(question.relevant)]:
                     wanted[len(question.relevant)] -= 1
                     yield number, question
+
+
+@contextmanager
+def _executor() -> Iterator[ThreadPoolExecutor]:
+    """On Ctrl-C only what was begun is waited for."""
+    executor = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="ladder")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _next(places: deque[int], about: Sequence[Subject], wanted: Mapping[int, int]) -> list[int]:

@@ -32,9 +32,10 @@ class Stand(msgspec.Struct, frozen=True, kw_only=True):
 
     what: str
     done: int
+    """Tasks: a rung and a handful of questions each."""
     left: int
-    expected_s: float
-    """For what is left, as far as it is known."""
+    expected_s: float | None
+    """For what is left; None while too little was done to know."""
     budget_left_s: float
 
 
@@ -99,6 +100,10 @@ class Measurement:
         spent_s = self._spent_s[task.kind]
         return sum(spent_s) / len(spent_s) if spent_s else 0.0
 
+    def _expected_of_all_s(self, tasks: Sequence[Task]) -> float | None:
+        known = all(self._spent_s[task.kind] for task in tasks)
+        return sum(map(self._expected_s, tasks)) if known else None
+
     def _tell(self, name: str, tasks: Sequence[Task], left_s: float) -> None:
         kind = "passages" if tasks[0].kind == "search" else "answers"
         self._watch(
@@ -106,7 +111,7 @@ class Measurement:
                 what=f"{name}: {kind} to {len(tasks[0].questions)} questions",
                 done=sum(map(len, self._spent_s.values())),
                 left=len(tasks),
-                expected_s=sum(map(self._expected_s, tasks)),
+                expected_s=self._expected_of_all_s(tasks),
                 budget_left_s=left_s,
             )
         )

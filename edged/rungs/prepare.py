@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -14,7 +14,7 @@ from edged.errors import BadRequest, ConfigError, NotFound
 from edged.placement.survey import open_store
 from edged.report import Status
 from edged.rungs import storage
-from edged.rungs.invent import Made, invented
+from edged.rungs.invent import Made, Making, invented
 from edged.rungs.record import Origin, Question, Record
 from edged.rungs.standing import fingerprint, pipeline_of, stale
 from edged.rungs.taking import governor_of
@@ -53,11 +53,15 @@ def prepare(
     client: Client,
     wanted: Wanted,
     own: Sequence[Question] | None,
+    watch: Callable[[Making], None],
 ) -> Prepared:
     """Put together what a measurement begins with; `own` are questions that the operator brought.
 
+    `watch` is called while questions are made.
+
     Raises `ConfigError` where the daemon does not run this configuration, `NotFound` for a rung that there
-    is not or a library without passages, `BadRequest` for questions that the pipeline cannot be asked.
+    is not or a library without passages, `BadRequest` for questions that the pipeline cannot be asked, or
+    that are others than those of a measurement that still holds.
     """
     ladder, status = config.governor.ladder, client.status()
     if governor_of(status).ladder != ladder:
@@ -80,7 +84,7 @@ def prepare(
     if former is not None and not reasons:
         began = replace(began, sheets=former.sheets, questions=former.questions, by_words=former.by_words)
     elif own is None:
-        made = _made(config, client, pipeline, wanted)
+        made = _made(config, client, pipeline, wanted, watch)
         began = replace(began, questions=made.questions, by_words=made.by_words)
     return Prepared(
         record=began,
@@ -91,12 +95,31 @@ def prepare(
 
 
 def _differences(former: Record, began: Record) -> list[str]:
-    """Why nothing of a former measurement can be gone on with."""
-    reasons = stale(former.fingerprint, began.fingerprint)
-    same = ("origin", "seed", "count", *(("questions",) if began.origin == "file" else ()))
-    if any(getattr(former, name) != getattr(began, name) for name in same):
-        reasons.append("other questions")
-    return reasons
+    """Why nothing of a former measurement holds any more.
+
+    `BadRequest` where all of it holds and something else is asked: what the operator has is not thrown away
+    unasked.
+    """
+    then = replace(former.fingerprint, pipeline=began.fingerprint.pipeline)
+    if reasons := stale(then, began.fingerprint):
+        return reasons
+    other_pipeline = former.fingerprint.pipeline != began.fingerprint.pipeline
+    same = ("origin", *(("questions",) if began.origin == "file" else ("seed", "count")))
+    if other_pipeline or any(getattr(former, name) != getattr(began, name) for name in same):
+        raise BadRequest(
+            f"what was measured before holds still, and was asked otherwise ({_asked(former)}): ask the same "
+            "to go on with it, or add --fresh to forget it",
+            param="fresh",
+        )
+    return []
+
+
+def _asked(former: Record) -> str:
+    """What the operator said then."""
+    pipeline = f"--pipeline {former.fingerprint.pipeline}"
+    if former.origin == "file":
+        return f"{pipeline} --questions with a file of {former.count}"
+    return f"{pipeline} --count {former.count} --seed {former.seed} --made-by {former.origin}"
 
 
 def _unavailable(status: Status) -> dict[str, str]:
@@ -130,7 +153,9 @@ def _askable(config: Config, pipeline: str, own: Sequence[Question]) -> Sequence
     return [replace(question, relevant=()) for question in own]
 
 
-def _made(config: Config, client: Client, pipeline: str, wanted: Wanted) -> Made:
+def _made(
+    config: Config, client: Client, pipeline: str, wanted: Wanted, watch: Callable[[Making], None]
+) -> Made:
     if not _stages(config, pipeline, "retriever"):
         raise BadRequest(
             f"pipeline {pipeline!r} answers without documents, so no questions can be made of them: give "
@@ -146,4 +171,5 @@ def _made(config: Config, client: Client, pipeline: str, wanted: Wanted) -> Made
         count=wanted.count,
         seed=wanted.seed,
         budget_s=budget_s,
+        watch=watch,
     )

@@ -1,7 +1,8 @@
 """What a rung does, all in all, and what that costs and is worth: pure.
 
 Figures of the configuration (`cost`, `quality`) count. Where it has none, an answer's work is put together
-from the parts below, and its quality is assumed; whoever shows such figures says so.
+from the parts below, and its quality is assumed, both in proportion to the rung before; whoever shows such
+figures says so.
 """
 
 from __future__ import annotations
@@ -67,16 +68,28 @@ _NOTHING = Rung(name="nothing")
 
 
 def effects(ladder: Sequence[Rung], without: Collection[int] = ()) -> tuple[Effect, ...]:
-    """What each rung costs and is worth, where those in `without` cannot be taken."""
-    return tuple(_effect(settings(ladder, rung, without)) for rung in range(len(ladder)))
+    """What each rung costs and is worth, where those in `without` cannot be taken.
+
+    A figure that is not known is estimated from the rung before it: what that costs or is worth, known or
+    estimated, times what the assumed shares say of the step between the two.
+    """
+    found: list[Effect] = []
+    whole = [settings(ladder, rung, without) for rung in range(len(ladder))]
+    for rung, above in zip(whole, (None, *whole), strict=False):
+        found.append(_effect(rung, above, found[-1] if found else None))
+    return tuple(found)
 
 
-def _effect(rung: Rung) -> Effect:
+def _effect(rung: Rung, above: Rung | None, before: Effect | None) -> Effect:
     figures = {"cost": rung.cost, "quality": rung.quality}
+    cost, quality = _work(rung), _worth(rung)
+    if above is not None and before is not None:
+        cost *= before.cost / _work(above)
+        quality *= before.quality / _worth(above)
     return Effect(
         name=rung.name,
-        cost=_work(rung) if rung.cost is None else rung.cost,
-        quality=_worth(rung) if rung.quality is None else rung.quality,
+        cost=cost if rung.cost is None else rung.cost,
+        quality=quality if rung.quality is None else rung.quality,
         shed_batch=rung.shed_batch,
         busy_share=rung.busy_share,
         estimated=tuple(name for name, value in figures.items() if value is None),

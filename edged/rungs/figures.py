@@ -112,7 +112,7 @@ def _figures(
     return Figures(
         name=name,
         cost=cost(sheet, best),
-        quality=quality(finding(sheet, best), telling),
+        quality=quality(finding(sheet, best), telling) if _judged(sheet, best, questions) else None,
         ndcg=mean_of([found.ndcg for found in finds]),
         recall=mean_of([found.recall for found in finds]),
         agreement=mean_of(agreeing(sheet, best, best)),
@@ -126,3 +126,9 @@ def _figures(
         joules=joules(sheet.loads),
         variants=sheet.variants,
     )
+
+
+def _judged(sheet: Sheet, best: Sheet, questions: Sequence[Question]) -> bool:
+    """Whether there are answers to go by, and passages where they are known."""
+    looked_for = any(question.relevant for question in questions)
+    return bool(both(sheet, best)) and (not looked_for or bool(sheet.found.keys() & best.found.keys()))

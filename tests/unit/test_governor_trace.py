@@ -107,6 +107,20 @@ def test_measured_figures_come_before_estimates():
     assert found[2].estimated == ("cost", "quality")
 
 
+def test_estimates_go_on_from_the_last_figure_that_is_known():
+    ladder = Governor().ladder
+    guessed = effects(ladder)
+    known = (*ladder[:2], replace(ladder[2], cost=0.84, quality=0.836), *ladder[3:])
+    found = effects(known)
+    assert found[:2] == guessed[:2]
+    for before, then in zip(found[2:], found[3:], strict=False):
+        assert then.cost <= before.cost
+        assert then.quality <= before.quality
+    for ours, theirs in zip(found[2:], guessed[2:], strict=True):
+        assert ours.cost / theirs.cost == pytest.approx(0.84 / guessed[2].cost)
+        assert ours.quality / theirs.quality == pytest.approx(0.836 / guessed[2].quality)
+
+
 HOT = CPU.limits[0].enter + 1
 
 

@@ -211,6 +211,18 @@ def test_quality_is_finding_times_telling_and_nothing_is_counted_twice():
     assert shorter.quality.value == pytest.approx(0.8 * 2 / 3), "word F1 of two of four"
 
 
+def test_a_rung_without_answers_has_no_quality_yet():
+    ladder, found = LADDER[:3], {0: Found(ndcg=0.8, recall=1)}
+    questions = [Question(text="q", relevant=(Place(source="a"),))]
+    whole = Sheet(found=found, answers={0: answered("a b")}, loads=(load(2.0),))
+    record = recorded(ladder, [whole, Sheet(found=found), Sheet()], questions)
+    full, fewer, shorter = figures(ladder, record)
+    assert full.quality.value == 1.0
+    assert (fewer.quality, fewer.ndcg.value, shorter.quality) == (None, 0.8, None)
+    nothing = figures(ladder, recorded(ladder, [Sheet(), Sheet(), Sheet()], questions))
+    assert {each.quality for each in nothing} == {None}
+
+
 def test_expected_answers_count_where_all_are_known():
     questions = [Question(text="q", answer="80 cm")]
     sheets = [

@@ -11,11 +11,13 @@ from typing import Any
 import click
 
 from edged.cli.output import readable_seconds, styled, visible, visible_text
-from edged.replies import Cited, Delta, Final
+from edged.replies import Cited, Delta, Final, Timing
 
 Events = Generator[Delta | Final, None, None]
 MAX_QUOTE_CHARACTERS = 160
 WORTH_SAYING_S = 0.001
+PEER = "peer:"
+"""How the device of a timing begins that a peer worked for; its name follows."""
 
 
 class Watch:
@@ -33,11 +35,7 @@ class Watch:
     def line(self, answer: Final) -> str:
         """Say what each stage took, and how fast the text came."""
         total_s = time.monotonic() - self._started
-        parts = [
-            f"{timing.stage} {readable_seconds(timing.compute_s)}"
-            + (f" (+{readable_seconds(timing.wait_s)} waiting)" if timing.wait_s >= WORTH_SAYING_S else "")
-            for timing in answer.timings
-        ]
+        parts = [_spent(timing) for timing in answer.timings]
         if self._first is not None:
             parts.append(f"first token {readable_seconds(self._first - self._started)}")
         parts.append(f"total {readable_seconds(total_s)}")
@@ -48,6 +46,14 @@ class Watch:
             return []
         seconds = max(time.monotonic() - self._first, 1e-6)
         return [f"{(answer.usage.completion_tokens - 1) / seconds:.1f} tokens/s"]
+
+
+def _spent(timing: Timing) -> str:
+    """What one stage took, and which peer did it."""
+    device = timing.device
+    by = f" (by {visible(device.removeprefix(PEER))})" if device.startswith(PEER) else ""
+    waited = f" (+{readable_seconds(timing.wait_s)} waiting)" if timing.wait_s >= WORTH_SAYING_S else ""
+    return f"{timing.stage} {readable_seconds(timing.compute_s)}{by}{waited}"
 
 
 def print_answer(events: Events) -> Final:

@@ -43,11 +43,12 @@ def print_standing(status: GovernorStatus) -> None:
 def _row(status: GovernorStatus, rung: Rung) -> tuple[str, ...]:
     name, does = rung.name, ", ".join(_does(rung))
     spent_s = status.on_rung_s.get(name, 0.0)
-    now = [
-        "in force" if name == status.name else "",
-        "floor" if name == status.floor and rung != status.ladder[-1] else "",
-        f"cannot be taken: {why}" if (why := status.unavailable.get(name)) else "",
-    ]
+    why = status.unavailable.get(name, "")
+    if name == status.name:
+        stands = f"in force without effect: {why}" if why else "in force"
+    else:
+        stands = f"cannot be taken: {why}" if why else ""
+    now = ["floor" if name == status.floor and rung != status.ladder[-1] else "", stands]
     return name, does or "all that was asked", readable_seconds(spent_s), ", ".join(filter(None, now))
 
 

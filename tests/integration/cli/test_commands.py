@@ -16,6 +16,7 @@ from edged.errors import BY_CODE
 from tests.integration.cli.conftest import (
     CITATION,
     EDGED,
+    TIMING,
     delta,
     open_stream,
     reply,
@@ -94,6 +95,16 @@ def test_ask_prints_the_answer_its_evidence_and_its_cost(call, daemon):
     body = daemon.requests[-1][2]
     assert (body["max_tokens"], body["temperature"]) == (9, 0.5)
     assert body["edged"] == {"candidates": 5, "keep": 2}
+
+
+def test_ask_says_that_a_peer_answered(call, monkeypatch):
+    monkeypatch.setitem(TIMING, "device", "peer:box-b")
+    assert "generator 1.5 s (by box-b) (+250.0 ms waiting)" in call("ask", "How?").stderr
+
+
+def test_a_daemon_without_peers_is_told_from_none(call, tmp_path):
+    told = call("--set", f"daemon.state_dir={tmp_path}", "peers", "list").stdout
+    assert "runs without peers: set peers.enabled = true and restart it" in told
 
 
 def test_ask_sends_nothing_that_was_not_asked_for(call, daemon):

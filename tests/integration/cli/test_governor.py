@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edged.cli.governor_words import print_standing
 from edged.cli.root import edgectl
+from edged.config.tables import Rung
+from edged.report import GovernorStatus
 
 SHORT = ("--plant", "cabinet-45c", "--duration", "20m")
 
@@ -110,3 +113,15 @@ def test_a_ladder_that_would_flap_is_refused(override, field, said):
     assert result.exit_code == 78
     assert field in result.output
     assert said in result.output
+
+
+def test_a_rung_that_helps_nothing_now_is_said_to_be_so(capsys):
+    why = "no peer is up and cool: box-b: silent for 0.7 s"
+    ladder = (Rung(name="full"), Rung(name="peer", peer=True), Rung(name="less", peer=True))
+    standing = GovernorStatus(
+        rung=1, name="peer", why="", since_s=1.0, ladder=ladder, unavailable={"peer": why, "less": why}
+    )
+    print_standing(standing)
+    shown = capsys.readouterr().out
+    assert f"in force without effect: {why}" in shown
+    assert shown.count("cannot be taken") == 1

@@ -318,3 +318,35 @@ def test_a_line_that_takes_nothing_is_a_peer_that_is_gone(bench):
     for call in bench.wires.later:
         call()
     assert not bench.link.up
+
+
+def test_a_connection_that_does_not_come_up_is_made_anew(bench):
+    bench.look(20.0)
+    assert len(bench.wires.lines) == 4
+    assert [line.open for line in bench.wires.lines] == [False, False, False, True]
+    assert (bench.link.reason, bench.link.failures) == ("it does not answer", 0)
+    bench.up()
+
+
+def test_a_peer_that_refuses_is_asked_less_and_less_on_new_connections_and_told_once(bench, caplog):
+    for wait_s in (1.0, 2.0, 4.0):
+        bench.link.look()
+        bench.line.quarrel.dead = True
+        bench.link.look()
+        assert not bench.line.open
+        assert "does not know this node's key" in bench.link.reason
+        assert bench.link.breaker.refusal_s(bench.now) == pytest.approx(wait_s)
+        bench.now += wait_s
+    assert len(bench.wires.lines) == bench.link.failures == 3
+    assert [record.message for record in caplog.records] == ["peer lost"]
+
+
+def test_who_is_listed_again_is_asked_at_once_and_who_is_up_is_left_alone(bench):
+    bench.look()
+    bench.line.quarrel.dead = True
+    bench.look()
+    bench.link.hurry()
+    bench.up()
+    bench.link.hurry()
+    assert bench.link.up
+    assert len(bench.wires.lines) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import get_args
 
 import msgspec
@@ -113,7 +114,7 @@ def test_estimates_go_on_from_the_last_figure_that_is_known():
     known = (*ladder[:2], replace(ladder[2], cost=0.84, quality=0.836), *ladder[3:])
     found = effects(known)
     assert found[:2] == guessed[:2]
-    for before, then in zip(found[2:], found[3:], strict=False):
+    for before, then in pairwise(found[2:]):
         assert then.cost <= before.cost
         assert then.quality <= before.quality
     for ours, theirs in zip(found[2:], guessed[2:], strict=True):

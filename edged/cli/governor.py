@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import msgspec
 from edged.cli.durations import DURATION
 from edged.cli.output import print_json, print_table, progress_bar, readable_seconds, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
-from edged.errors import BadRequest
+from edged.errors import BadRequest, ConfigError
 
 if TYPE_CHECKING:
     from edged.config.tables import Governor
@@ -72,16 +73,22 @@ def pin(session: Session, /, *, rung: str, as_json: bool) -> None:
 @with_session
 def auto(session: Session, /, *, as_json: bool) -> None:
     """Leave the rung to the readings again."""
-    _print_outcome(session.admin.release_rung(), as_json=as_json)
+    from edged.cli.governor_words import ahead
+
+    found = session.admin.release_rung()
+    more = ""
+    with suppress(ConfigError):  # it is done already
+        more = ahead(found, session.config.governor.climb_after_s)
+    _print_outcome(found, more, as_json=as_json)
 
 
-def _print_outcome(found: GovernorStatus, *, as_json: bool) -> None:
+def _print_outcome(found: GovernorStatus, more: str = "", *, as_json: bool) -> None:
     from edged.cli.governor_words import headline
 
     if as_json:
         print_json(found)
     else:
-        click.echo(headline(found))
+        click.echo(headline(found) + more)
 
 
 @governor.command(epilog=example("edgectl governor history -n 50", "edgectl governor history --json"))

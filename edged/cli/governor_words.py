@@ -29,6 +29,18 @@ def headline(status: GovernorStatus) -> str:
     )
 
 
+def ahead(status: GovernorStatus, climb_after_s: float) -> str:
+    """What follows a release; empty where nothing better is left to take.
+
+    >>> from edged.report import GovernorStatus
+    >>> ahead(GovernorStatus(rung=1, name="b", why="", since_s=0.0), 120.0)
+    '; a better rung in about 2m 0s if it stays calm'
+    """
+    if status.rung == 0 or status.pin:
+        return ""
+    return f"; a better rung in about {readable_seconds(climb_after_s)} if it stays calm"
+
+
 def print_standing(status: GovernorStatus) -> None:
     """The rung in force, then all of them."""
     click.echo(headline(status))

@@ -37,7 +37,7 @@ class Account:
         self.history = history
         self.tally = Tally()
         self.why = ""
-        """The reason of the newest change."""
+        """The reason of the newest change, or that the rung was released since."""
 
     def changed(self, command: GoTo, policy: Policy, standings: Mapping[str, Standing]) -> None:
         """A rung is left for another."""
@@ -79,6 +79,8 @@ class Account:
 
     def noted(self, what: Literal["pinned", "released", "offered"], rung: str, why: str) -> None:
         """The operator, or whoever offers something, said so."""
+        if what == "released":
+            self.why = f"released {why}"
         self._write(Decision(at=time.time(), what=what, rung=rung, why=why))
 
     def _write(self, row: Decision, level: int = logging.INFO) -> None:

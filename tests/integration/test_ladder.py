@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from edged.cli.root import edgectl as edgectl_root
 from edged.errors import BadRequest
 from edged.replies import Final
 from edged.rungs import storage
@@ -128,6 +130,35 @@ def test_a_pin_of_the_operator_is_there_again(daemon: Start, questions: Path) ->
     found = governor(running)
     assert (found.name, found.pin) == ("shorter-answers", "shorter-answers")
     assert len(record(running).sheets) == 2, "what it is compared with, too"
+    kept = record(running)
+    questions.write_text(json.dumps(QUESTIONS[0]))
+    command = ("measure", "--pipeline", "plain", "--questions", str(questions))
+    status, _, err = edgectl(running, *command)
+    assert (status, "error [bad_request]" in err, "--fresh" in err) == (1, True, True), err
+    assert record(running) == kept, "nothing is discarded unasked"
+    status, _, err = edgectl(running, *command, "--fresh", "--rungs", "full")
+    assert status == 0, err
+    assert "full: answers to 1 questions: 0 of 1 batches of questions done" in err
+    assert len(record(running).questions) == 1
+
+
+def test_a_governor_that_has_gone_down_is_left_alone(daemon: Start, questions: Path) -> None:
+    running = daemon(config().replace("climb_after_s = 0.3", "climb_after_s = 300"))
+    running.admin.pin_rung("shorter-answers")
+    said = CliRunner().invoke(
+        edgectl_root, ["--config", str(running.config_path), "governor", "auto"], env=running.environment
+    )
+    assert said.output.endswith(
+        "released by the operator; a better rung in about 5m 0s if it stays calm\n"
+    ), said.output
+    command = ("measure", "--pipeline", "plain", "--questions", str(questions))
+    status, _, err = edgectl(running, *command)
+    assert (status, "error [shed]" in err) == (1, True), err
+    assert "rung 'shorter-answers' was pinned and released" in err
+    assert "edgectl governor pin full" in err
+    assert running.client.status().accepted == 0
+    running.admin.pin_rung("full")
+    measured(running, "--questions", str(questions), "--answers", "2", "--rungs", "full")
 
 
 def test_a_changed_stage_makes_figures_stale(daemon: Start, questions: Path) -> None:
@@ -215,3 +246,10 @@ def test_real_models_are_measured_on_real_documents(tmp_path, library, encoder, 
             assert isinstance(found, Final)
             assert (found.text, len(found.passages)) == ("", 2)
             assert found.passages[0].scores["blend"] > found.passages[1].scores["blend"]
+        with begin(daemon, "measure", "--count", "64", "--fresh") as process:
+            assert process.stderr is not None
+            assert "0 of 64 made" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert (process.returncode, "stopped before anything was measured" in err) == (130, True), err
+        assert record(daemon) == kept

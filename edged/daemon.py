@@ -369,7 +369,6 @@ class Daemon:
         if dry_run:
             return self._rollout.changes(self.config, plan)
         self.swaps.check_free()
-        self._fallbacks.forget_all()
         return self._rollout.begin(self.config, plan)
 
     async def clear_caches(self, names: tuple[str, ...]) -> None:

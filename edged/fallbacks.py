@@ -1,7 +1,7 @@
 """Stages whose device is lost: onto the next device, and back when the lost one works again.
 
-What is done is decided in `dispatch/losses.py`. Whatever an operator, a plan or a reload has a stage run ends
-its fallback; a try of a lost device gives way to them.
+What is done is decided in `dispatch/losses.py`. Whatever an operator, a plan or a reload has a stage run
+otherwise ends its fallback once it is in force; a try of a lost device gives way to them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import asyncio
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from edged.away import Away
 from edged.config import Config
 from edged.dispatch import losses
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.events import TrialAsked
-from edged.dispatch.ledger import Stage, Trial, Worker
+from edged.dispatch.ledger import Stage, Worker
 from edged.errors import EdgedError
 from edged.footprints import Footprints
 from edged.models.store import ModelStore
@@ -33,23 +34,6 @@ from edged.workers.spec import StageSpec
 logger = logging.getLogger("edged.fallbacks")
 
 LOOK_S = 0.25
-
-
-class _Away(msgspec.Struct):
-    """A stage that has lost a device, and what is known of its devices."""
-
-    name: str
-    specs: list[StageSpec]
-    state: losses.State = losses.State()
-    trial: Trial | None = None
-    """Of the place that is being tried."""
-    until: float = 0.0
-    """When a try has taken too long."""
-
-    @property
-    def wanted(self) -> StageSpec:
-        """What the stage is to run."""
-        return self.specs[self.state.at]
 
 
 class Fallbacks:
@@ -71,7 +55,8 @@ class Fallbacks:
         self._store = store
         self._footprints = Footprints(dispatcher, store)
         self._config = config
-        self._stages: dict[str, _Away] = {}
+        self._stages: dict[str, Away] = {}
+        self._before_plan: dict[str, Away] = {}
         self._lost: Counter[str] = Counter()
         self._returned: Counter[str] = Counter()
         self._away_s: defaultdict[str, float] = defaultdict(float)
@@ -79,6 +64,7 @@ class Fallbacks:
         self._task: asyncio.Task[None] | None = None
         dispatcher.elsewhere = self.elsewhere
         swaps.give_way, swaps.settled, swaps.home = self.give_way, self.settled, self.home
+        rollout.begins, rollout.settled, rollout.home = self.plan_begins, self.plan_ends, self.home
 
     def begin(self) -> None:
         """See to lost devices from now on, on the running loop."""
@@ -94,13 +80,13 @@ class Fallbacks:
     def elsewhere(self, worker: Worker, spec: StageSpec, why: str) -> StageSpec | None:
         """What a stage is to run instead, now that a worker has lost its device; None: as before.
 
-        A swap or a plan on its way has the stage to itself, and goes back by itself.
+        A change that its old workers can wait for goes back by itself.
         """
         stage = self._dispatcher.ledger.stages[worker.stage]
-        if worker.retiring or worker.state == "stopping" or self._taken(worker.stage):
+        if worker.state == "stopping" or self._goes_back(stage, worker, spec, why) or worker.retiring:
             return None
         away = self._known(worker.stage)
-        if away is None or stage.trial is not None or spec not in away.specs:
+        if away is None or spec not in away.specs:
             return None
         place = away.specs.index(spec)
         self._lost[worker.stage] += 1
@@ -113,9 +99,35 @@ class Fallbacks:
         logger.warning("device lost", extra=details | {"now": away.wanted.device})
         return away.wanted
 
-    def _known(self, name: str) -> _Away | None:
+    def _goes_back(self, stage: Stage, worker: Worker, spec: StageSpec, why: str) -> bool:
+        """Whether a change of the stage is on its way that sees to a loss itself.
+
+        A trial on a device that has just taken away what served before it is called off here.
+        """
+        if stage.trial is None:
+            return self._serves_elsewhere(stage, spec)
+        tried = self._dispatcher.specs[stage.name]
+        if not worker.loaded or silicon(tried.device) != silicon(spec.device):
+            return True
+        self._dispatcher.call_off(stage.name, f"device {spec.device} is lost: {why}")
+        return False
+
+    def _serves_elsewhere(self, stage: Stage, spec: StageSpec) -> bool:
+        """Whether what a plan is about to replace serves on another device, so that it is taken back."""
+        if self._rollout.waiting[:1] != (stage.name,):
+            return False
+        away, gone = self._stages.get(stage.name), silicon(spec.device)
+        known = away.lost if away else frozenset()
+        old = (self._dispatcher.ledger.workers[name] for name in stage.workers)
+        serving = (worker for worker in old if worker.state == "ready" and worker.retiring)
+        return gone not in known and any(silicon(worker.device) != gone for worker in serving)
+
+    def _known(self, name: str) -> Away | None:
         """The books of a stage, opened where it has none; None where it has nowhere to go."""
-        if (away := self._current(name)) is not None:
+        away, wanted = self._current(name), self._wanted(name)
+        if away is not None and away.wanted != wanted:
+            self._follow(away, wanted)
+        if (away := self._stages.get(name)) is not None:
             return away
         home, config = self._dispatcher.specs.get(name), self._config()
         if home is None or name not in config.stages:
@@ -123,24 +135,19 @@ class Fallbacks:
         found = places(name, config.stages[name], home, config, self._applied.plan, self._store)
         if len(found) == 1:
             return None
-        return self._stages.setdefault(name, _Away(name, found))
+        return self._stages.setdefault(name, Away(name, found))
 
-    def _barred(self, away: _Away) -> frozenset[int]:
+    def _barred(self, away: Away) -> frozenset[int]:
         """Places on silicon that other stages have lost."""
-        gone = {
-            silicon(other.specs[place].device)
-            for other in self._stages.values()
-            if other is not away
-            for place in other.state.losses
-            if other.state.lost(place)
-        }
+        others = (other.lost for other in self._stages.values() if other is not away)
+        gone = frozenset[str]().union(*others)
         return frozenset(
             place
             for place, spec in enumerate(away.specs)
             if losses.is_accelerator(spec.device) and silicon(spec.device) in gone
         )
 
-    def _decide(self, away: _Away, event: losses.Event) -> losses.Command | None:
+    def _decide(self, away: Away, event: losses.Event) -> losses.Command | None:
         luck = random.random()  # noqa: S311 - of a pause, not of a secret
         rules = losses.Rules(len(away.specs), self._patience, luck)
         away.state, command = losses.decide(away.state, event, self._dispatcher.now(), rules)
@@ -152,8 +159,8 @@ class Fallbacks:
         return losses.Patience(chosen.lost_first_s, chosen.lost_longest_s, chosen.lost_forgiven_s)
 
     def _taken(self, name: str) -> bool:
-        """Whether a swap or a plan has a stage in its hands."""
-        return self._swaps.changing == name or self._rollout.waiting[:1] == (name,)
+        """Whether a swap or a plan has a stage in its hands: they may yet put it back."""
+        return self._swaps.changing == name or self._rollout.report.under_way
 
     # ----------------------------------------------------------- the return
 
@@ -187,7 +194,7 @@ class Fallbacks:
             if isinstance(command, losses.Try):
                 self._try(away, stage, command.place)
 
-    def _current(self, name: str) -> _Away | None:
+    def _current(self, name: str) -> Away | None:
         """The books of a stage, brought up to what it is to run; None where somebody changed that."""
         away = self._stages.get(name)
         if away is None or self._taken(name):
@@ -199,7 +206,7 @@ class Fallbacks:
             self._follow(away, wanted)
         return self._stages.get(name)
 
-    def _follow(self, away: _Away, wanted: StageSpec | None) -> None:
+    def _follow(self, away: Away, wanted: StageSpec | None) -> None:
         """Somebody has the stage want something else."""
         if wanted in away.specs:
             away.state = msgspec.structs.replace(away.state, at=away.specs.index(wanted), trying=None)
@@ -207,7 +214,7 @@ class Fallbacks:
             logger.info("fallback ended: the stage is changed", extra={"stage": away.name})
             del self._stages[away.name]
 
-    def _rebased(self, away: _Away, wanted: StageSpec) -> bool:
+    def _rebased(self, away: Away, wanted: StageSpec) -> bool:
         """Whether only the variant of a stage was changed where it is now; then it returns with that one."""
         if (wanted.device, wanted.backend) != (away.wanted.device, away.wanted.backend):
             return False
@@ -218,10 +225,7 @@ class Fallbacks:
         except EdgedError:
             return False
         found = places(name, stage, home, config, self._applied.plan, self._store)
-        where = [(spec.device, spec.backend) for spec in found]
-        if wanted not in found or where != [(spec.device, spec.backend) for spec in away.specs]:
-            return False
-        away.specs = found
+        away.rebase(found, wanted)
         return True
 
     def home(self, name: str) -> StageSpec | None:
@@ -229,7 +233,7 @@ class Fallbacks:
         away = self._current(name)
         return away.specs[0] if away and away.state.at else None
 
-    def _end_try(self, away: _Away, stage: Stage, wanted: StageSpec | None) -> None:
+    def _end_try(self, away: Away, stage: Stage, wanted: StageSpec | None) -> None:
         """Note how a try has ended, if it has."""
         place = away.state.trying
         assert place is not None
@@ -256,7 +260,7 @@ class Fallbacks:
         else:
             self._decide(away, losses.Disturbed(place))
 
-    def _try(self, away: _Away, stage: Stage, place: int) -> None:
+    def _try(self, away: Away, stage: Stage, place: int) -> None:
         """Load beside what serves; one without memory for that is not tried, and what serves stays."""
         spec = away.specs[place]
         room = self._footprints.room(spec, stage.desired)
@@ -282,13 +286,35 @@ class Fallbacks:
         away.trial = None
         self._decide(away, losses.Disturbed(away.state.trying))
 
-    def settled(self, name: str, firm: bool) -> None:  # noqa: FBT001 - a callback's only flag
-        """A swap of a stage is in force; a firm one names where the stage is to be."""
-        away, wanted = self._stages.get(name), self._dispatcher.specs.get(name)
-        if firm:
-            self.forget(name)
+    def settled(self, spec: StageSpec, firm: bool) -> None:  # noqa: FBT001 - a callback's only flag
+        """A swap of a stage is in force; a firm one names where the stage is to be.
+
+        A stage that has lost that device meanwhile is on its way back to it.
+        """
+        away, wanted = self._stages.get(spec.name), self._dispatcher.specs.get(spec.name)
+        if firm and wanted == spec:
+            self.forget(spec.name)
         elif away is not None and wanted != away.wanted:
             self._follow(away, wanted)
+
+    def plan_begins(self) -> None:
+        """Stages are about to be compared with a plan, and may have to be put back."""
+        for name in self._stages:
+            self.give_way(name)
+        self._before_plan = {name: msgspec.structs.replace(away) for name, away in self._stages.items()}
+
+    def plan_ends(self, specs: Iterable[StageSpec] | None) -> None:
+        """A plan is in force that has stages run so, or was taken back (None)."""
+        if specs is None:
+            put_back = self._before_plan.items()
+            self._stages |= {name: away for name, away in put_back if away.wanted == self._wanted(name)}
+            return
+        for spec in specs:
+            if spec.name in self._stages and self._stages[spec.name].specs[0] != spec:
+                self.forget(spec.name)
+
+    def _wanted(self, name: str) -> StageSpec | None:
+        return self._dispatcher.specs.get(name)
 
     def forget(self, name: str) -> None:
         """A stage belongs where it is from now on."""
@@ -334,7 +360,7 @@ class Fallbacks:
             fallback_s=round(self._away_s[stage.name], 3),
         )
 
-    def _losses(self, away: _Away) -> Iterator[DeviceLoss]:
+    def _losses(self, away: Away) -> Iterator[DeviceLoss]:
         now = self._dispatcher.now()
         for place, loss in sorted(away.state.losses.items()):
             if away.state.lost(place):
@@ -346,5 +372,5 @@ class Fallbacks:
                     again_s=None if away.state.trying == place else self._again_s(away, place),
                 )
 
-    def _again_s(self, away: _Away, place: int) -> float:
+    def _again_s(self, away: Away, place: int) -> float:
         return round(max(0.0, away.state.losses[place].again_at - self._dispatcher.now()), 1)

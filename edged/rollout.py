@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -15,6 +15,7 @@ from edged.errors import AlreadyRunning
 from edged.placement.applied import AppliedPlan, Step, difference
 from edged.placement.table import Plan
 from edged.report import PlanReport
+from edged.workers.spec import StageSpec
 
 logger = logging.getLogger("edged.rollout")
 
@@ -49,6 +50,12 @@ class Rollout:
         """Stages that are to be replaced yet, the one that is being replaced first."""
         self.problem = ""
         """Why the last plan was taken back, and what did not come back with it."""
+        self.begins: Callable[[], None] = lambda: None
+        """Told before a plan that can be placed changes anything: tries of lost devices end."""
+        self.settled: Callable[[Iterable[StageSpec] | None], None] = lambda _specs: None
+        """Told how all stages are to run once a plan is in force; None: it was taken back."""
+        self.home: Callable[[str], StageSpec | None] = lambda _name: None
+        """What a stage runs again once its lost device is back; None where it has lost none."""
 
     @property
     def report(self) -> PlanReport:
@@ -89,10 +96,12 @@ class Rollout:
         Errors as `changes`; `AlreadyRunning` while another one is on its way.
         """
         self.check_free()
-        differing = self._differing(self._applied.steps(config, plan))
+        steps = self._applied.steps(config, plan)
+        self.begins()
+        differing = self._differing(steps)
         self.problem = ""
         self.waiting = tuple(change.name for change in differing)
-        self._task = asyncio.create_task(self._carry_out(config, plan, differing), name="rollout")
+        self._task = asyncio.create_task(self._carry_out(config, plan, steps, differing), name="rollout")
         return self._sentences(differing, config, plan)
 
     def _sentences(self, changes: Sequence[_Change], config: Config, plan: Plan | None) -> list[str]:
@@ -100,7 +109,9 @@ class Rollout:
         before, after = self._dispatcher.ledger.leases.mode, self._applied.lease_mode(config, plan)
         return found + ([f"cores are shared {after} instead of {before}"] if before != after else [])
 
-    async def _carry_out(self, config: Config, plan: Plan | None, changes: list[_Change]) -> None:
+    async def _carry_out(
+        self, config: Config, plan: Plan | None, steps: Mapping[str, Step], changes: list[_Change]
+    ) -> None:
         for place, change in enumerate(changes):
             self._change(change.name, change.after, config)
             if why := await self._outcome(change.name):
@@ -109,6 +120,7 @@ class Rollout:
             self.waiting = self.waiting[1:]
         self._dispatcher.share_cores(self._applied.lease_mode(config, plan), config.placement.cores)
         self._applied.take(plan)
+        self.settled([step.spec for step in steps.values()])
         self._applied.keep()
         logger.info("plan applied" if plan else "plan cleared", extra={"plan": plan.id if plan else ""})
 
@@ -121,6 +133,7 @@ class Rollout:
         for change in back:
             lost += await self._restore(change, config)
             self.waiting = self.waiting[1:]
+        self.settled(None)
         self.problem = f"the last plan was taken back: {why}{lost}"
         logger.error("plan taken back", extra={"why": why + lost})
 
@@ -159,7 +172,13 @@ class Rollout:
     def _differing(self, steps: Mapping[str, Step]) -> list[_Change]:
         """Stages that run in another way, and those that do not run although they should."""
         found = [self._compared(name, step) for name, step in steps.items()]
-        return [change for change in found if change.before != change.after or change.down]
+        return [change for change in found if change.down or not self._as_meant(change)]
+
+    def _as_meant(self, change: _Change) -> bool:
+        """Whether a stage runs so already, or will once its lost device is back."""
+        before, home = change.before, self.home(change.name)
+        returning = Step(spec=home, workers=before.workers) if home and before else before
+        return change.after in (before, returning)
 
     def _compared(self, name: str, step: Step) -> _Change:
         stage = self._dispatcher.ledger.stages[name]

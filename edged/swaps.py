@@ -70,7 +70,7 @@ class Swaps:
         """By stage, and whether it came into force."""
         self.give_way: Callable[[str], None] = lambda _name: None
         """Told before a stage is changed: the try of its lost device ends."""
-        self.settled: Callable[[str, bool], None] = lambda _name, _firm: None
+        self.settled: Callable[[StageSpec, bool], None] = lambda _spec, _firm: None
         """Told when a stage is as somebody wants it, and whether where it is, too: then it stays there."""
         self.home: Callable[[str], StageSpec | None] = lambda _name: None
         """What a stage runs again once its lost device is back; None where it has lost none."""
@@ -258,7 +258,7 @@ class Swaps:
 
     def _keep(self, kept: _Kept) -> None:
         name = kept.step.spec.name
-        self.settled(name, kept.firm)
+        self.settled(kept.step.spec, kept.firm)
         self._kept.pop(name, None)
         meant = self.meant(name)
         if meant is not None and meant != kept.planned:
@@ -298,7 +298,7 @@ class Swaps:
         """Have a stage work as before; say if it does not."""
         if before is None:
             return ""
-        if self.running(name) != before:  # some of its workers had been replaced already
+        if before not in (self.running(name), self.meant(name)):  # some workers had been replaced already
             stage = self._config().stages[name]
             self._dispatcher.change_stage(before.spec, before.workers, stage.timeout_s, stage.load_timeout_s)
         why, _ = await self._loaded(name, lambda: None)

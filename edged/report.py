@@ -243,6 +243,8 @@ class GovernorStatus(msgspec.Struct, frozen=True, kw_only=True):
     """All rungs, best first, each with what it does on top of those before."""
     unavailable: dict[str, str] = {}
     """Rungs that cannot be taken, and why."""
+    left_out: dict[str, str] = {}
+    """Rungs that were refused, and why: they are tried again after a while, and when a rung is pinned."""
     thermal: bool = False
     """Whether temperatures count: without sensors only load and memory do."""
     unknown: dict[str, str] = {}

@@ -56,6 +56,8 @@ class Governing:
         self._begun = False
         self._offers: dict[str, str] = {"peer": "there is no peer"}
         self._unavailable: dict[str, str] = {}
+        self._refusals: dict[int, str] = {}
+        """Why rungs were refused, last time each."""
         ladder = config().governor.ladder
         self.force = InForce(0, ladder[0].name, ladder[0])
 
@@ -76,8 +78,9 @@ class Governing:
         """Go on under the configuration that was just read: on the rung of the same name, with the pin."""
         before, self._policy = self._policy, policy_of(self._config().governor)
         self._state = carried(self._state, before, self._policy)
-        self._going, self._unavailable = None, {}
+        self._going, self._unavailable, self._refusals = None, {}, {}
         self._variants.forget()
+        self._take(self._state.rung)  # the rung in force is looked up in the new ladder from here on
         self._look(told=False)
         self._take(self._state.rung)
         self._seek_variants()
@@ -91,7 +94,7 @@ class Governing:
         if self._variants.stirred():
             self.look_again()
         self._wait_no_longer(senses.readings.at_s)
-        self._hear(heard(sensing, senses, horizon_s=horizon_s, load=taken))
+        self._hear_whole(heard(sensing, senses, horizon_s=horizon_s, load=taken))
 
     def _wait_no_longer(self, now: float) -> None:
         """A way down whose variants load for longer than a dwell counts as gone: heat does not wait."""
@@ -146,7 +149,7 @@ class Governing:
         if why := self._unavailable.get(name):
             raise BadRequest(f"rung {name!r} cannot be taken: {why}", param="rung")
         self._account.noted("pinned", name, "by the operator")
-        self._hear(Pinned(at_s=self._dispatcher.now(), rung=rung))
+        self._hear_whole(Pinned(at_s=self._dispatcher.now(), rung=rung))
 
     def release(self) -> None:
         """Leave it to the readings again. Idempotent."""
@@ -158,6 +161,14 @@ class Governing:
         self._state, commands = decide(self._policy, self._state, event)
         for command in commands:
             self._carry_out(command)
+
+    def _hear_whole(self, event: AnyEvent) -> None:
+        """Hear of it; what was refused and is tried again now is done on the rung in force, too."""
+        before = self._state.barred
+        self._hear(event)
+        if any(rung <= self.force.rung for rung in before.keys() - self._state.barred.keys()):
+            self._take(self.force.rung)
+            self._seek_variants()
 
     # ------------------------------------------------------------- admission
 
@@ -226,6 +237,7 @@ class Governing:
         climbs = going is not None and going.before > rung
         refused = [rung] if climbs else self._asking_for_variants(rung)
         for each in refused:
+            self._refusals[each] = why
             self._hear(Refused(at_s=now, rung=each, why=why))
         if climbs or (going is not None and only_variants(self._ladder[rung])):
             self._going, rung = None, self._state.rung
@@ -250,6 +262,14 @@ class Governing:
         }
         return {name: why for name, why in found.items() if why}
 
+    def _left_out(self) -> dict[str, str]:
+        found = (
+            (self._policy.rungs[rung], why)
+            for rung, why in self._refusals.items()
+            if rung in self._state.barred
+        )
+        return {name: why for name, why in found if name not in self._unavailable}
+
     def history(self, count: int) -> list[Decision]:
         """The newest decisions, oldest first."""
         return self._account.history.newest(count)
@@ -267,6 +287,7 @@ class Governing:
             floor=policy.rungs[policy.floor],
             ladder=tuple(self._ladder),
             unavailable=dict(self._unavailable),
+            left_out=self._left_out(),
             thermal=any(name.startswith(f"{TEMPERATURE}.") for name in state.standings),
             unknown={name: each.unknown for name, each in state.standings.items() if each.unknown},
             changes=self._tally.by_direction(),

@@ -135,7 +135,8 @@ def decide(policy: Policy, state: State, event: AnyEvent) -> Decision:
 
 def _pinned(policy: Policy, state: State, event: Pinned) -> Decision:
     rung = min(max(event.rung, 0), policy.floor)
-    state = replace(state, pin=rung, calm_since_s=None, climb=None)
+    barred = {each: until_s for each, until_s in state.barred.items() if until_s == math.inf}
+    state = replace(state, pin=rung, calm_since_s=None, climb=None, barred=barred)
     if rung == state.heading:
         return state, ()
     return _go(policy, state, rung, Cause("pinned"), event.at_s)

@@ -69,15 +69,26 @@ class Taking:
         while True:
             status = self._client.status()
             governor = governor_of(status)
-            lost = governor.pin != name or name in governor.unavailable
+            lost = governor.pin != name or name in governor.unavailable or _incomplete(governor)
             if lost or time.monotonic() > deadline_s:
                 break
             if governor.name == name and not governor.under_way:
                 return status
             time.sleep(POLL_S)
         self._taken = ""
-        why = governor.unavailable.get(name) or f"it is on {governor.name!r}: {governor.why}"
+        why = (
+            governor.unavailable.get(name)
+            or _incomplete(governor)
+            or f"it is on {governor.name!r}: {governor.why}"
+        )
         raise StageUnavailable(f"the daemon does not stay on rung {name!r}: {why}")
+
+
+def _incomplete(governor: GovernorStatus) -> str:
+    """Why the rung in force lacks a part of what it should do; empty where it does all of it."""
+    down_to = governor.ladder[: governor.rung + 1]
+    refused = {rung.name: governor.left_out[rung.name] for rung in down_to if rung.name in governor.left_out}
+    return "; ".join(f"rung {name!r} was refused: {why}" for name, why in refused.items())
 
 
 @contextmanager

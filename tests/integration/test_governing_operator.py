@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edged.errors import StageUnavailable
+from edged.rungs.taking import Taking
 from edged.testing.daemon import RunningDaemon, running
 
 from .conftest import NO_BUILT_IN
@@ -91,3 +93,31 @@ def test_a_rung_is_left_while_a_device_is_lost_and_the_stage_returns_to_it(daemo
     daemon.wait_for(lambda _: daemon.stage("generator").device == "sim:gpu", "the device again")
     stage = daemon.stage("generator")
     assert (stage.variant, stage.override) == ("none", "")
+
+
+def test_a_rung_that_was_refused_is_done_as_a_whole_when_it_is_pinned_again(daemon, faults):
+    fault(faults, crash="exit", at_load=True)
+    daemon.admin.pin_rung("shed-half")
+    daemon.wait_for(lambda status: LIGHT in status.governor.left_out, "the refusal")
+    assert "exit status 3" in governor(daemon).left_out[LIGHT]
+    assert not governor(daemon).settings.variants
+    with Taking(daemon.client, daemon.admin) as taking, pytest.raises(StageUnavailable, match="was refused"):
+        taking.take("shed-batch")
+    daemon.wait_for(lambda status: LIGHT in status.governor.left_out, "the try of the pin that was put back")
+    faults.unlink()
+    pin(daemon, "shed-batch")
+    assert governor(daemon).settings.variants == {"generator": "light"}
+    assert (variant(daemon), governor(daemon).left_out) == ("light", {})
+
+
+def test_a_reload_with_a_shorter_ladder_goes_on(daemon):
+    pin(daemon, "shed-most")
+    text = daemon.config_path.read_text()
+    watched = ("cpu", "igpu", "npu", "gpu", "board", "nvme")
+    bands = ", ".join(f"{each} = {{ critical_c = 120.0, bands = [] }}" for each in watched)
+    ladder = f'ladder = [{{ name = "full" }}, {{ name = "peer", peer = true }}]\ntemperature = {{ {bands} }}'
+    assert LADDER in text
+    daemon.config_path.write_text(text.replace(LADDER, ladder))
+    daemon.admin.reload()
+    daemon.wait_for(lambda status: status.governor.name == "full", "the best rung")
+    assert [rung.name for rung in governor(daemon).ladder] == ["full", "peer"]

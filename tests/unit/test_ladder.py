@@ -250,6 +250,14 @@ def test_a_refused_rung_is_reported_and_tried_again_later():
     assert [step.rung for step in world.steps] == [2, 1]
 
 
+def test_a_pin_gives_refused_rungs_another_try_but_not_those_that_cannot_be_taken():
+    world = World()
+    world.hear(Offered(at_s=0.0, rung=5, available=False))
+    world.hear(Refused(at_s=1.0, rung=3, why="no memory"))
+    world.hear(Pinned(at_s=2.0, rung=4))
+    assert world.state.barred == {5: math.inf}
+
+
 def test_a_command_that_nobody_confirms_is_said_again_word_for_word():
     world = World(confirms=False)
     world.feel(ENTER_1 + 1, int(3 * REPEAT_S))

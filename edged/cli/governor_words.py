@@ -60,6 +60,8 @@ def _row(status: GovernorStatus, rung: Rung) -> tuple[str, ...]:
         stands = f"in force without effect: {why}" if why else "in force"
     else:
         stands = f"cannot be taken: {why}" if why else ""
+    if refused := status.left_out.get(name):
+        stands = ", ".join(filter(None, (stands, f"refused, and tried again: {refused}")))
     now = ["floor" if name == status.floor and rung != status.ladder[-1] else "", stands]
     return name, does or "all that was asked", readable_seconds(spent_s), ", ".join(filter(None, now))
 

@@ -57,8 +57,11 @@ PATIENCE_S = 2.0
 
 def _children() -> set[str]:
     """Processes that this one started and has not reaped."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return {f"child process {pid}" for path in lists for pid in path.read_text().split()}
+    found: set[str] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # that thread has ended since
+            found |= {f"child process {pid}" for pid in path.read_text().split()}
+    return found
 
 
 def _shared_memory() -> set[str]:

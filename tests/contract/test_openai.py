@@ -32,6 +32,7 @@ model = "smollm2-135m-instruct"
 variant = "q4_1"
 backend = "llama_cpp"
 max_batch = 4
+stream_interval_ms = 0
 [stages.generator.options]
 threads = 1
 context_tokens = 512

@@ -54,8 +54,8 @@ _UNCLOSED_TAGS = """
 """
 # pypdf lets these escape from damaged files.
 _PDF_FAULTS = (
-    PyPdfError, ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, OSError,
-    RecursionError, TypeError, ValueError, zlib.error,
+    PyPdfError, ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError,
+    TypeError, ValueError, zlib.error,
 )  # fmt: skip
 
 Reader = Callable[[bytes, PurePath], Parsed]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
-
-from edged.documents import durable
+from edged.documents import records
 from edged.documents.access import Owner
 from edged.errors import AlreadyRunning, StorageError
 from edged.placement.table import Plan, Table
@@ -27,59 +25,28 @@ def path_in(state_dir: Path) -> Path:
 
 def load(path: Path) -> Table | None:
     """The table, or None where nothing was calibrated; `StorageError` for a file that cannot be used."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Table)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StorageError(
-            f"the calibration {path} cannot be read ({error}); run: edgectl calibrate --fresh"
-        ) from error
+    return records.read(path, Table, "the calibration", "edgectl calibrate --fresh")
 
 
 def save(table: Table, path: Path) -> None:
     """Replace the file whole, as the owner of its folder; `StorageError` when that is not possible."""
-    _write(table, path, "the calibration")
+    records.replace(path, table, "the calibration")
 
 
 def load_plan(path: Path) -> Plan | None:
     """The applied plan, or None where none is; `StorageError` for a file that cannot be used."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Plan)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StorageError(
-            f"the plan {path} cannot be read ({error}); run: edgectl plan --apply, or edgectl plan --clear"
-        ) from error
+    return records.read(path, Plan, "the plan", "edgectl plan --apply, or edgectl plan --clear")
 
 
 def keep_plan(plan: Plan | None, path: Path) -> None:
     """Replace the applied plan, or remove it; `StorageError` when that is not possible."""
     if plan is not None:
-        _write(plan, path, "the plan")
+        records.replace(path, plan, "the plan")
         return
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot remove the plan {path}: {error.strerror}") from error
-
-
-def _write(value: Table | Plan, path: Path, what: str) -> None:
-    document = msgspec.json.format(msgspec.json.encode(value), indent=1)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with Owner(path.parent).acting():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-            durable.write(beside, document)
-            beside.replace(path)
-            durable.sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {what} {path}: {error.strerror}; free space or permissions?"
-        ) from error
 
 
 @contextmanager

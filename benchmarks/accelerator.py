@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import random
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.asking import asking
 from benchmarks.measurement import Row, percentile, say
 from benchmarks.reliability import CLIENTS, SEED
 from benchmarks.setting import QUESTIONS, STATE, sample_models
@@ -97,7 +95,11 @@ def losses_under_load(quick: bool) -> tuple[float, dict[str, Any]]:
         with running(folder, CONFIG.format(state=folder / "state", faults=faults)) as daemon:
             reference = {question: ask(daemon.client, question).text for question in questions}
             answers: list[Heard] = []
-            with _clients(daemon, questions, answers):
+
+            def client(chooser: random.Random) -> None:
+                answers.append(ask(daemon.client, chooser.choice(questions)))
+
+            with asking(CLIENTS, SEED, client):
                 lost_at_s, back_s = _lose(daemon, faults, losses, answers)
             status = daemon.wait_for(lambda s: s.outstanding == 0, "the last answers")
     (stage,) = [stage for stage in status.stages if stage.name == "generator"]
@@ -138,25 +140,6 @@ def _busy(daemon: RunningDaemon, device: str) -> bool:
     stage = daemon.stage("generator")
     settled = len(stage.workers) == 1 and stage.workers[0].state == "ready"
     return settled and stage.device == device and stage.in_flight == CLIENTS
-
-
-@contextmanager
-def _clients(daemon: RunningDaemon, questions: tuple[str, ...], answers: list[Heard]) -> Iterator[None]:
-    stop = threading.Event()
-
-    def client(number: int) -> None:
-        chooser = random.Random(SEED + number)
-        while not stop.is_set():
-            answers.append(ask(daemon.client, chooser.choice(questions)))
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        clients = [pool.submit(client, number) for number in range(CLIENTS)]
-        try:
-            yield
-        finally:
-            stop.set()
-    for ended in clients:
-        ended.result()  # a client that broke down would be an answer that nobody counts
 
 
 def _judged(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import random
 import statistics
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from benchmarks.asking import asking
 from benchmarks.measurement import Row, percentile, say
 from benchmarks.reliability import CLIENTS, SEED, Outcome, ask
 from benchmarks.setting import QUESTIONS, ROOT, STATE, sample_models
@@ -150,7 +149,13 @@ def swaps_under_load(quick: bool) -> tuple[float, dict[str, Any]]:
             stand = Stand(daemon, questions)
             stand.learn()
             answers: list[Timed] = []
-            with _clients(stand, answers):
+
+            def client(chooser: random.Random) -> None:
+                began_s = time.monotonic()
+                outcome = ask(stand.daemon.client, chooser.choice(stand.questions), TOKENS)
+                answers.append(Timed(outcome, began_s, time.monotonic()))
+
+            with asking(CLIENTS, SEED, client):
                 while len(answers) < CALM_ANSWERS * (1 if quick else 10):
                     time.sleep(0.1)
                 calm_until_s = time.monotonic()
@@ -166,28 +171,6 @@ def _swapped(stand: Stand, each: int, answers: list[Timed]) -> list[Swap]:
             swaps.append(stand.swap(stage, number % (len(forms) + 1)))
             say(f"R4: {stage} {number + 1} of {each} in {swaps[-1].took_s:.1f} s, {len(answers)} answers")
     return swaps
-
-
-@contextmanager
-def _clients(stand: Stand, answers: list[Timed]) -> Iterator[None]:
-    """Eight clients ask round and round."""
-    stop = threading.Event()
-
-    def client(number: int) -> None:
-        chooser = random.Random(SEED + number)
-        while not stop.is_set():
-            began_s = time.monotonic()
-            outcome = ask(stand.daemon.client, chooser.choice(stand.questions), TOKENS)
-            answers.append(Timed(outcome, began_s, time.monotonic()))
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        clients = [pool.submit(client, number) for number in range(CLIENTS)]
-        try:
-            yield
-        finally:
-            stop.set()
-    for ended in clients:
-        ended.result()  # a client that broke down would be an answer that nobody counts
 
 
 def _judged(

@@ -24,7 +24,7 @@ from edged.placement.table import Work
 from edged.placement.workload import Requests, Workload
 from edged.stages.contract import BatchStage, Broken, Finished, Item, Progress, TokenStage, as_streaming
 from edged.stages.factory import build
-from edged.workers.birth import pin, settle
+from edged.birth import pin, settle
 from edged.workers.spec import StageSpec
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from edged.stages.contract import BatchStage, as_streaming
 from edged.stages.factory import build
 from edged.transport.links import Dealer
 from edged.transport.slots import Arena
-from edged.workers.birth import pin, settle
+from edged.birth import pin, settle
 from edged.workers.loop import TokenLoop, serve_batches
 from edged.workers.proof import prove
 from edged.workers.spec import WorkerSpec, from_json

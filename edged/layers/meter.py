@@ -1,0 +1,70 @@
+"""What the stages of a layer pipeline did with their time: from the timings that come round with each job."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from edged.layers.wire import Job, Timing
+
+KEPT = 20_000
+"""Timings kept for a timeline, when one is asked for."""
+
+
+class StageTimes(msgspec.Struct, kw_only=True):
+    """Seconds and counts of one stage so far, in the time in which the pipeline had work."""
+
+    jobs: int = 0
+    busy_s: float = 0.0
+    wait_receive_s: float = 0.0
+    wait_send_s: float = 0.0
+    copy_s: float = 0.0
+    received_bytes: int = 0
+
+
+class Meter:
+    """Sums of all stages. `span_s` is the time in which jobs were on their way."""
+
+    def __init__(self, stages: int, *, timeline: bool = False) -> None:
+        self.stages = [StageTimes() for _ in range(stages)]
+        self.span_s = 0.0
+        self.emitted = 0
+        self.timeline: deque[tuple[int, Timing]] | None = deque(maxlen=KEPT) if timeline else None
+        """Job numbers and timings, for a plot."""
+        self._since_s: float | None = None
+
+    def begin(self, now_s: float) -> None:
+        """Note that a job starts."""
+        if self._since_s is None:
+            self._since_s = now_s
+
+    def rest(self, now_s: float) -> None:
+        """Note that nothing is on its way any more."""
+        if self._since_s is not None:
+            self.span_s += now_s - self._since_s
+            self._since_s = None
+
+    def add(self, job: Job, emitted: int) -> None:
+        """Count a job that came back."""
+        self.emitted += emitted
+        for timing in job.timings:
+            self._count(timing)
+            if self.timeline is not None:
+                self.timeline.append((job.number, timing))
+
+    def _count(self, timing: Timing) -> None:
+        times = self.stages[timing.stage]
+        waited_from_s = max(timing.waited_from_s, self._since_s or 0.0)
+        times.jobs += 1
+        times.busy_s += timing.ended_s - timing.began_s
+        times.wait_receive_s += max(0.0, timing.began_s - waited_from_s)
+        times.wait_send_s += timing.sending_s
+        times.copy_s += timing.copy_s
+        times.received_bytes += timing.received_bytes
+
+    def bubble(self, now_s: float) -> float:
+        """Return the share of all stages' time that was not spent computing; 0 before any work."""
+        span_s = self.span_s + (now_s - self._since_s if self._since_s is not None else 0.0)
+        busy_s = sum(stage.busy_s for stage in self.stages)
+        return 1 - busy_s / (len(self.stages) * span_s) if span_s else 0.0

@@ -35,6 +35,7 @@ COMMANDS = {
     "governor": "edged.cli.governor:governor",
     "ladder": "edged.cli.ladder:ladder",
     "peers": "edged.cli.peers:peers",
+    "layers": "edged.cli.layers:layers",
     "config": "edged.cli.config:config",
     "logs": "edged.cli.logs:logs",
     "version": "edged.cli.version:version",

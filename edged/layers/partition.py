@@ -1,0 +1,299 @@
+"""Which stage gets how many layers: evenly, or as suits the devices. Pure and exact."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heapreplace
+from typing import NamedTuple
+
+import msgspec
+
+from edged.errors import ConfigError
+from edged.layers.bubble import around_s, period_s
+from edged.layers.costs import LayerCosts, Sizes
+from edged.layers.schedule import Mode
+from edged.layers.share import Share
+
+EPSILON = 1e-9
+"""Relative difference below which two times are one."""
+MAX_CANDIDATES = 64
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that may get a stage."""
+
+    id: str
+    speed: float = 1.0
+    """Relative: a layer takes `LayerCosts.layer_s / speed` there."""
+    memory_bytes: int = 0
+    """What weights and KV cache may take there; 0 is unknown, and then nothing is refused."""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What a partition is judged by beside costs and sizes."""
+
+    mode: Mode = "ring"
+    micro_batches: int = 1
+    """How many are under way when they are judged: no more than there are requests for."""
+    sequences: int = 1
+    """That have a KV cache at the same time."""
+
+
+class Placed(NamedTuple):
+    """A stage on its device."""
+
+    place: int
+    """Of the device among the candidates, of which several may have one name."""
+    candidate: Candidate
+    share: Share
+
+
+def even(layers: int, stages: int) -> tuple[Share, ...]:
+    """Give every stage as many layers as the others, and the first `layers mod stages` one more.
+
+    Raises `ConfigError` when there are fewer layers than stages.
+
+    >>> [share.layers for share in even(30, 4)], [share.layers for share in even(10, 3)]
+    ([8, 8, 7, 7], [4, 3, 3])
+    """
+    if not 1 <= stages <= layers:
+        raise ConfigError(
+            f"stages = {stages} is not possible with {layers} layers: every stage needs one; "
+            f"take 1 to {layers} stages",
+            param="stages",
+        )
+    size, more = divmod(layers, stages)
+    return shares([size + (stage < more) for stage in range(stages)])
+
+
+def shares(sizes: Sequence[int]) -> tuple[Share, ...]:
+    """Lay stages of these sizes one behind the other: embedding in the first, head in the last."""
+    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+    return tuple(
+        Share(first=end - size, end=end, embedding=index == 0, head=index == len(sizes) - 1)
+        for index, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    )
+
+
+def stage_bytes(share: Share, sizes: Sizes, sequences: int) -> int:
+    """Weights and KV cache of a stage."""
+    return sizes.weights(share) + share.layers * sequences * sizes.cache_bytes
+
+
+def stage_seconds(placed: Placed, costs: LayerCosts) -> float:
+    """Seconds of one micro-batch in one decode step."""
+    share = placed.share
+    return costs.seconds(share.layers, embedding=share.embedding, head=share.head) / placed.candidate.speed
+
+
+def weighted(
+    sizes: Sizes, costs: LayerCosts, candidates: Sequence[Candidate], load: Load
+) -> tuple[Placed, ...]:
+    """Find the partition with the least time per micro-batch and token; devices stay in their order.
+
+    With as many micro-batches as stages, or more, that time is the busiest stage's: the least maximum. With
+    fewer, the way through all stages counts, and with `flush` a mixture. Of equals the one with fewer stages
+    wins, then the shorter way, then the more even one; a device that does not help is thus left out. Exact
+    while hops cost nothing or do not decide.
+
+    Raises `ConfigError` when the model fits no partition, with what is missing.
+    """
+    if not 1 <= len(candidates) <= MAX_CANDIDATES:
+        raise ConfigError(
+            f"{len(candidates)} devices cannot be planned; give 1 to {MAX_CANDIDATES}", param="devices"
+        )
+    found = _Search(sizes, costs, candidates, load).best()
+    if found is None:
+        raise ConfigError(_missing(sizes, candidates, load.sequences), param="devices")
+    used = [index for index, count in enumerate(found) if count]
+    laid = shares([found[index] for index in used])
+    return tuple(Placed(index, candidates[index], share) for index, share in zip(used, laid, strict=True))
+
+
+class _Row(NamedTuple):
+    """A device in one assignment of the ends: what it takes at least, and a layer."""
+
+    place: int
+    base_s: float
+    layer_s: float
+    least: int
+    most: int
+    """By memory and the number of layers."""
+
+    def most_within(self, limit_s: float) -> int:
+        """How many layers keep the stage within `limit_s`."""
+        if self.layer_s <= 0:
+            return self.most if self.base_s <= limit_s * (1 + EPSILON) else 0
+        return min(self.most, int((limit_s * (1 + EPSILON) - self.base_s) / self.layer_s))
+
+
+class _Search:
+    """All pairs of a first and a last device; between them a device may stay without layers."""
+
+    def __init__(self, sizes: Sizes, costs: LayerCosts, candidates: Sequence[Candidate], load: Load) -> None:
+        self._sizes, self._costs, self._candidates, self._load = sizes, costs, candidates, load
+        self._best: tuple[tuple[float, ...], list[int]] | None = None
+
+    def best(self) -> list[int] | None:
+        """Layers of each candidate; None when nothing fits."""
+        for first in range(len(self._candidates)):
+            for last in range(first, len(self._candidates)):
+                self._consider(self._rows(first, last))
+        return self._best[1] if self._best else None
+
+    def _rows(self, first: int, last: int) -> list[_Row]:
+        return [self._row(index, index == first, index == last) for index in range(first, last + 1)]
+
+    def _row(self, index: int, embedding: bool, head: bool) -> _Row:  # noqa: FBT001 - which ends it holds
+        candidate = self._candidates[index]
+        room = _room(self._sizes, candidate, self._load.sequences, embedding=embedding, head=head)
+        return _Row(
+            place=index,
+            base_s=self._costs.seconds(0, embedding=embedding, head=head) / candidate.speed,
+            layer_s=self._costs.layer_s / candidate.speed,
+            least=int(embedding or head),
+            most=min(room, self._sizes.layers),
+        )
+
+    def _consider(self, rows: list[_Row]) -> None:
+        counts = _balanced(rows, self._sizes.layers)
+        if counts is None:
+            return
+        self._judge(rows, counts)
+        shortest = _fastest_first(rows, [row.most for row in rows], self._sizes.layers)
+        limits = sorted({row.base_s + count * row.layer_s for row in rows for count in _counts(row)})
+        busiest_s = max(_seconds(rows, counts))
+        for limit_s in limits[bisect_left(limits, busiest_s * (1 - EPSILON)) :]:
+            if self._hopeless(sum(_seconds(rows, shortest)), limit_s):
+                return
+            self._judge(
+                rows, _fastest_first(rows, [row.most_within(limit_s) for row in rows], self._sizes.layers)
+            )
+
+    def _judge(self, rows: list[_Row], counts: list[int]) -> None:
+        used_s = [each for each, count in zip(_seconds(rows, counts), counts, strict=True) if count]
+        through_s = sum(used_s)
+        spread = sum(each * each for each in used_s)
+        key = (self._price(used_s), float(len(used_s)), through_s, spread)
+        if self._best is None or _less(key, self._best[0]):
+            everywhere = [0] * len(self._candidates)
+            for row, count in zip(rows, counts, strict=True):
+                everywhere[row.place] = count
+            self._best = key, everywhere
+
+    def _price(self, used_s: Sequence[float]) -> float:
+        return self._period(around_s(used_s, self._costs.hop_s), max(used_s))
+
+    def _period(self, way_s: float, busiest_s: float) -> float:
+        load = self._load
+        return period_s(load.mode, way_s, busiest_s, load.micro_batches) / load.micro_batches
+
+    def _hopeless(self, shortest_s: float, limit_s: float) -> bool:
+        """Whether no partition that takes `limit_s` on its busiest stage can win."""
+        least = self._period(max(shortest_s, limit_s), limit_s)
+        return self._best is not None and least > self._best[0][0] * (1 + EPSILON)
+
+
+def _counts(row: _Row) -> Iterable[int]:
+    return range(row.least, row.most + 1)
+
+
+def _seconds(rows: Sequence[_Row], counts: Sequence[int]) -> list[float]:
+    return [row.base_s + count * row.layer_s for row, count in zip(rows, counts, strict=True)]
+
+
+def _balanced(rows: Sequence[_Row], layers: int) -> list[int] | None:
+    """Give layer after layer to the device that has then the shortest stage; None when they do not fit.
+
+    Equal jobs on unlike machines: the greedy choice has the least maximum.
+    """
+    counts = [row.least for row in rows]
+    if any(row.most < row.least for row in rows if row.least) or sum(counts) > layers:
+        return None
+    if sum(max(row.most, 0) for row in rows) < layers:
+        return None
+    heap = [(after, place) for place, after in _offers(rows, counts)]
+    heapify(heap)
+    for _ in range(layers - sum(counts)):
+        _, place = heap[0]
+        counts[place] += 1
+        row = rows[place]
+        full = counts[place] >= row.most
+        after = float("inf") if full else row.base_s + (counts[place] + 1) * row.layer_s
+        heapreplace(heap, (after, place))
+    return counts
+
+
+def _offers(rows: Sequence[_Row], counts: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """Yield each device and how long its stage would be with one layer more."""
+    for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        full = count >= row.most
+        yield place, float("inf") if full else row.base_s + (count + 1) * row.layer_s
+
+
+def _fastest_first(rows: Sequence[_Row], most: Sequence[int], layers: int) -> list[int]:
+    """Fill the fastest devices up to `most`, so that all stages together take the least time."""
+    counts = [row.least for row in rows]
+    left = layers - sum(counts)
+    for place in sorted(range(len(rows)), key=lambda place: rows[place].layer_s):
+        taken = max(0, min(left, most[place] - counts[place]))
+        counts[place] += taken
+        left -= taken
+    return counts
+
+
+def _less(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether one key is smaller, by more than rounding, where they first differ."""
+    for mine, theirs in zip(one, other, strict=True):
+        if abs(mine - theirs) > EPSILON * max(abs(mine), abs(theirs)):
+            return mine < theirs
+    return False
+
+
+def _room(sizes: Sizes, candidate: Candidate, sequences: int, *, embedding: bool, head: bool) -> int:
+    """Layers that fit beside the ends that a device holds; negative when the ends alone do not fit."""
+    each = sizes.layer_bytes + sequences * sizes.cache_bytes
+    if not candidate.memory_bytes or not each:
+        return sizes.layers
+    return (candidate.memory_bytes - sizes.ends(embedding=embedding, head=head)) // each
+
+
+def _missing(sizes: Sizes, candidates: Sequence[Candidate], sequences: int) -> str:
+    each = sizes.layer_bytes + sequences * sizes.cache_bytes
+    held, rooms = max(
+        _held(sizes, candidates[first : last + 1], sequences)
+        for first in range(len(candidates))
+        for last in range(first, len(candidates))
+    )
+    missing = (sizes.layers - held) * each
+    taken = ", ".join(rooms)
+    return (
+        f"{sizes.layers} layers of {mib(each)} (weights, and KV cache for {sequences} sequences), an "
+        f"embedding of {mib(sizes.embedding_bytes)} and a head of {mib(sizes.head_bytes)} do not fit: {taken}"
+        f"; about {mib(missing)} are missing: add a device, or take a smaller context, fewer or smaller "
+        f"micro-batches, or a narrower dtype"
+    )
+
+
+def _held(sizes: Sizes, used: Sequence[Candidate], sequences: int) -> tuple[int, list[str]]:
+    """Layers that these devices hold between them; ends that do not fit count as layers owed."""
+    rooms = [
+        _room(sizes, each, sequences, embedding=place == 0, head=place == len(used) - 1)
+        for place, each in enumerate(used)
+    ]
+    held = sum(room if place in {0, len(used) - 1} else max(room, 0) for place, room in enumerate(rooms))
+    words = [
+        f"{each.id} ({mib(each.memory_bytes)}) takes {max(room, 0)}"
+        for each, room in zip(used, rooms, strict=True)
+    ]
+    return held, words
+
+
+def mib(count: int) -> str:
+    """Write a size in MiB.
+
+    >>> mib(3 << 20)
+    '3.0 MiB'
+    """
+    return f"{count / (1 << 20):,.1f} MiB"

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from edged.backend import Sampling, TokenEvent
 from edged.errors import BackendError, DeviceLost
-from edged.layers.hops import Incoming, Outgoing
+from edged.layers.links import Links
 from edged.layers.meter import Meter
 from edged.layers.schedule import Mode, Turns, next_lane
 from edged.layers.stage import Runner
@@ -32,13 +32,6 @@ class HeadShape(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode
     timeout_s: float
     """How long tokens that are on their way may take."""
-
-
-class Links(NamedTuple):
-    """How the first stage reaches the others: the last one's tokens come in, hidden states go out."""
-
-    incoming: Incoming
-    outgoing: Outgoing
 
 
 class _Sequence(msgspec.Struct, eq=False):

@@ -22,8 +22,10 @@ class HopTimeout(BackendError):
 class Incoming(Protocol):
     """The receiving end."""
 
-    copy_s: float
-    """Seconds so far spent on copying tensors to where they are needed."""
+    @property
+    def copy_s(self) -> float:
+        """Seconds so far spent on copying tensors to where they are needed."""
+        ...
 
     def receive(self, timeout_s: float | None, /) -> Message:
         """Take the next message, in order; `HopTimeout` names stage and neighbour when it does not come.
@@ -40,8 +42,10 @@ class Incoming(Protocol):
 class Outgoing(Protocol):
     """The sending end."""
 
-    copy_s: float
-    """Seconds so far spent on copying tensors to where they can be sent from."""
+    @property
+    def copy_s(self) -> float:
+        """Seconds so far spent on copying tensors to where they can be sent from."""
+        ...
 
     def send(self, header: Header, tensor: torch.Tensor | None = None, /, *, wait: bool = False) -> None:
         """Post a message; with `wait`, come back when the neighbour has taken it (mode `seed`)."""
@@ -73,7 +77,7 @@ def _mark(tensor: torch.Tensor | None) -> torch.cuda.Event | None:
     """Note the point of the sender's stream behind which the tensor is computed."""
     if tensor is None or not tensor.is_cuda:
         return None
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call] # the library's own
     event.record(torch.cuda.current_stream(tensor.device))
     return event
 

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from edged.errors import ConfigError
 
@@ -48,11 +49,11 @@ class Turns(msgspec.Struct, frozen=True, kw_only=True):
 
     def started(self) -> Turns:
         """Return the state behind a start."""
-        return msgspec.structs.replace(self, in_flight=self.in_flight + 1, filling=True)
+        return replace(self, in_flight=self.in_flight + 1, filling=True)
 
     def received(self) -> Turns:
         """Return the state behind tokens that came back."""
-        return msgspec.structs.replace(self, in_flight=self.in_flight - 1, filling=False)
+        return replace(self, in_flight=self.in_flight - 1, filling=False)
 
 
 def check(mode: Mode, stages: int, micro_batches: int) -> None:
@@ -61,8 +62,9 @@ def check(mode: Mode, stages: int, micro_batches: int) -> None:
         raise ConfigError(f"micro_batches = {micro_batches} is below 1", param="micro_batches")
     if mode == "seed" and micro_batches > stages:
         raise ConfigError(
-            f"mode 'seed' (blocking receive-then-send on the first stage) hangs with more micro-batches than "
-            f"stages: micro_batches = {micro_batches}, stages = {stages}; take at most {stages} or mode 'ring'",
+            f"mode 'seed' (blocking receive-then-send on the first stage) hangs with more micro-batches "
+            f"than stages: micro_batches = {micro_batches}, stages = {stages}; take at most {stages} or mode "
+            "'ring'",
             param="micro_batches",
         )
 

@@ -26,8 +26,10 @@ _CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mi
 class Runner(Protocol):
     """What a stage does with a job."""
 
-    copy_s: float
-    """Seconds so far in which compute waited for weights or cache to be copied."""
+    @property
+    def copy_s(self) -> float:
+        """Seconds so far in which compute waited for weights or cache to be copied."""
+        ...
 
     def run(self, job: Job, tensor: torch.Tensor, /) -> torch.Tensor:
         """Compute: see `Job` for what goes in and comes out."""
@@ -41,8 +43,10 @@ class Runner(Protocol):
 class Layers(Protocol):
     """The decoder layers of a stage, wherever their weights live."""
 
-    copy_s: float
-    """Seconds so far in which compute waited for weights."""
+    @property
+    def copy_s(self) -> float:
+        """Seconds so far in which compute waited for weights."""
+        ...
 
     def __iter__(self) -> Iterator[tuple[int, torch.nn.Module]]:
         """Yield each layer once, by its number in the stage, ready to run on the stage's device."""

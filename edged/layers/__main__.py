@@ -1,0 +1,65 @@
+"""A stage's process: `python -m edged.layers`, its `StageSpec` on standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from io import FileIO
+from typing import Literal
+
+import msgspec
+
+from edged.birth import settle
+from edged.errors import ConfigError, DeviceLost, EdgedError
+from edged.layers.spec import Loaded, StageSpec
+
+
+def main() -> int:
+    """Load the stage, say so, serve until told to leave; errors go to standard error, by stage."""
+    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=StageSpec)
+    settle(f"edged:layers-{spec.stage}", spec.parent)
+    told = FileIO(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print is no answer
+    try:
+        _serve(spec, told)
+    except EdgedError as error:
+        told.write(_line(Loaded(stage=spec.stage, failed=error.message, code=_code(error))))
+        sys.stderr.write(f"stage {spec.stage} of the layer pipeline: {error.message}\n")
+        return 1
+    return 0
+
+
+def _serve(spec: StageSpec, told: FileIO) -> None:
+    from edged.layers.faults import Explained
+    from edged.layers.follower import follow
+    from edged.layers.links import process_links
+    from edged.layers.runners import build
+
+    runner, loaded = build(spec)
+    links = process_links(spec)
+    told.write(_line(loaded))
+    try:
+        follow(
+            spec.stage,
+            Explained(runner, spec.stage),
+            links.incoming,
+            links.outgoing,
+            blocking=spec.mode == "seed",
+        )
+    finally:
+        links.close()
+        runner.close()
+
+
+def _line(loaded: Loaded) -> bytes:
+    return msgspec.json.encode(loaded) + b"\n"
+
+
+def _code(error: EdgedError) -> Literal["backend", "device_lost", "config"]:
+    if isinstance(error, DeviceLost):
+        return "device_lost"
+    return "config" if isinstance(error, ConfigError) else "backend"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The processes of the stages behind the first: started, watched, named when they die."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from edged.errors import BackendError, ConfigError, DeviceLost
+from edged.layers.spec import Loaded, StageSpec
+
+_KINDS = {"backend": BackendError, "device_lost": DeviceLost, "config": ConfigError}
+LEAVE_S = 2.0
+"""How long a stage that was told to leave may take."""
+
+
+class Member(msgspec.Struct, eq=False):
+    """One stage's process; its standard output tells of readiness, and by its end of death."""
+
+    stage: int
+    popen: subprocess.Popen[bytes]
+
+    @property
+    def output(self) -> int:
+        """Descriptor of its standard output."""
+        assert self.popen.stdout is not None
+        return self.popen.stdout.fileno()
+
+
+class Crew:
+    """All of them. Closing kills and reaps whatever is left."""
+
+    def __init__(self, specs: Sequence[StageSpec]) -> None:
+        self._stages = specs[0].stages if specs else 1
+        self._members: list[Member] = []
+        for spec in specs:
+            self._members.append(Member(spec.stage, _start(spec)))
+
+    @property
+    def outputs(self) -> list[int]:
+        """Descriptors that become readable when a stage speaks or dies."""
+        return [member.output for member in self._members]
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process ids by stage."""
+        return {member.stage: member.popen.pid for member in self._members}
+
+    def loaded(self, timeout_s: float) -> list[Loaded]:
+        """Wait until all are ready; the first that is not raises what kept it, named."""
+        until_s = time.monotonic() + timeout_s
+        waiting = {member.output: member for member in self._members}
+        found: list[Loaded] = []
+        while waiting:
+            readable, _, _ = select.select(list(waiting), [], [], max(0.0, until_s - time.monotonic()))
+            if not readable:
+                slow = min(member.stage for member in waiting.values())
+                raise BackendError(f"stage {slow} of {self._stages} has not loaded within {timeout_s:g} s")
+            found += [self._report(waiting.pop(descriptor)) for descriptor in readable]
+        return sorted(found, key=lambda each: each.stage)
+
+    def _report(self, member: Member) -> Loaded:
+        assert member.popen.stdout is not None
+        line = member.popen.stdout.readline()
+        if not line:
+            raise self._death(member)
+        loaded = msgspec.json.decode(line, type=Loaded)
+        if loaded.failed:
+            raise _KINDS[loaded.code](f"stage {loaded.stage} of {self._stages}: {loaded.failed}")
+        return loaded
+
+    def check(self) -> None:
+        """Raise `BackendError` that names the stage which died first, if one has."""
+        dead = [member for member in self._members if member.popen.poll() is not None]
+        if dead:
+            raise self._death(next((each for each in dead if (each.popen.returncode or 0) < 0), dead[0]))
+
+    def blamed(self, error: BackendError, patience_s: float = 0.5) -> BackendError:
+        """Return the death of a stage where that is what `error` comes from, else `error`."""
+        readable, _, _ = select.select(self.outputs, [], [], patience_s) if self._members else ([], [], [])
+        if not readable:
+            return error
+        try:
+            for member in self._members:
+                if member.output in readable:
+                    member.popen.wait(patience_s)
+            self.check()
+        except subprocess.TimeoutExpired:
+            return error
+        except BackendError as death:
+            return death
+        return error
+
+    def _death(self, member: Member) -> BackendError:
+        status = member.popen.wait()
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return BackendError(
+            f"stage {member.stage} of {self._stages} of the layer pipeline died ({how}); its messages are in "
+            "the daemon's log"
+        )
+
+    def close(self) -> None:
+        """Give those that were told to leave a moment, then kill; idempotent."""
+        until_s = time.monotonic() + LEAVE_S
+        for member in self._members:
+            with member.popen as popen:
+                try:
+                    popen.wait(max(0.0, until_s - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    popen.kill()
+        self._members = []
+
+    def kill(self) -> None:
+        """Kill all at once: nobody is to wait for what will never come."""
+        for member in self._members:
+            member.popen.kill()
+
+
+def _start(spec: StageSpec) -> subprocess.Popen[bytes]:
+    popen = subprocess.Popen(
+        [sys.executable, "-P", "-m", "edged.layers"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert popen.stdin is not None
+    try:
+        popen.stdin.write(msgspec.json.encode(spec))
+        popen.stdin.close()
+    except BrokenPipeError:  # it died at once: its standard output tells
+        return popen
+    return popen

@@ -1,0 +1,147 @@
+"""A running layer pipeline: stages as threads or processes, the first one here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from edged.backend import TokenEvent
+from edged.errors import BackendError, EdgedError
+from edged.layers.crew import Crew
+from edged.layers.faults import Explained
+from edged.layers.follower import follow
+from edged.layers.head import Head, HeadShape
+from edged.layers.hops import Channel
+from edged.layers.links import Links, process_links
+from edged.layers.meter import Meter
+from edged.layers.runners import build
+from edged.layers.schedule import check
+from edged.layers.spec import Loaded, StageSpec
+from edged.layers.stage import Runner
+from edged.layers.wire import Broken
+
+LOAD_S = 1800.0
+"""How long all stages may take to load: the weights of a large model come from a slow disk."""
+
+
+class Pipeline:
+    """The head, and what must be closed with it. Made by `start`."""
+
+    def __init__(
+        self, head: Head, runner: Runner, links: Links, crew: Crew, loaded: Sequence[Loaded]
+    ) -> None:
+        self.head = head
+        self.loaded = tuple(loaded)
+        self._runner = runner
+        self._links = links
+        self._crew = crew
+        self._broken = False
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process ids of the stages that have a process of their own."""
+        return self._crew.pids
+
+    def turn(self) -> list[TokenEvent] | None:
+        """See `Head.turn`; a dead stage is named, and the others are ended at once."""
+        try:
+            return self.head.turn()
+        except BackendError as error:
+            self._broken = True
+            blamed = self._crew.blamed(error)
+            self._crew.kill()
+            raise blamed from error
+
+    def close(self) -> None:
+        """End all stages; idempotent."""
+        if self._links is None:
+            return
+        if self._broken:
+            self._crew.kill()
+        else:
+            self.head.finish()
+        self._crew.close()
+        self._links.close()
+        self._runner.close()
+        self._links = None  # type: ignore[assignment] # closed
+
+
+def start(
+    specs: Sequence[StageSpec], shape: HeadShape, ends: Callable[[int], bool], meter: Meter | None = None
+) -> Pipeline:
+    """Start a pipeline of at least one stage; `specs` need no `meeting` and no `parent`.
+
+    Raises `ConfigError` for what cannot work, `BackendError` that names the stage which did not load.
+    """
+    check(shape.mode, shape.stages, shape.micro_batches)
+    meter = meter or Meter(shape.stages)
+    if specs[0].transport == "threads" or len(specs) == 1:
+        return _in_threads(specs, shape, ends, meter)
+    return _in_processes(specs, shape, ends, meter)
+
+
+def _in_processes(
+    specs: Sequence[StageSpec], shape: HeadShape, ends: Callable[[int], bool], meter: Meter
+) -> Pipeline:
+    meeting = Path(tempfile.mkdtemp(prefix="edged-layers-"))
+    own, *others = [replace(spec, meeting=str(meeting), parent=os.getpid()) for spec in specs]
+    crew = Crew(others)
+    try:
+        runner, first = build(own)
+        links = process_links(own, crew.outputs, crew.check)
+        loaded = [first, *crew.loaded(LOAD_S)]
+    except EdgedError as error:
+        crew.kill()
+        blamed = crew.blamed(error) if isinstance(error, BackendError) else error
+        crew.close()
+        shutil.rmtree(meeting, ignore_errors=True)
+        raise blamed from error
+    links = Links(links.incoming, links.outgoing, _both(links.leave, meeting))
+    head = Head(Explained(runner, 0), links, shape, ends, meter)
+    return Pipeline(head, runner, links, crew, loaded)
+
+
+def _both(leave: Callable[[], None], meeting: Path) -> Callable[[], None]:
+    def all_of_it() -> None:
+        leave()
+        shutil.rmtree(meeting, ignore_errors=True)
+
+    return all_of_it
+
+
+def _in_threads(
+    specs: Sequence[StageSpec], shape: HeadShape, ends: Callable[[int], bool], meter: Meter
+) -> Pipeline:
+    timeout_s = specs[0].timeout_s
+    channels = [Channel(f"the link into stage {spec.stage}", timeout_s) for spec in specs]
+    built = [build(spec, own_process=False) for spec in specs]
+    threads = []
+    for spec, (runner, _) in zip(specs[1:], built[1:], strict=True):
+        hops = channels[spec.stage], channels[spec.next]
+        arguments = (spec, Explained(runner, spec.stage), *hops)
+        threads.append(threading.Thread(target=_followed, args=arguments, daemon=True))
+        threads[-1].start()
+
+    def leave() -> None:
+        for thread in threads:
+            thread.join(timeout_s)
+        for runner, _ in built[1:]:
+            runner.close()
+
+    links = Links(channels[0], channels[specs[0].next], leave)
+    head = Head(Explained(built[0][0], 0), links, shape, ends, meter)
+    return Pipeline(head, built[0][0], links, Crew(()), [loaded for _, loaded in built])
+
+
+def _followed(spec: StageSpec, runner: Runner, incoming: Channel, outgoing: Channel) -> None:
+    """A stage in a thread: what ends it goes round, named."""
+    try:
+        follow(spec.stage, runner, incoming, outgoing, blocking=spec.mode == "seed")
+    except EdgedError as error:
+        outgoing.send(Broken(spec.stage, "backend", error.message))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from edged.layers.share import DTYPE_BYTES, Architecture, DType, Share
@@ -11,16 +13,18 @@ ID_BYTES = 8
 NOMINAL_BYTES_PER_S = 25.6e9
 """One channel of DDR4-3200: 3200 million transfers of 8 bytes a second (JEDEC JESD79-4)."""
 
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
 
 class LayerCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds of one micro-batch in one decode step, on a device of relative speed 1."""
 
-    layer_s: float
+    layer_s: Annotated[float, msgspec.Meta(gt=0)]
     """One decoder layer."""
-    embedding_s: float = 0.0
-    head_s: float = 0.0
+    embedding_s: Seconds = 0.0
+    head_s: Seconds = 0.0
     """Final norm, head and the choice of tokens."""
-    hop_s: float = 0.0
+    hop_s: Seconds = 0.0
     """From the end of a stage's work to its arrival at the next, which computes meanwhile."""
     measured: bool = True
     """False when estimated from bytes and memory bandwidth."""

@@ -93,8 +93,8 @@ def weighted(
     """Find the partition with the least time per micro-batch and token; devices stay in their order.
 
     With as many micro-batches as stages, or more, that time is the busiest stage's: the least maximum. With
-    fewer, the way through all stages counts, and with `flush` a mixture. Of equals the one with fewer stages
-    wins, then the shorter way, then the more even one; a device that does not help is thus left out. Exact
+    fewer, the way through all stages counts, and with `flush` a mixture. A device without which that time is
+    no longer is left out, the slowest first. Of equals the shorter way wins, then the more even split. Exact
     while hops cost nothing or do not decide.
 
     Raises `ConfigError` when the model fits no partition, with what is missing.
@@ -103,12 +103,18 @@ def weighted(
         raise ConfigError(
             f"{len(candidates)} devices cannot be planned; give 1 to {MAX_CANDIDATES}", param="devices"
         )
-    found = _Search(sizes, costs, candidates, load).best()
+    search = _Search(sizes, costs, candidates, load)
+    found = search.best(range(len(candidates)))
     if found is None:
         raise ConfigError(_missing(sizes, candidates, load.sequences), param="devices")
-    used = [index for index, count in enumerate(found) if count]
-    laid = shares([found[index] for index in used])
-    return tuple(Placed(index, candidates[index], share) for index, share in zip(used, laid, strict=True))
+    for place in sorted(found.counts, key=lambda place: candidates[place].speed):
+        without = search.best([other for other in found.counts if other != place])
+        if without and without.key[0] <= found.key[0] * (1 + EPSILON):
+            found = without
+    laid = shares(list(found.counts.values()))
+    return tuple(
+        Placed(place, candidates[place], share) for place, share in zip(found.counts, laid, strict=True)
+    )
 
 
 class _Row(NamedTuple):
@@ -128,22 +134,31 @@ class _Row(NamedTuple):
         return min(self.most, int((limit_s * (1 + EPSILON) - self.base_s) / self.layer_s))
 
 
+class _Found(NamedTuple):
+    """A partition, and what it is judged by: the smaller the better."""
+
+    key: tuple[float, ...]
+    """Seconds per micro-batch and token, number of stages, the way through them, unevenness."""
+    counts: dict[int, int]
+    """Layers of each device that has any."""
+
+
 class _Search:
     """All pairs of a first and a last device; between them a device may stay without layers."""
 
     def __init__(self, sizes: Sizes, costs: LayerCosts, candidates: Sequence[Candidate], load: Load) -> None:
         self._sizes, self._costs, self._candidates, self._load = sizes, costs, candidates, load
-        self._best: tuple[tuple[float, ...], list[int]] | None = None
+        self._best: _Found | None = None
 
-    def best(self) -> list[int] | None:
-        """Layers of each candidate; None when nothing fits."""
-        for first in range(len(self._candidates)):
-            for last in range(first, len(self._candidates)):
-                self._consider(self._rows(first, last))
-        return self._best[1] if self._best else None
-
-    def _rows(self, first: int, last: int) -> list[_Row]:
-        return [self._row(index, index == first, index == last) for index in range(first, last + 1)]
+    def best(self, places: Sequence[int]) -> _Found | None:
+        """Return the best partition over these devices; None when nothing fits."""
+        self._best = None
+        for begin, first in enumerate(places):
+            for end, last in enumerate(places[begin:], begin + 1):
+                self._consider(
+                    [self._row(place, place == first, place == last) for place in places[begin:end]]
+                )
+        return self._best
 
     def _row(self, index: int, embedding: bool, head: bool) -> _Row:  # noqa: FBT001 - which ends it holds
         candidate = self._candidates[index]
@@ -176,11 +191,9 @@ class _Search:
         through_s = sum(used_s)
         spread = sum(each * each for each in used_s)
         key = (self._price(used_s), float(len(used_s)), through_s, spread)
-        if self._best is None or _less(key, self._best[0]):
-            everywhere = [0] * len(self._candidates)
-            for row, count in zip(rows, counts, strict=True):
-                everywhere[row.place] = count
-            self._best = key, everywhere
+        if self._best is None or _less(key, self._best.key):
+            held = {row.place: count for row, count in zip(rows, counts, strict=True) if count}
+            self._best = _Found(key, held)
 
     def _price(self, used_s: Sequence[float]) -> float:
         return self._period(around_s(used_s, self._costs.hop_s), max(used_s))
@@ -192,7 +205,7 @@ class _Search:
     def _hopeless(self, shortest_s: float, limit_s: float) -> bool:
         """Whether no partition that takes `limit_s` on its busiest stage can win."""
         least = self._period(max(shortest_s, limit_s), limit_s)
-        return self._best is not None and least > self._best[0][0] * (1 + EPSILON)
+        return self._best is not None and least > self._best.key[0] * (1 + EPSILON)
 
 
 def _counts(row: _Row) -> Iterable[int]:

@@ -1,0 +1,166 @@
+"""`edgectl layers plan`, as typed; the models are descriptions only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edged.backend import Variant
+from edged.cli.root import edgectl
+
+TINY = {
+    "model_type": "llama",
+    "num_hidden_layers": 6,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+}
+WITHOUT_TORCH = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "safetensors", "gguf")))
+from edged.cli.root import edgectl
+edgectl(sys.argv[1:])
+"""
+
+
+def typed(*words: str) -> Result:
+    return CliRunner().invoke(edgectl, ["layers", "plan", *words])
+
+
+def as_json(*words: str) -> Any:
+    found = typed(*words, "--json")
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """A folder that describes a model of six layers."""
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(("layers", "stages", "sizes"), [(30, 4, [8, 8, 7, 7]), (10, 3, [4, 3, 3])])
+def test_the_bare_partition(layers: int, stages: int, sizes: list[int]):
+    found = as_json("--layers", str(layers), "--stages", str(stages))
+    assert found["sizes"] == sizes
+    ends = [(stage["share"]["embedding"], stage["share"]["head"]) for stage in found["stages"]]
+    assert ends == [(True, False), *[(False, False)] * (stages - 2), (False, True)]
+    assert found["tokens_per_s"] is None
+
+
+def test_more_stages_than_layers_are_refused():
+    found = typed("--layers", "3", "--stages", "4")
+    assert found.exit_code == 78
+    assert "error [config]: stages = 4" in found.stderr
+    assert "take 1 to 3" in found.stderr
+
+
+def test_a_table_for_people(tiny: str):
+    found = typed("--model", tiny, "--devices", "cuda:0=4@1GiB,cpu=1@512MiB", "--requests", "1", "--even")
+    assert found.exit_code == 0, found.output
+    for expected in (
+        "cuda:0",
+        "embedding",
+        "head",
+        "bubble:",
+        "256 bytes a token",
+        "8 bytes of ids",
+        "not speed",
+    ):
+        assert expected in found.stdout
+
+
+def test_figures_follow_the_options(tiny: str):
+    found = as_json(
+        *("--model", tiny, "--devices", "a,b,c", "--micro-batch", "2", "--context-tokens", "256"),
+        *("--tokens", "56", "--dtype", "bfloat16", "--mode", "flush", "--even"),
+    )
+    assert (found["mode"], found["kind"], found["micro_batches"]) == ("flush", "even", 3)
+    assert found["decode_hop_bytes"] == 2 * 64 * 2
+    assert found["prefill_hop_bytes"] == 200 * 2 * 64 * 2
+    assert found["stages"][0]["cache_bytes"] == 2 * 6 * (2 * 256 * 2 * 16 * 2)
+    assert found["requests"] == 6
+    assert not found["measured"]
+
+
+def test_measured_costs_decide(tiny: str, tmp_path: Path):
+    costs = tmp_path / "costs.json"
+    costs.write_text('{"layer_s": 0.001, "head_s": 0.004}')
+    found = as_json("--model", tiny, "--devices", "cpu,cpu", "--costs", str(costs))
+    assert found["measured"]
+    assert found["sizes"] == [5, 1]
+    assert found["times_one_device"] == pytest.approx(2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--stages", "2"], 2, "either --model"),
+        (["--layers", "4"], 2, "either --stages"),
+        (["--layers", "4", "--stages", "2", "--devices", "cpu"], 2, "either --stages"),
+        (["--layers", "4", "--devices", "cpu=fast"], 1, "'cpu=fast' is no device"),
+        (["--layers", "4", "--devices", "cpu=0"], 1, "'cpu=0' is no device"),
+        (["--layers", "4", "--devices", "cpu,"], 1, "'' is no device"),
+        (["--layers", "4", "--stages", "2", "--tokens", "4000"], 78, "tokens = 4000 leaves no room"),
+        (["--layers", "4", "--stages", "2", "--mode", "seed", "--micro-batches", "3"], 78, "at most 2"),
+        (["--model", "no-such-model", "--stages", "2"], 1, "no-such-model"),
+        (["--model", "./absent.gguf", "--stages", "2"], 78, "absent.gguf"),
+    ],
+)
+def test_what_is_refused(words: list[str], code: int, message: str):
+    found = typed(*words)
+    assert found.exit_code == code
+    assert message in found.stderr
+
+
+def test_a_context_beyond_the_models_is_refused(tiny: str):
+    found = typed("--model", tiny, "--stages", "2", "--context-tokens", "1024")
+    assert found.exit_code == 78
+    assert "context_tokens = 1024 exceeds the model's 512" in found.stderr
+
+
+def test_costs_that_are_none_are_refused(tiny: str, tmp_path: Path):
+    costs = tmp_path / "costs.json"
+    for text in ("{", '{"layer_s": 1, "layers": 2}', '{"layer_s": 0}'):
+        costs.write_text(text)
+        found = typed("--model", tiny, "--stages", "2", "--costs", str(costs))
+        assert found.exit_code == 1
+        assert "holds no costs of layers" in found.stderr
+
+
+def test_memory_that_is_missing_is_told_in_numbers(tiny: str):
+    found = typed("--model", tiny, "--devices", "cuda:0@1MiB,cuda:1@1MiB", "--micro-batch", "8")
+    assert found.exit_code == 78
+    assert "MiB are missing" in found.stderr
+
+
+def without_torch(words: Sequence[str]) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "layers", "plan", *words, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def test_planning_needs_no_torch(tiny: str, variant: Callable[[str, str], Variant]):
+    assert without_torch(["--model", tiny, "--stages", "2"])["layers"] == 6
+    gguf = str(variant("smollm2-135m-instruct", "q4_1").path)
+    found = without_torch(["--model", gguf, "--stages", "4"])
+    assert found["sizes"] == [8, 8, 7, 7]
+    assert found["decode_hop_bytes"] == 2304

@@ -37,9 +37,13 @@ class GgufCheckpoint:
         """Metadata and tensor table; arrays of strings as their lengths."""
         return read_header(self._path)
 
-    @cached_property
+    @property
     def facts(self) -> Facts:
         """What the metadata says; `ConfigError` when edged does not compute such a model."""
+        return self._facts
+
+    @cached_property
+    def _facts(self) -> Facts:
         family = self._family
         if family not in _FAMILIES:
             raise ConfigError(unknown_family(family, self.where))

@@ -49,9 +49,13 @@ class RandomCheckpoint:
         self._family = family
         self._recipe = _recipe(rest, text)
 
-    @cached_property
+    @property
     def facts(self) -> Facts:
         """The shape that the text spells; `ConfigError` when it spells none."""
+        return self._facts
+
+    @cached_property
+    def _facts(self) -> Facts:
         return facts_of(_settings(self._family, self._recipe), self.where)
 
     @cached_property
@@ -113,7 +117,8 @@ def _settings(family: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def _recipe(text: str, where: str) -> Recipe:
-    pairs = dict(pair.partition("=")[::2] for pair in text.split(",") if pair)
+    cut = [pair.partition("=") for pair in text.split(",") if pair]
+    pairs = {key: value for key, _, value in cut}
     try:
         return msgspec.convert(pairs, Recipe, strict=False)
     except msgspec.ValidationError as error:

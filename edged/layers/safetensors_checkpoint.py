@@ -28,9 +28,13 @@ class SafetensorsCheckpoint:
         self._open: dict[str, Any] = {}
         self.where = str(path)
 
-    @cached_property
+    @property
     def facts(self) -> Facts:
         """What `config.json` says; `ConfigError` when edged does not compute such a model."""
+        return self._facts
+
+    @cached_property
+    def _facts(self) -> Facts:
         path = self._folder / _CONFIG
         settings = _json(path)
         return facts_of(settings, str(path))

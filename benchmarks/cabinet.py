@@ -8,6 +8,7 @@ as they take.
 
 from __future__ import annotations
 
+import itertools
 import math
 import queue
 import random
@@ -28,6 +29,7 @@ from edged.config import Governor
 from edged.errors import EdgedError
 from edged.governor.plant import DEVICE, SCENARIOS, STEP_S, Plant, Scenario
 from edged.replies import Final
+from edged.report import Status
 from edged.testing.daemon import RunningDaemon, running
 from edged.testing.sysfs import SensorTree
 
@@ -154,6 +156,7 @@ class Furnace(threading.Thread):
             self.busy_cores = self._measure(now_s - before_s)
             if self.heating.is_set():
                 self._pass((now_s - before_s) * self._held.compression)
+            self._show()
             before_s = now_s
 
     @property
@@ -190,7 +193,9 @@ class Furnace(threading.Thread):
                 lived.above_limit_s += STEP_S
                 settled = self._plant.at_s > held.scenario.duration_s / 4
                 lived.above_limit_settled_s += STEP_S * settled
-        noisy_c = self._plant.die_c + self._noise.gauss(0.0, held.scenario.noise_c)
+
+    def _show(self) -> None:
+        noisy_c = self._plant.die_c + self._noise.gauss(0.0, self._held.scenario.noise_c)
         self._tree.write(self._sensor, round(noisy_c))
 
 
@@ -272,7 +277,13 @@ def daemon_in(
     tree = SensorTree(folder / "tree")
     (sensor,) = tree.chip(0, "coretemp", ("Package id 0", 45.0))
     with running(folder / "daemon", config, command=tree.command()) as daemon:
-        daemon.wait_for(lambda status: status.temperature_c is not None, "a temperature")
+        flicker = itertools.cycle((44.0, 45.0))  # a reading that stands still while models load is stuck
+
+        def read(status: Status) -> bool:
+            tree.write(sensor, next(flicker))
+            return status.temperature_c is not None
+
+        daemon.wait_for(read, "a temperature")
         yield daemon, tree, sensor
 
 

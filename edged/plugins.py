@@ -10,7 +10,7 @@ from edged.backend import Backend
 from edged.errors import ConfigError
 
 GROUP = "edged.backends"
-_EXTRAS = {"llama_cpp": "llama", "openai": "openai"}
+_EXTRAS = {"llama_cpp": "llama", "openai": "openai", "torch_pipeline": "pipeline"}
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.generation.logits_process import (
@@ -39,7 +40,7 @@ class Choice:
         if self._plain:
             return int(logits.argmax())
         scores = self._punished(self._biased(logits.clone()))[None, :]
-        answer = torch.tensor([self._answer], dtype=torch.int64, device=self._device)
+        answer: Any = torch.tensor([self._answer], dtype=torch.int64, device=self._device)
         token = self._drawn(self._warpers(answer, scores)) if self._sampling.temperature else scores.argmax()
         self._answer.append(int(token))
         return self._answer[-1]
@@ -53,7 +54,7 @@ class Choice:
     def _punished(self, logits: torch.Tensor) -> torch.Tensor:
         if not self._answer:
             return logits
-        answer = torch.tensor(self._answer, dtype=torch.int64, device=self._device)
+        answer: Any = torch.tensor(self._answer, dtype=torch.int64, device=self._device)
         if self._sampling.repetition_penalty != 1:
             penalty = RepetitionPenaltyLogitsProcessor(self._sampling.repetition_penalty)
             logits = penalty(answer[None, :], logits[None, :])[0]

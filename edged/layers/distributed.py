@@ -41,19 +41,6 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def check_devices(devices: tuple[str, ...]) -> None:
-    """Refuse two stages on one GPU over NCCL, which NCCL does not allow.
-
-    >>> check_devices(("cuda:0", "cuda:1"))
-    """
-    if len(set(devices)) < len(devices):
-        raise ConfigError(
-            f"NCCL refuses two stages on one GPU ({', '.join(devices)}); take transport 'threads', 'zeromq' "
-            "or 'gloo' there",
-            param="transport",
-        )
-
-
 class DistributedIncoming:
     """The receiving end from one rank."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import torch
 from msgspec.structs import replace
 
 from edged.errors import BackendError, DeviceLost

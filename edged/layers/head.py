@@ -29,6 +29,8 @@ class HeadShape(msgspec.Struct, frozen=True, kw_only=True):
     """Sequences of one micro-batch at most."""
     prefill_tokens: int
     """Prompt tokens of one turn at most, all sequences of the micro-batch together."""
+    running_prefill_tokens: int
+    """The same while answers run anywhere: smaller keeps them smoother."""
     mode: Mode
     timeout_s: float
     """How long tokens that are on their way may take."""
@@ -84,6 +86,17 @@ class Head:
     def live(self) -> int:
         """Sequences that have not ended."""
         return len(self._live)
+
+    @property
+    def flying(self) -> int:
+        """Jobs whose tokens are on their way."""
+        return len(self._flights)
+
+    @property
+    def busy_lanes(self) -> int:
+        """Micro-batches that have sequences, or tokens on their way."""
+        flying = {flight.lane for flight in self._flights}
+        return len(flying | {number for number, lane in enumerate(self._lanes) if lane})
 
     def start(self, number: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> None:
         """Begin a sequence in the emptiest micro-batch."""
@@ -164,9 +177,9 @@ class Head:
         read = bool(reading) and not (answering and self._just_read[lane])
         self._just_read[lane] = read
         if read:
-            reading = reading[: self._shape.prefill_tokens]
-            share = max(1, self._shape.prefill_tokens // len(reading))
-            return self._made(lane, reading, share)
+            running = any(each.chosen for each in self._live.values())
+            most = self._shape.running_prefill_tokens if running else self._shape.prefill_tokens
+            return self._made(lane, reading[:most], max(1, most // len(reading)))
         return self._made(lane, answering, 1)
 
     def _made(

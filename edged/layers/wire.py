@@ -47,8 +47,10 @@ class Timing(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Job(msgspec.Struct, frozen=True, tag="job", array_like=True):
-    """One micro-batch's turn. The tensor: ids [rows, tokens] int64 into the first stage, hidden states
-    [rows, tokens, hidden] between stages, chosen ids [emitting rows] int64 back to the first.
+    """One micro-batch's turn.
+
+    The tensor behind it: ids [rows, tokens] int64 into the first stage, hidden states [rows, tokens, hidden]
+    between stages, chosen ids [emitting rows] int64 back to the first.
     """
 
     number: int
@@ -76,7 +78,7 @@ class End(msgspec.Struct, frozen=True, tag="end", array_like=True):
 Header: TypeAlias = Job | Broken | End
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Header)
+_decoder: msgspec.msgpack.Decoder[Header] = msgspec.msgpack.Decoder(Header)
 
 
 def encode(header: Header) -> bytes:

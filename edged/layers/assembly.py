@@ -1,0 +1,193 @@
+"""From what an operator asks for to the specs of all stages, for `edgectl layers` and for the daemon."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+
+from edged.backend import parse_cores
+from edged.errors import ConfigError
+from edged.layers.checkpoint import describe
+from edged.layers.costs import estimated, sizes_of
+from edged.layers.head import HeadShape
+from edged.layers.meter import Meter
+from edged.layers.partition import Candidate, Load, even, shares, weighted
+from edged.layers.pipeline import Pipeline, start
+from edged.layers.schedule import Mode, check
+from edged.layers.share import DType, Share
+from edged.layers.spec import Overlap, StageSpec, Synthetic, Transport
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+CONTEXT_TOKENS = 2048
+"""Context where nothing else is asked for, if the model has as much."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a model is laid over devices; what `options` of a stage with backend `torch_pipeline` may say."""
+
+    devices: tuple[str, ...] = ()
+    """One entry a stage, in order: `cpu`, `cpu:0-1`, `cuda:0`, ...; none means the stage's own device."""
+    layers: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
+    """Layers of each device; none leaves that to `split`."""
+    split: Literal["weighted", "even"] = "weighted"
+    """`weighted` balances estimated seconds, head included, and leaves out a device that does not help;
+    `even` gives every device as many layers, the first ones one more."""
+    mode: Mode = "ring"
+    transport: Transport | Literal["auto"] = "auto"
+    """How stages reach each other; `auto` is NCCL between different GPUs, else ZeroMQ between processes."""
+    micro_batches: Count = 0
+    """0 means one a stage."""
+    max_sequences: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
+    """Over all micro-batches."""
+    context_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Prompt and answer of one sequence; 0 means the model's, at most 2048."""
+    prefill_tokens: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 256
+    """Prompt tokens that one turn reads at most while no answer runs."""
+    running_prefill_tokens: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 64
+    """The same while answers run: smaller keeps them smoother while prompts are read."""
+    dtype: DType | Literal["auto"] = "auto"
+    """`auto` is float32 where a CPU takes part, else bfloat16."""
+    threads: Count = 0
+    """Of each stage on a CPU; 0 shares the cores out."""
+    overlap: Overlap | None = None
+    """Keep weights in host memory and bring them layer by layer: `none` waits for each, `single` loads the
+    next layer meanwhile, `multi` also cuts a micro-batch into `block` parts that share each load."""
+    block: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    offload_cache: bool = False
+    """Keep keys and values in host memory too; needs `overlap`."""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    """How long a micro-batch may be on its way before its stage counts as stuck."""
+
+
+class Assembly(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Pipeline` is started from."""
+
+    specs: tuple[StageSpec, ...]
+    shape: HeadShape
+    context_tokens: int
+
+    @property
+    def max_sequences(self) -> int:
+        """Sequences of all micro-batches."""
+        return self.shape.micro_batches * self.shape.micro_batch
+
+    def start(self, ends: Callable[[int], bool], meter: Meter | None = None) -> Pipeline:
+        """Start all stages; see `edged.layers.pipeline.start`."""
+        return start(self.specs, self.shape, ends, meter)
+
+
+def assemble(source: str, settings: Settings, device: str = "cpu") -> Assembly:
+    """Lay a model over devices; raises `ConfigError` for what cannot work."""
+    devices = settings.devices or (device,)
+    architecture = describe(source)
+    context_tokens = settings.context_tokens or min(architecture.context_tokens, CONTEXT_TOKENS)
+    if context_tokens > architecture.context_tokens:
+        raise ConfigError(
+            f"context_tokens = {context_tokens} is more than the model's {architecture.context_tokens}",
+            param="context_tokens",
+        )
+    dtype = _dtype(settings, devices)
+    sizes = sizes_of(architecture, dtype, context_tokens)
+    if settings.layers:
+        placed = list(zip(devices, _given(settings.layers, devices, architecture.layers), strict=True))
+    elif settings.split == "even":
+        placed = list(zip(devices, even(architecture.layers, len(devices)), strict=True))
+    else:
+        micro_batches = settings.micro_batches or len(devices)
+        micro_batch = -(-settings.max_sequences // micro_batches)
+        load = Load(mode=settings.mode, micro_batches=micro_batches, sequences=settings.max_sequences)
+        costs = estimated(sizes, micro_batch)
+        found = weighted(sizes, costs, [Candidate(id=each) for each in devices], load)
+        placed = [(each.candidate.id, each.share) for each in found]
+    return _laid(source, settings, placed, dtype, context_tokens)
+
+
+def assemble_synthetic(synthetic: Synthetic, settings: Settings, stages: int) -> Assembly:
+    """Lay stages that only wait, one layer each."""
+    placed = [("cpu", share) for share in even(stages, stages)]
+    assembly = _laid("", settings, placed, "float32", settings.context_tokens or CONTEXT_TOKENS)
+    specs = tuple(msgspec.structs.replace(spec, synthetic=synthetic) for spec in assembly.specs)
+    return msgspec.structs.replace(assembly, specs=specs)
+
+
+def _laid(
+    source: str, settings: Settings, placed: Sequence[tuple[str, Share]], dtype: DType, context_tokens: int
+) -> Assembly:
+    stages = len(placed)
+    micro_batches = settings.micro_batches or stages
+    check(settings.mode, stages, micro_batches)
+    micro_batch = -(-settings.max_sequences // micro_batches)
+    transport = _transport(settings, [device for device, _ in placed])
+    specs = tuple(
+        StageSpec(
+            stage=number,
+            stages=stages,
+            share=share,
+            device=device,
+            source=source,
+            dtype=dtype,
+            sequences=micro_batches * micro_batch,
+            context_tokens=context_tokens,
+            mode=settings.mode,
+            transport=transport,
+            threads=settings.threads or _threads(device, [each for each, _ in placed]),
+            timeout_s=settings.timeout_s,
+            overlap=settings.overlap,
+            block=settings.block if settings.overlap == "multi" else 1,
+            offload_cache=settings.offload_cache,
+        )
+        for number, (device, share) in enumerate(placed)
+    )
+    shape = HeadShape(
+        stages=stages,
+        micro_batches=micro_batches,
+        micro_batch=micro_batch,
+        prefill_tokens=settings.prefill_tokens,
+        running_prefill_tokens=min(settings.running_prefill_tokens, settings.prefill_tokens),
+        mode=settings.mode,
+        timeout_s=settings.timeout_s,
+    )
+    return Assembly(specs=specs, shape=shape, context_tokens=context_tokens)
+
+
+def _given(layers: Sequence[int], devices: Sequence[str], total: int) -> tuple[Share, ...]:
+    if len(layers) != len(devices) or sum(layers) != total:
+        raise ConfigError(
+            f"layers = {list(layers)} gives {sum(layers)} layers to {len(layers)} devices; the model has "
+            f"{total} layers and there are {len(devices)} devices",
+            param="layers",
+        )
+    return shares(layers)
+
+
+def _dtype(settings: Settings, devices: Sequence[str]) -> DType:
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "bfloat16" if all(device.startswith("cuda") for device in devices) else "float32"
+
+
+def _transport(settings: Settings, devices: Sequence[str]) -> Transport:
+    different = len(set(devices)) == len(devices)
+    cuda = all(device.startswith("cuda") for device in devices)
+    if settings.transport == "nccl" and not (cuda and different):
+        raise ConfigError(
+            f"transport 'nccl' needs a GPU of its own for every stage, not {', '.join(devices)}: NCCL refuses "
+            "two stages on one GPU; take 'zeromq', 'gloo' or 'threads'",
+            param="transport",
+        )
+    if settings.transport != "auto":
+        return settings.transport
+    if settings.mode == "seed":
+        return "gloo"
+    return "nccl" if cuda and different and len(devices) > 1 else "zeromq"
+
+
+def _threads(device: str, devices: Sequence[str]) -> int:
+    """Share the cores of a device out among the stages that are on it."""
+    kind, _, cores = device.partition(":")
+    count = len(parse_cores(cores)) if kind == "cpu" and cores else len(os.sched_getaffinity(0))
+    sharing = devices.count(device) if cores else sum(each.startswith("cpu") for each in devices)
+    return max(1, count // max(1, sharing))

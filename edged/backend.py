@@ -226,6 +226,16 @@ class Reaching(Protocol):
         ...
 
 
+@runtime_checkable
+class Detailed(Protocol):
+    """A session that has more to tell about how it was opened than its stage knows."""
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """Short facts for people, under names of their own: they join the stage's details."""
+        ...
+
+
 class Backend(Protocol):
     """A runtime: onnxruntime, openvino, llama.cpp, ... Construction is cheap and starts nothing."""
 

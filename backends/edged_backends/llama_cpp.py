@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from edged.backend import Capabilities, Device, TokenSession, Variant
-from edged.errors import BackendError, DeviceLost
+from edged.backend import Device, TokenSession, Variant
+from edged.errors import BackendError, ConfigError
+from edged.layers.llama_split import described
+from edged_backends.llama_cpp_devices import BACKEND, NODES, cpu, gpu, without_support
+from edged_backends.llama_cpp_layout import Layout, confirm, divided, whole
 from edged_backends.llama_cpp_runtime import (
-    Accelerator,
     accelerators,
     explained,
     free_model,
     load_model,
+    overheard,
     runtime,
 )
 from edged_backends.llama_cpp_tokens import LlamaTokenSession, Shape
 from edged_backends.options import read_options, thread_count
 
-_DTYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
 _CONTEXT_STEP = 256
 """llama.cpp rounds the context of a sequence up to a multiple of this."""
 _BF16 = 30
 """`GGML_TYPE_BF16`. With values and keys of one type, ggml's flash attention takes other kernels, which round
 differently, for 64 rows or more (tiles) and for one row of one sequence over 512 cells or more (a part per
 thread). Values in bfloat16 beside keys in float16 have one kernel, whatever stands beside a row."""
-_NODES = Path("/dev")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 
@@ -58,30 +57,32 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     same alone, in a batch and resumed. The KV cache holds its values as bfloat16 then."""
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
     """Layers on the accelerator; -1 means all. Of no effect on a CPU."""
+    devices: tuple[str, ...] = ()
+    """Devices that the layers are split over, in this order, the stage's device among them. The CPU can
+    only be the first. Loading fails when llama.cpp splits otherwise."""
+    layers_per_device: tuple[Annotated[int, msgspec.Meta(ge=1, le=1024)], ...] = ()
+    """Layers of each of `devices`; empty means as even as possible."""
 
 
 class LlamaCppBackend:
     """The runtime llama.cpp."""
 
-    name = "llama_cpp"
+    name = BACKEND
     formats = ("gguf",)
 
     def devices(self) -> list[Device]:
         """List the CPU, the accelerators of ggml's registry, and those that this build cannot use."""
-        found = [_gpu(accelerator) for accelerator in accelerators()]
-        return [_cpu(), *found, *_without_support({device.kind for device in found}, _NODES)]
+        found = [gpu(accelerator) for accelerator in accelerators()]
+        return [cpu(), *found, *without_support({device.kind for device in found}, NODES)]
 
     def open(self, variant: Variant, device: Device, options: Mapping[str, Any], /) -> TokenSession:
         """Load a GGUF generator; see `Options`. `BackendError` says which file and why not."""
         settings = read_options(Options, options, self.name)
         _check(variant, device)
-        accelerator = _accelerator(device)
-        with explained() as complaints:
-            model = load_model(os.fsencode(variant.path), accelerator, settings.gpu_layers)
-        if not model:
-            raise BackendError(f"llama.cpp cannot load {variant.path}: {_why(complaints)}")
-        exact = settings.exact and settings.flash_attention and accelerator is None
-        shape = _shape(settings, variant, exact=exact, accelerated=accelerator is not None)
+        layout = _layout(settings, variant, device)
+        model, where = _loaded(variant, layout)
+        exact = settings.exact and settings.flash_attention and not layout.used
+        shape = _shape(settings, variant, exact=exact, accelerated=bool(layout.used))
         context = _context(model, settings, shape, device)
         if context is None:
             free_model(model)
@@ -89,7 +90,30 @@ class LlamaCppBackend:
                 f"llama.cpp has no memory for {shape.slots} sequences of {shape.context_tokens} "
                 f"tokens with {variant.path.name}; lower context_tokens or max_sequences"
             )
-        return LlamaTokenSession(model, context, shape)
+        return LlamaTokenSession(model, context, shape, {"layers": described(where)} if where else {})
+
+
+def _layout(settings: Options, variant: Variant, device: Device) -> Layout:
+    if not settings.devices:
+        if settings.layers_per_device:
+            raise ConfigError("layers_per_device belongs to devices; name them", param="layers_per_device")
+        return whole(device, settings.gpu_layers)
+    if settings.gpu_layers != -1:
+        raise ConfigError("give devices with layers_per_device, or gpu_layers, not both", param="gpu_layers")
+    return divided(device, settings.devices, settings.layers_per_device, variant.path)
+
+
+def _loaded(variant: Variant, layout: Layout) -> tuple[Any, tuple[str, ...]]:
+    """Load the weights; give the model and the device of every layer."""
+    with explained() as complaints, overheard() as told:
+        model = load_model(os.fsencode(variant.path), layout.used, layout.split)
+    if not model:
+        raise BackendError(f"llama.cpp cannot load {variant.path}: {_why(complaints)}")
+    try:
+        return model, confirm(layout, told, variant.path)
+    except BackendError:
+        free_model(model)
+        raise
 
 
 def _check(variant: Variant, device: Device) -> None:
@@ -135,66 +159,3 @@ def _context(model: Any, settings: Options, shape: Shape, device: Device) -> Any
     if shape.exact:
         parameters.type_v = _BF16
     return runtime.llama_init_from_model(model, parameters)
-
-
-def _cpu() -> Device:
-    return Device(
-        id="cpu",
-        kind="cpu",
-        name=_processor(),
-        backend=LlamaCppBackend.name,
-        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        capabilities=Capabilities(dtypes=_DTYPES, max_sequences=256),
-    )
-
-
-def _processor() -> str:
-    text = Path("/proc/cpuinfo").read_text("utf-8", "replace") if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else "CPU"
-
-
-def _gpu(accelerator: Accelerator) -> Device:
-    number = re.sub(r"\D", "", accelerator.name) or "0"
-    cuda = accelerator.name.startswith("CUDA")
-    kind = "cuda" if cuda else "igpu" if accelerator.integrated else "gpu"
-    return Device(
-        id="igpu" if kind == "igpu" and number == "0" else f"{kind}:{number}",
-        kind=kind,  # type: ignore[arg-type] # one of the three above
-        name=f"{accelerator.description} ({accelerator.name})",
-        backend=LlamaCppBackend.name,
-        memory_bytes=accelerator.memory_bytes,
-        capabilities=Capabilities(dtypes=_DTYPES, max_sequences=256),
-    )
-
-
-def _accelerator(device: Device) -> Accelerator | None:
-    if device.kind == "cpu":
-        return None
-    for accelerator in accelerators():
-        if _gpu(accelerator).id == device.id:
-            return accelerator
-    raise DeviceLost(f"llama.cpp sees no device {device.id}; `edgectl devices` lists what it sees")
-
-
-def _without_support(usable: set[str], nodes: Path) -> list[Device]:
-    """List GPUs whose device nodes exist while llama.cpp was built without their API."""
-    missing = []
-    if "cuda" not in usable and (nodes / "nvidia0").exists():
-        missing.append(_unusable("cuda:0", "cuda", "GGML_CUDA"))
-    if not usable and any(nodes.glob("dri/renderD*")) and not missing:
-        missing.append(_unusable("gpu:0", "gpu", "GGML_VULKAN"))
-    return missing
-
-
-def _unusable(identity: str, kind: Any, flag: str) -> Device:
-    remedy = (
-        f"CMAKE_ARGS=-D{flag}=on pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python"
-    )
-    return Device(
-        id=identity,
-        kind=kind,
-        name="a GPU that this build cannot use",
-        backend=LlamaCppBackend.name,
-        unusable=f"llama-cpp-python was built without {flag}: {remedy}",
-    )

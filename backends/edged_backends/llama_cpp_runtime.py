@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,27 +18,38 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import llama_cpp as runtime
 from llama_cpp import llama_cpp as _bindings
 
-__all__ = ["Accelerator", "accelerators", "explained", "free_model", "load_model", "runtime"]
+from edged.layers.llama_split import MAX_DEVICES, LlamaSplit
+
+__all__ = ["Accelerator", "accelerators", "explained", "free_model", "load_model", "overheard", "runtime"]
 
 LOGGER = logging.getLogger(__name__)
-_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING}
+_LAYERS = logging.getLogger(f"{__name__}.layers")
+"""What the runtime says of where it puts layers: at a level that no log is kept at."""
+_LAYERS.propagate = False
+_LAYERS.setLevel(logging.DEBUG)
+_ABOUT_LAYERS = "load_tensors: layer"
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.WARNING}
+"""By `ggml_log_level`. What is an error to the runtime becomes an exception here, which tells it."""
 _GPU, _IGPU = 1, 2
 """`GGML_BACKEND_DEVICE_TYPE_GPU` and `..._IGPU` of ggml-backend.h."""
 
 
 @runtime.llama_log_callback  # type: ignore[untyped-decorator] # a ctypes function type
 def _log(level: int, text: bytes, _user_data: int) -> None:
-    LOGGER.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode("utf-8", "replace").rstrip())
+    line = text.decode("utf-8", "replace").rstrip()
+    LOGGER.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
+    if line.startswith(_ABOUT_LAYERS):
+        _LAYERS.debug("%s", line)
 
 
 runtime.llama_log_set(_log, ctypes.c_void_p())
 
 
 class _Lines(logging.Handler):
-    """Keeps what the runtime complained about."""
+    """Keeps what the runtime says."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -48,12 +59,25 @@ class _Lines(logging.Handler):
 @contextmanager
 def explained() -> Iterator[list[str]]:
     """Collect the runtime's error messages while the block runs: its calls return no reasons."""
-    handler = _Lines()
-    LOGGER.addHandler(handler)
+    with _collected(LOGGER, logging.WARNING) as lines:
+        yield lines
+
+
+@contextmanager
+def overheard() -> Iterator[list[str]]:
+    """Collect what the runtime says of where it puts layers while the block runs: no call tells."""
+    with _collected(_LAYERS, logging.DEBUG) as lines:
+        yield lines
+
+
+@contextmanager
+def _collected(logger: logging.Logger, level: int) -> Iterator[list[str]]:
+    handler = _Lines(level)
+    logger.addHandler(handler)
     try:
         yield handler.lines
     finally:
-        LOGGER.removeHandler(handler)
+        logger.removeHandler(handler)
 
 
 class Accelerator(NamedTuple):
@@ -107,13 +131,18 @@ def _ggml() -> ctypes.CDLL:
     return library
 
 
-def load_model(path: bytes, accelerator: Accelerator | None, gpu_layers: int) -> Any:
-    """Load a GGUF file onto the CPU, or its layers onto one accelerator; None when it cannot."""
+def load_model(path: bytes, used: Sequence[Accelerator], split: LlamaSplit) -> Any:
+    """Load a GGUF file onto the CPU, or its layers onto accelerators as `split` says; None when it cannot."""
     runtime.llama_backend_init()
-    handles = (ctypes.c_void_p * 2)(accelerator.handle if accelerator else None, None)
+    handles = (ctypes.c_void_p * (len(used) + 1))(*[accelerator.handle for accelerator in used], None)
+    fractions = (ctypes.c_float * MAX_DEVICES)(*split.tensor_split)
     parameters: Any = runtime.llama_model_default_params()
     parameters.devices = ctypes.cast(handles, ctypes.c_void_p)
-    parameters.n_gpu_layers = gpu_layers if accelerator else 0
+    parameters.n_gpu_layers = split.n_gpu_layers
+    parameters.tensor_split = ctypes.cast(fractions, ctypes.POINTER(ctypes.c_float))
+    parameters.main_gpu = split.main_gpu
+    if used:
+        parameters.split_mode = split.split_mode
     return runtime.llama_model_load_from_file(path, parameters)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -97,11 +98,14 @@ class LlamaTokenSession:
     neither stalls the answers nor keeps a short one waiting.
     """
 
-    def __init__(self, model: Any, context: Any, shape: Shape) -> None:
+    def __init__(
+        self, model: Any, context: Any, shape: Shape, details: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self._vocabulary = LlamaVocabulary(model)
         self.vocabulary: Vocabulary = self._vocabulary
         self.context_tokens, self.max_sequences = shape.context_tokens, shape.max_sequences
         self.exact_resume = shape.exact
+        self.details = details
         self._shape = shape
         self._model = model
         self._context = context

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edged.backend import Finish, Reaching, Sampling, TokenEvent, TokenSession, Usage, Variant
+from edged.backend import Detailed, Finish, Reaching, Sampling, TokenEvent, TokenSession, Usage, Variant
 from edged.errors import BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError, from_code
 from edged.messages import Answer, CacheCounters, ChatTask, Citation, decoder, encode
 from edged.stages.answers import Answers, greedy
@@ -98,6 +98,7 @@ class Generator:
             "max_sequences": session.max_sequences,
             "max_tokens": limit,
             "chat_template": bool(session.vocabulary.chat_template),
+            **(session.details if isinstance(session, Detailed) else {}),
         }
 
     @property

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from edged_backends import llama_cpp as adapter
+from edged_backends import llama_cpp_devices as devices
 from edged_backends import llama_cpp_tokens as adapter_tokens
 from hypothesis import given
 from hypothesis import strategies as st
@@ -357,15 +358,15 @@ def test_devices_that_cannot_be_used_are_refused(backend, tmp_path: Path):
 
 def test_a_gpu_without_support_in_the_build_is_listed_with_the_remedy(tmp_path: Path):
     (tmp_path / "dri").mkdir()
-    assert adapter._without_support(set(), tmp_path) == []
+    assert devices.without_support(set(), tmp_path) == []
     (tmp_path / "dri" / "renderD128").touch()
-    (gpu,) = adapter._without_support(set(), tmp_path)
+    (gpu,) = devices.without_support(set(), tmp_path)
     assert "GGML_VULKAN" in gpu.unusable
     (tmp_path / "nvidia0").touch()
-    (cuda,) = adapter._without_support(set(), tmp_path)
+    (cuda,) = devices.without_support(set(), tmp_path)
     assert cuda.id == "cuda:0"
     assert "GGML_CUDA" in cuda.unusable
-    assert adapter._without_support({"cuda"}, tmp_path) == []
+    assert devices.without_support({"cuda"}, tmp_path) == []
 
 
 def test_loading_is_silent(backend, variant: Callable[[str, str], Variant], capfd):

@@ -57,7 +57,7 @@ PURE = (
     *(f"edged/peers/{name}.py" for name in ("identity", "messages", "offers", "quota", "seat", "task")),
     *(f"edged/bypass/{name}.py" for name in ("calibration", "learner", "policy")),
     *(f"edged/dispatch/{name}.py" for name in ("passing", "skipping")),
-    *(f"edged/layers/{name}.py" for name in ("bubble", "costs", "partition", "plan", "prospects")),
+    *(f"edged/layers/{name}.py" for name in ("bubble", "costs", "llama_split", "partition", "plan", "prospects")),
     "edged/dispatch/duty.py",
     "edged/documents/chunk.py",
     "edged/stages/citations.py",

@@ -37,7 +37,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     context: Count = 2048
     tied: Literal[0, 1] = 0
     theta: Annotated[float, msgspec.Meta(gt=1)] = 10_000.0
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)] = 1
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 1
 
 
 class RandomCheckpoint:

@@ -39,7 +39,7 @@ class TorchPipelineBackend:
             raise BackendError(f"device {device.id} cannot be used: {device.unusable}")
         if variant.format not in self.formats:
             raise BackendError(f"torch_pipeline opens gguf and safetensors, not {variant.format}")
-        if not variant.path.exists():
+        if not str(variant.path).startswith("random:") and not variant.path.exists():
             raise BackendError(f"no file {variant.path}; pull the model again")
         return open_source(str(variant.path), settings, device.id)
 

@@ -10,6 +10,8 @@ from edged.cli.session import example
 
 COMMANDS = {
     "plan": "edged.cli.layers_plan:plan",
+    "run": "edged.cli.layers_run:run",
+    "bench": "edged.cli.layers_bench:bench",
 }
 """Every command and where it lives; a module is imported when its command runs."""
 

@@ -26,13 +26,17 @@ class StageTimes(msgspec.Struct, kw_only=True):
 class Meter:
     """Sums of all stages. `span_s` is the time in which jobs were on their way."""
 
-    def __init__(self, stages: int, *, timeline: bool = False) -> None:
+    def __init__(self, stages: int) -> None:
         self.stages = [StageTimes() for _ in range(stages)]
         self.span_s = 0.0
         self.emitted = 0
-        self.timeline: deque[tuple[int, Timing]] | None = deque(maxlen=KEPT) if timeline else None
-        """Job numbers and timings, for a plot."""
+        self.timeline: deque[tuple[int, Timing]] | None = None
+        """Micro-batches and timings, for a plot."""
         self._since_s: float | None = None
+
+    def keep_timeline(self) -> None:
+        """Keep micro-batches and timings from now on, for a plot."""
+        self.timeline = deque(maxlen=KEPT)
 
     def begin(self, now_s: float) -> None:
         """Note that a job starts."""
@@ -51,7 +55,7 @@ class Meter:
         for timing in job.timings:
             self._count(timing)
             if self.timeline is not None:
-                self.timeline.append((job.number, timing))
+                self.timeline.append((job.lane, timing))
 
     def _count(self, timing: Timing) -> None:
         times = self.stages[timing.stage]

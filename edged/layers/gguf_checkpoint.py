@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,8 @@ _PERMUTED = {"llama": ("attn_q.weight", "attn_k.weight")}
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Position scaling of Llama 3.1 to 3.3. Files hold its outcome, `rope_freqs.weight`, not these."""
 _FACTOR_TOLERANCE = 1e-3
+_FLOAT32 = 0
+"""`GGML_TYPE_F32`."""
 
 
 class GgufCheckpoint:
@@ -119,10 +122,7 @@ class GgufCheckpoint:
 
     def _llama3(self) -> dict[str, Any]:
         """Find the settings whose outcome the file holds; `ConfigError` when there are none."""
-        held = [
-            float(value)
-            for value in self._values("rope_freqs.weight", self.header.tensors["rope_freqs.weight"])
-        ]
+        held = self._factors(self.header.tensors["rope_freqs.weight"])
         theta = float(self._stated("rope.freq_base") or 10_000.0)
         computed = llama3_factors(theta, len(held), max(held))
         if any(
@@ -133,6 +133,16 @@ class GgufCheckpoint:
                 "safetensors, whose config.json names the scheme"
             )
         return {"rope_type": "llama3", "factor": max(held), **_LLAMA3}
+
+    def _factors(self, entry: Entry) -> list[float]:
+        """Plain float32 values, without the gguf package: a description needs no runtime."""
+        values = array("f")
+        with self._path.open("rb") as file:
+            file.seek(entry.offset)
+            values.frombytes(file.read(4 * entry.elements))
+        if entry.type != _FLOAT32 or len(values) != entry.elements:
+            raise BackendError(f"{self.where}: rope_freqs.weight is damaged; pull or convert the model again")
+        return values.tolist()
 
     def _check_rotated(self, facts: Facts) -> None:
         rotated = self._stated("rope.dimension_count")
@@ -148,29 +158,32 @@ class GgufCheckpoint:
 
     def _values(self, stored: str, entry: Entry) -> npt.NDArray[Any]:
         """Read and dequantise; nothing but this tensor's bytes is touched."""
-        import numpy as np
-
         quants, constants = _library()
         try:
             kind = constants.GGMLQuantizationType(entry.type)
-            per_block, block_bytes = constants.GGML_QUANT_SIZES[kind]
-            rows = np.memmap(
-                self._path,
-                mode="r",
-                offset=entry.offset,
-                shape=(entry.elements // entry.shape[-1], entry.shape[-1] // per_block * block_bytes),
-            )
-            values = quants.dequantize(np.asarray(rows), kind)
-        except (NotImplementedError, KeyError) as error:
+            values = quants.dequantize(self._rows(entry, *constants.GGML_QUANT_SIZES[kind]), kind)
+        except (NotImplementedError, KeyError, ValueError) as error:
             raise BackendError(
                 f"{self.where}: gguf cannot dequantise {stored} (type {entry.type}): {error}; take the model "
                 "in another quantisation, e.g. Q4_K or Q8_0"
             ) from error
-        except (ValueError, OSError) as error:
+        except OSError as error:
             raise BackendError(
                 f"{self.where}: cannot read {stored}: {error}; pull the model again"
             ) from error
         return cast("npt.NDArray[Any]", values if values.flags.writeable else values.copy())
+
+    def _rows(self, entry: Entry, block: int, block_bytes: int) -> npt.NDArray[Any]:
+        """Map the packed rows; `ValueError` when they do not lie in the file."""
+        import numpy as np
+
+        columns = entry.shape[-1]
+        if not entry.elements or columns % block:
+            raise ValueError(f"its rows of {columns} are no whole blocks of {block}")
+        shape = (entry.elements // columns, columns // block * block_bytes)
+        if entry.offset + shape[0] * shape[1] > self._path.stat().st_size:
+            raise ValueError("it runs beyond the end of the file")
+        return np.asarray(np.memmap(self._path, mode="r", offset=entry.offset, shape=shape))
 
 
 def llama3_factors(theta: float, count: int, factor: float) -> list[float]:

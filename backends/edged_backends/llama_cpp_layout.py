@@ -116,7 +116,7 @@ def confirm(layout: Layout, lines: Sequence[str], path: Path) -> tuple[str, ...]
     if layout.wanted and found != layout.wanted:
         raise BackendError(
             f"llama.cpp did not split {path.name} as it was told: wanted {described(layout.wanted)}; its "
-            f"log says {described(found)}. See that `edgectl devices` lists all of them and that llama-cpp-python "
-            "is 0.3.36 or newer, or take `devices` out of the stage's options"
+            f"log says {described(found)}. See that `edgectl devices` lists all of them and that the runtime "
+            "is llama-cpp-python 0.3.36 or newer, or take `devices` out of the stage's options"
         )
     return found

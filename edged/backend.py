@@ -60,9 +60,9 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """`fp32`, `int8`, `q4_1`, ..."""
     task: Literal["embed", "rerank", "generate", "tensor"]
-    format: Literal["onnx", "gguf", "openvino", "none"]
+    format: Literal["onnx", "gguf", "openvino", "safetensors", "none"]
     path: Path
-    """The file with the weights."""
+    """The file with the weights; of `safetensors`, `config.json` lies beside it."""
     digest: str = ""
     """sha256 of the weights, 64 hexadecimal digits."""
     tokenizer: Path | None = None

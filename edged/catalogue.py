@@ -21,7 +21,10 @@ Size = Annotated[int, msgspec.Meta(gt=0)]
 Member = Annotated[str, msgspec.Meta(pattern=r"^(?!.*(^|/)\.\.?(/|\Z))[A-Za-z0-9_.][A-Za-z0-9_.+/-]*\Z")]
 Package = Annotated[str, msgspec.Meta(pattern=r"^(@[a-z0-9][a-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9][A-Za-z0-9.+-]*\Z")]
-Format = Literal["onnx", "gguf", "openvino"]
+Format = Literal["onnx", "gguf", "openvino", "safetensors"]
+Beside = Annotated[
+    str, msgspec.Meta(pattern=r"^(?!model\.|tokenizer\.json\Z)[a-z][a-z0-9_]*\.(json|jinja)\Z")
+]
 Task = Literal["embed", "rerank", "generate"]
 
 SYSTEM_FOLDER = Path("/etc/edged/models")
@@ -108,6 +111,8 @@ class Rung(Entry, frozen=True):
     sha256: Digest | Literal[""] = ""
     """Empty only for a derived variant whose bytes depend on the versions of the tools."""
     tokenizer: File | None = None
+    beside: dict[Beside, File] = {}
+    """Other files that the weights need, by name: `config.json` of `safetensors`, templates, settings."""
 
     @property
     def filename(self) -> str:
@@ -124,6 +129,8 @@ class Rung(Entry, frozen=True):
     def __post_init__(self) -> None:
         if set(self.memory_bytes) != set(self.backends):
             raise ValueError(f"variant {self.name!r}: memory_bytes must name each of its backends")
+        if self.format == "safetensors" and "config.json" not in self.beside:
+            raise ValueError(f"variant {self.name!r}: safetensors need a `config.json` in `beside`")
         if isinstance(self.source, DerivedSource):
             if bool(self.source.variant) == bool(self.source.base):
                 raise ValueError(f"variant {self.name!r}: a derived source names either `from` or `base`")

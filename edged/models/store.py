@@ -1,4 +1,4 @@
-"""The local store: `<path>/<model>/<variant>/model.onnx|model.gguf`, and `tokenizer.json` beside it.
+"""The local store: `<path>/<model>/<variant>/model.onnx|model.gguf|...`, and `tokenizer.json` beside it.
 
 Files enter by rename, one pull at a time, and only after their digest was checked. A `verified`
 record beside them makes the next check cheap while size and time are unchanged.
@@ -143,8 +143,8 @@ class ModelStore:
         weights = self._obtain(manifest, rung, fetcher)
         if rung.format == "gguf":
             check_header(weights)
-        tokenizer = self._tokenizer(manifest, rung)
-        files = {TOKENIZER: fetcher.fetch(tokenizer, f"{manifest.name} tokenizer")} if tokenizer else {}
+        beside = self._beside(manifest, rung)
+        files = {name: fetcher.fetch(file, f"{manifest.name} {name}") for name, file in beside.items()}
         self._install(manifest, rung, {**files, rung.filename: weights})
         return self._checked(manifest, rung, self._records(manifest, rung))
 
@@ -160,6 +160,11 @@ class ModelStore:
         derive(rung.source.method, base, made, rung.source.parameters)
         check(made, rung.sha256, None)
         return made
+
+    def _beside(self, manifest: Model, rung: Rung) -> dict[str, File]:
+        """The files that lie with the weights, by name."""
+        tokenizer = self._tokenizer(manifest, rung)
+        return {**rung.beside, **({TOKENIZER: tokenizer} if tokenizer else {})}
 
     def _tokenizer(self, manifest: Model, rung: Rung) -> File | None:
         """The tokenizer's file, taken from the variant that this one is made from when that is here."""
@@ -182,19 +187,16 @@ class ModelStore:
     def _present(self, manifest: Model, rung: Rung) -> bool:
         folder = self._folder(manifest, rung)
         sizes = {rung.filename: rung.bytes if rung.sha256 else 0}
-        if tokenizer := manifest.tokenizer(rung):
-            sizes[TOKENIZER] = tokenizer.bytes
+        sizes |= {name: file.bytes for name, file in self._beside(manifest, rung).items()}
         recorded = rung.sha256 or rung.filename in self._records(manifest, rung)
         return bool(recorded) and all(_has_size(folder / name, size) for name, size in sizes.items())
 
     def _checked(self, manifest: Model, rung: Rung, known: Records) -> Variant:
         """Check every file against the manifest, or a derived one against the record of its making."""
         folder = self._folder(manifest, rung)
-        tokenizer = manifest.tokenizer(rung)
         made = self._records(manifest, rung).get(rung.filename)
         expected = {rung.filename: rung.sha256 or (made.sha256 if made else "")}
-        if tokenizer:
-            expected[TOKENIZER] = tokenizer.sha256
+        expected |= {name: file.sha256 for name, file in self._beside(manifest, rung).items()}
         found = {name: check(folder / name, sha256, known.get(name)) for name, sha256 in expected.items()}
         if found != known:
             _remember(folder, found)

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edged.catalogue import Catalogue, File, IndexSource, Model, Rung
+from edged.catalogue import Catalogue, File, FileSource, IndexSource, Model, Rung
 from edged.errors import DigestMismatch, EdgedError, ModelError
 from edged.models import ModelStore
 
@@ -62,6 +62,28 @@ def test_a_model_is_pulled_resolved_verified_and_removed(store: ModelStore) -> N
     store.verify("tiny")
     store.remove("tiny")
     assert not store.present("tiny")
+
+
+def test_safetensors_come_with_their_settings(store: ModelStore, tmp_path: Path) -> None:
+    rung = store.catalogue.model("tiny").variants[0]
+    settings = tmp_path / "settings"
+    settings.write_bytes(b"{}")
+    file = File(bytes=2, sha256=sha256(b"{}"), source=FileSource(path=str(settings)))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        msgspec.structs.replace(rung, format="safetensors")
+    rung = msgspec.structs.replace(rung, format="safetensors", beside={"config.json": file})
+    model = msgspec.structs.replace(store.catalogue.model("tiny"), variants=(rung,))
+    store = ModelStore(store.path, Catalogue({"tiny": model}), store._environment)
+    pulled = store.pull("tiny")
+    assert (pulled.path.name, pulled.format) == ("model.safetensors", "safetensors")
+    beside = pulled.path.with_name("config.json")
+    assert beside.read_bytes() == b"{}"
+    beside.write_bytes(b"[]")
+    with pytest.raises(DigestMismatch):
+        store.verify("tiny")
+    beside.unlink()
+    assert not store.present("tiny")
+    assert store.pull("tiny") == pulled
 
 
 def test_a_second_pull_asks_no_index(store: ModelStore, package_index: tuple[Path, dict[str, str]]) -> None:

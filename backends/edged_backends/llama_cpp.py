@@ -60,7 +60,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     devices: tuple[str, ...] = ()
     """Devices that the layers are split over, in this order, the stage's device among them. The CPU can
     only be the first. Loading fails when llama.cpp splits otherwise."""
-    layers_per_device: tuple[Annotated[int, msgspec.Meta(ge=1, le=1024)], ...] = ()
+    layers: tuple[Annotated[int, msgspec.Meta(ge=1, le=1024)], ...] = ()
     """Layers of each of `devices`; empty means as even as possible."""
 
 
@@ -95,12 +95,12 @@ class LlamaCppBackend:
 
 def _layout(settings: Options, variant: Variant, device: Device) -> Layout:
     if not settings.devices:
-        if settings.layers_per_device:
-            raise ConfigError("layers_per_device belongs to devices; name them", param="layers_per_device")
+        if settings.layers:
+            raise ConfigError("options.layers belongs to options.devices; name them", param="layers")
         return whole(device, settings.gpu_layers)
     if settings.gpu_layers != -1:
-        raise ConfigError("give devices with layers_per_device, or gpu_layers, not both", param="gpu_layers")
-    return divided(device, settings.devices, settings.layers_per_device, variant.path)
+        raise ConfigError("give options.devices (and layers), or gpu_layers, not both", param="gpu_layers")
+    return divided(device, settings.devices, settings.layers, variant.path)
 
 
 def _loaded(variant: Variant, layout: Layout) -> tuple[Any, tuple[str, ...]]:

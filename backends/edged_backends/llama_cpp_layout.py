@@ -85,10 +85,10 @@ def _counts(devices: Sequence[str], layers: Sequence[int], path: Path) -> list[i
         return [share.layers for share in even(there, len(devices))]
     if len(layers) != len(devices) or sum(layers) != there:
         raise ConfigError(
-            f"layers_per_device {list(layers)} ({sum(layers)} layers on {len(layers)} devices) does not suit "
+            f"options.layers {list(layers)} ({sum(layers)} layers on {len(layers)} devices) does not suit "
             f"devices {', '.join(devices)} and the {there} layers of {path.name}; correct it, or "
             "leave it out for an even split",
-            param="layers_per_device",
+            param="layers",
         )
     return list(layers)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import IO, get_args
 
 import click
 import msgspec
 
+from edged.cli.layers_model import source_of
 from edged.cli.output import print_json, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest, ConfigError
@@ -120,13 +120,7 @@ def _sizes(session: Session, asked: Asked) -> tuple[Sizes, int]:
 def _architecture(session: Session, model: str) -> Architecture:
     from edged.layers.checkpoint import describe
 
-    path = Path(model)
-    if model.startswith("random:") or path.exists() or path.suffix or "/" in model:
-        return describe(model)
-    from edged.placement.survey import open_store
-
-    name, _, variant = model.partition(":")
-    return describe(open_store(session.config, session.environment).resolve(name, variant, ("gguf",)).path)
+    return describe(source_of(session, model))
 
 
 def _context(asked: Asked, architecture: Architecture | None) -> int:

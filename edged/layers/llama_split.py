@@ -90,7 +90,7 @@ def split_for(cpu_layers: int, per_device: Sequence[int]) -> LlamaSplit:
     if cpu_layers < 0 or any(count < 1 for count in per_device):
         raise ConfigError(
             f"layers {[cpu_layers, *per_device]} are no split: every device needs at least one layer",
-            param="layers_per_device",
+            param="layers",
         )
     if not per_device:
         return LlamaSplit(n_gpu_layers=0)
@@ -113,7 +113,7 @@ def wanted(cpu_layers: int, per_device: Sequence[int]) -> tuple[int, ...]:
 
 
 def from_stages(stages: Sequence[tuple[str, Share]]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Turn a stage table into the adapter's `devices` and `layers_per_device`.
+    """Turn a stage table into the adapter's `devices` and `layers`.
 
     Raises `ConfigError` when the CPU is not first, or a device comes twice: llama.cpp cannot do that.
     """

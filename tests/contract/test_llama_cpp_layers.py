@@ -64,7 +64,7 @@ def test_the_log_proves_where_every_layer_is(opened, backend):
 
 
 def test_the_cpu_alone_is_a_split_that_can_be_proved(opened, backend, weights):
-    session = opened(backend.devices()[0], devices=["cpu"], layers_per_device=[30])
+    session = opened(backend.devices()[0], devices=["cpu"], layers=[30])
     assert session.details["layers"] == "layers 0-29 on CPU, output on CPU"
     stage = Generator(session, weights, {})
     assert stage.details["layers"] == session.details["layers"], "status shows it"
@@ -99,7 +99,7 @@ def test_weights_that_went_astray_are_given_back(opened, monkeypatch):
     freed: list[object] = []
     monkeypatch.setattr("edged_backends.llama_cpp.free_model", freed.append)
     with pytest.raises(BackendError, match="did not split"):
-        opened(GPUS[0], devices=["cuda:0", "cuda:1"], layers_per_device=[20, 10])
+        opened(GPUS[0], devices=["cuda:0", "cuda:1"], layers=[20, 10])
     assert len(freed) == 1
     runtime.free_model(freed[0])
 
@@ -117,13 +117,13 @@ def test_a_log_that_says_nothing_proves_nothing(pretended):
         ({"devices": ["cuda:0", "cpu"]}, "name it first"),
         ({"devices": ["cuda:0", "cuda:0"]}, "name each once"),
         ({"devices": ["cuda:1"]}, "cuda:0 is not among"),
-        ({"devices": ["cuda:0", "cuda:1"], "layers_per_device": [20, 9]}, "29 layers on 2 devices"),
+        ({"devices": ["cuda:0", "cuda:1"], "layers": [20, 9]}, "29 layers on 2 devices"),
         (
-            {"devices": ["cuda:0", "cuda:1"], "layers_per_device": [30]},
+            {"devices": ["cuda:0", "cuda:1"], "layers": [30]},
             "does not suit devices cuda:0, cuda:1",
         ),
         ({"devices": ["cuda:0", "cuda:1"], "gpu_layers": 4}, "not both"),
-        ({"layers_per_device": [30]}, "belongs to devices"),
+        ({"layers": [30]}, "belongs to options.devices"),
     ],
 )
 def test_options_that_contradict_are_refused(opened, options: dict[str, Any], message: str):
@@ -142,7 +142,7 @@ def test_what_the_runtime_is_told(opened, backend, pretended, monkeypatch):
 
     monkeypatch.setattr(runtime.runtime, "llama_model_load_from_file", load)
     with pytest.raises(BackendError, match="wanted layers 0-9 on CPU, 10-21 on CUDA0, 22-29 on CUDA1"):
-        opened(backend.devices()[0], devices=["cpu", "cuda:0", "cuda:1"], layers_per_device=[10, 12, 8])
+        opened(backend.devices()[0], devices=["cpu", "cuda:0", "cuda:1"], layers=[10, 12, 8])
     assert seen == [(21, [12.0, 9.0, 0.0], 1)]
 
 

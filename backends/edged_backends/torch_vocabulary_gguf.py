@@ -100,7 +100,7 @@ def _stated_merges(
 ) -> list[tuple[str, str]]:
     """Read the merges; the library ends with a bare exception when they do not fit the vocabulary."""
     pairs = [merge.partition(" ") for merge in metadata.get("tokenizer.ggml.merges") or ()]
-    if any({left, right, left + right} - vocabulary.keys() for left, _, right in pairs):
+    if any(part not in vocabulary for left, _, right in pairs for part in (left, right, left + right)):
         raise BackendError(f"{path} merges tokens that it does not have; pull or convert the model again")
     return [(left, right) for left, _, right in pairs]
 

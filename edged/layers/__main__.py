@@ -36,8 +36,8 @@ def _serve(spec: StageSpec, told: FileIO) -> None:
     from edged.layers.runners import build
 
     runner, loaded = build(spec)
-    links = process_links(spec)
     told.write(_line(loaded))
+    links = process_links(spec)
     try:
         follow(
             spec.stage,

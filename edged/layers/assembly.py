@@ -174,8 +174,8 @@ def _transport(settings: Settings, devices: Sequence[str]) -> Transport:
     cuda = all(device.startswith("cuda") for device in devices)
     if settings.transport == "nccl" and not (cuda and different):
         raise ConfigError(
-            f"transport 'nccl' needs a GPU of its own for every stage, not {', '.join(devices)}: NCCL refuses "
-            "two stages on one GPU; take 'zeromq', 'gloo' or 'threads'",
+            f"transport 'nccl' needs a GPU of its own for every stage, not {', '.join(devices)}: NCCL "
+            "refuses two stages on one GPU; take 'zeromq', 'gloo' or 'threads'",
             param="transport",
         )
     if settings.transport != "auto":

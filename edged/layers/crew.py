@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -24,6 +25,7 @@ class Member(msgspec.Struct, eq=False):
 
     stage: int
     popen: subprocess.Popen[bytes]
+    pidfd: int
 
     @property
     def output(self) -> int:
@@ -39,7 +41,8 @@ class Crew:
         self._stages = specs[0].stages if specs else 1
         self._members: list[Member] = []
         for spec in specs:
-            self._members.append(Member(spec.stage, _start(spec)))
+            popen = _start(spec)
+            self._members.append(Member(spec.stage, popen, os.pidfd_open(popen.pid)))
 
     @property
     def outputs(self) -> list[int]:
@@ -78,23 +81,38 @@ class Crew:
         """Raise `BackendError` that names the stage which died first, if one has."""
         dead = [member for member in self._members if member.popen.poll() is not None]
         if dead:
-            raise self._death(next((each for each in dead if (each.popen.returncode or 0) < 0), dead[0]))
+            raise self._death(self._killed() or dead[0])
 
-    def blamed(self, error: BackendError, patience_s: float = 0.5) -> BackendError:
-        """Return the death of a stage where that is what `error` comes from, else `error`."""
-        readable, _, _ = select.select(self.outputs, [], [], patience_s) if self._members else ([], [], [])
-        if not readable:
-            return error
+    def blamed(self, error: BackendError, patience_s: float = 1.0) -> BackendError:
+        """Return the death of a stage where that is what `error` comes from, else `error`.
+
+        The neighbours of a killed stage end too, each with a broken link: the killed one is to blame.
+        """
+        until_s = time.monotonic() + patience_s
+        while not self._killed() and (alive := [each for each in self._members if each.popen.poll() is None]):
+            gone, _, _ = select.select(
+                [each.pidfd for each in alive], [], [], max(0.0, until_s - time.monotonic())
+            )
+            if not gone:
+                break
         try:
-            for member in self._members:
-                if member.output in readable:
-                    member.popen.wait(patience_s)
             self.check()
-        except subprocess.TimeoutExpired:
-            return error
         except BackendError as death:
             return death
-        return error
+        return self._stopped() or error
+
+    def _killed(self) -> Member | None:
+        return next((each for each in self._members if (each.popen.poll() or 0) < 0), None)
+
+    def _stopped(self) -> BackendError | None:
+        """Name a stage that somebody has stopped."""
+        for member in self._members:
+            if Path(f"/proc/{member.popen.pid}/stat").read_text().rpartition(")")[2].split()[0] in {"T", "t"}:
+                return BackendError(
+                    f"stage {member.stage} of {self._stages} of the layer pipeline is stopped (process "
+                    f"{member.popen.pid}) and gives no tokens"
+                )
+        return None
 
     def _death(self, member: Member) -> BackendError:
         status = member.popen.wait()
@@ -113,6 +131,7 @@ class Crew:
                     popen.wait(max(0.0, until_s - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     popen.kill()
+            os.close(member.pidfd)
         self._members = []
 
     def kill(self) -> None:

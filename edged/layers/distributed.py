@@ -21,6 +21,8 @@ from edged.layers.wire import Header, Job, decode, encode
 FRAME_BYTES = 1024
 """Of a header in one message; a longer one (sampling of many new sequences) has its rest in a second."""
 LENGTH_BYTES = 8
+MEET = timedelta(seconds=120)
+"""For all stages to find each other, once they have loaded."""
 EVER = timedelta(days=3650)
 """A stage without work waits; the death of a neighbour ends the wait at once."""
 
@@ -30,9 +32,12 @@ def join(rank: int, stages: int, meeting: str, *, nccl: bool, device: torch.devi
     if nccl and device.type != "cuda":
         raise ConfigError("transport 'nccl' needs a CUDA device for every stage", param="transport")
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
-    dist.init_process_group(
-        backend, init_method=f"file://{meeting}/torch", rank=rank, world_size=stages, timeout=EVER
-    )
+    try:
+        dist.init_process_group(
+            backend, init_method=f"file://{meeting}/torch", rank=rank, world_size=stages, timeout=MEET
+        )
+    except RuntimeError as error:
+        raise BackendError(f"the stages of the layer pipeline did not meet: {_brief(error)}") from error
 
 
 def leave() -> None:

@@ -67,7 +67,7 @@ class Head:
     ) -> None:
         self._runner = runner
         self._links = links
-        self._shape = shape
+        self.shape = shape
         self._ends = ends
         self.meter = meter
         self._live: dict[int, _Sequence] = {}
@@ -101,9 +101,9 @@ class Head:
     def start(self, number: int, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> None:
         """Begin a sequence in the emptiest micro-batch."""
         lane = min(range(len(self._lanes)), key=lambda each: len(self._lanes[each]))
-        first = lane * self._shape.micro_batch
+        first = lane * self.shape.micro_batch
         slot = next(
-            slot for slot in range(first, first + self._shape.micro_batch) if slot not in self._lanes[lane]
+            slot for slot in range(first, first + self.shape.micro_batch) if slot not in self._lanes[lane]
         )
         sequence = _Sequence(number, slot, lane, sampling, list(prompt), max_tokens)
         self._live[number] = self._lanes[lane][slot] = sequence
@@ -154,7 +154,7 @@ class Head:
         self._send(replace(job, timings=(timing,)), computed)
 
     def _send(self, job: Job, computed: torch.Tensor) -> None:
-        if self._shape.mode == "seed" and self._shape.stages > 1:
+        if self.shape.mode == "seed" and self.shape.stages > 1:
             self._held = job, computed
             return
         began_s = time.monotonic()
@@ -178,7 +178,7 @@ class Head:
         self._just_read[lane] = read
         if read:
             running = any(each.chosen for each in self._live.values())
-            most = self._shape.running_prefill_tokens if running else self._shape.prefill_tokens
+            most = self.shape.running_prefill_tokens if running else self.shape.prefill_tokens
             return self._made(lane, reading[:most], max(1, most // len(reading)))
         return self._made(lane, answering, 1)
 
@@ -205,11 +205,11 @@ class Head:
         if self._held is not None and len(self._flights) == 1:
             self._flush_held()  # nothing else can come
         began_s = time.monotonic()
-        header, tensor = self._links.incoming.receive(self._shape.timeout_s)
+        header, tensor = self._links.incoming.receive(self.shape.timeout_s)
         self.meter.stages[0].wait_receive_s += time.monotonic() - began_s
         if isinstance(header, Broken):
             kind = DeviceLost if header.code == "device_lost" else BackendError
-            raise kind(f"stage {header.stage} of {self._shape.stages} failed: {header.why}")
+            raise kind(f"stage {header.stage} of {self.shape.stages} failed: {header.why}")
         if not isinstance(header, Job) or tensor is None:
             raise BackendError("the last stage of the layer pipeline ended while jobs were on their way")
         flight = self._flights.popleft()

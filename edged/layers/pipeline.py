@@ -7,7 +7,8 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import ExitStack
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -89,28 +90,34 @@ def start(
 def _in_processes(
     specs: Sequence[StageSpec], shape: HeadShape, ends: Callable[[int], bool], meter: Meter
 ) -> Pipeline:
-    meeting = Path(tempfile.mkdtemp(prefix="edged-layers-"))
-    own, *others = [replace(spec, meeting=str(meeting), parent=os.getpid()) for spec in specs]
-    crew = Crew(others)
-    try:
+    with ExitStack() as undo:
+        meeting = tempfile.mkdtemp(prefix="edged-layers-")
+        undo.callback(shutil.rmtree, meeting, ignore_errors=True)
+        own, *others = [replace(spec, meeting=meeting, parent=os.getpid()) for spec in specs]
+        crew = Crew(others)
+        undo.callback(crew.close)
+        undo.callback(crew.kill)
         runner, first = build(own)
-        links = process_links(own, crew.outputs, crew.check)
+        undo.callback(runner.close)
         loaded = [first, *crew.loaded(LOAD_S)]
-    except EdgedError as error:
-        crew.kill()
-        blamed = crew.blamed(error) if isinstance(error, BackendError) else error
-        crew.close()
-        shutil.rmtree(meeting, ignore_errors=True)
-        raise blamed from error
-    links = Links(links.incoming, links.outgoing, _both(links.leave, meeting))
-    head = Head(Explained(runner, 0), links, shape, ends, meter)
-    return Pipeline(head, runner, links, crew, loaded)
+        links = _met(own, crew)
+        undo.pop_all()
+    forget = partial(shutil.rmtree, meeting, ignore_errors=True)
+    links = Links(links.incoming, links.outgoing, _both(links.leave, forget))
+    return Pipeline(Head(Explained(runner, 0), links, shape, ends, meter), runner, links, crew, loaded)
 
 
-def _both(leave: Callable[[], None], meeting: Path) -> Callable[[], None]:
+def _met(own: StageSpec, crew: Crew) -> Links:
+    try:
+        return process_links(own, crew.outputs, crew.check)
+    except BackendError as error:
+        raise crew.blamed(error) from error
+
+
+def _both(one: Callable[[], None], other: Callable[[], None]) -> Callable[[], None]:
     def all_of_it() -> None:
-        leave()
-        shutil.rmtree(meeting, ignore_errors=True)
+        one()
+        other()
 
     return all_of_it
 

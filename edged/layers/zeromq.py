@@ -66,6 +66,7 @@ class ZeromqOutgoing:
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 5)  # ms: the neighbour binds at about the same time
         self._socket.connect(address)
         self._neighbour = neighbour
 

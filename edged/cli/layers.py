@@ -10,6 +10,7 @@ from edged.cli.session import example
 
 COMMANDS = {
     "plan": "edged.cli.layers_plan:plan",
+    "measure": "edged.cli.layers_measure:measure",
     "run": "edged.cli.layers_run:run",
     "bench": "edged.cli.layers_bench:bench",
 }

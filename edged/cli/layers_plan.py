@@ -81,7 +81,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     "--costs",
     "file",
     type=click.File("rb"),
-    help="Measured seconds as JSON: layer_s, embedding_s, head_s, hop_s.",
+    help="Measured seconds, as `edgectl layers measure` saves them.",
 )
 @json_option
 @with_session

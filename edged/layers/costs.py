@@ -24,6 +24,8 @@ class LayerCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     embedding_s: Seconds = 0.0
     head_s: Seconds = 0.0
     """Final norm, head and the choice of tokens."""
+    stage_s: Seconds = 0.0
+    """What every stage takes beside its layers and ends."""
     hop_s: Seconds = 0.0
     """From the end of a stage's work to its arrival at the next, which computes meanwhile."""
     measured: bool = True
@@ -31,7 +33,7 @@ class LayerCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def seconds(self, layers: int, *, embedding: bool, head: bool) -> float:
         """Seconds of a stage with so many layers, and with the ends that it holds."""
-        return layers * self.layer_s + embedding * self.embedding_s + head * self.head_s
+        return self.stage_s + layers * self.layer_s + embedding * self.embedding_s + head * self.head_s
 
 
 UNIT = LayerCosts(layer_s=1.0, measured=False)

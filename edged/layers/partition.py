@@ -95,7 +95,7 @@ def weighted(
     With as many micro-batches as stages, or more, that time is the busiest stage's: the least maximum. With
     fewer, the way through all stages counts, and with `flush` a mixture. A device without which that time is
     no longer is left out, the slowest first. Of equals the shorter way wins, then the more even split. Exact
-    while hops cost nothing or do not decide.
+    for the busiest stage, and for the rest while hops and `stage_s` do not decide which devices to use.
 
     Raises `ConfigError` when the model fits no partition, with what is missing.
     """
@@ -180,7 +180,7 @@ class _Search:
         limits = sorted({row.base_s + count * row.layer_s for row in rows for count in _counts(row)})
         busiest_s = max(_seconds(rows, counts))
         for limit_s in limits[bisect_left(limits, busiest_s * (1 - EPSILON)) :]:
-            if self._hopeless(sum(_seconds(rows, shortest)), limit_s):
+            if self._hopeless(_least_way_s(rows, shortest), limit_s):
                 return
             self._judge(
                 rows, _fastest_first(rows, [row.most_within(limit_s) for row in rows], self._sizes.layers)
@@ -214,6 +214,14 @@ def _counts(row: _Row) -> Iterable[int]:
 
 def _seconds(rows: Sequence[_Row], counts: Sequence[int]) -> list[float]:
     return [row.base_s + count * row.layer_s for row, count in zip(rows, counts, strict=True)]
+
+
+def _least_way_s(rows: Sequence[_Row], shortest: Sequence[int]) -> float:
+    """Return what all stages take together at least: a device in the middle may stay without a stage."""
+    return sum(
+        count * row.layer_s + (row.base_s if row.least else 0.0)
+        for row, count in zip(rows, shortest, strict=True)
+    )
 
 
 def _balanced(rows: Sequence[_Row], layers: int) -> list[int] | None:

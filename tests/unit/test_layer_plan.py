@@ -108,6 +108,7 @@ COSTS = st.builds(
     layer_s=st.sampled_from([1.0, 2.5]),
     embedding_s=st.sampled_from([0.0, 0.5]),
     head_s=st.sampled_from([0.0, 4.0, 20.0]),
+    stage_s=st.sampled_from([0.0, 0.0, 1.5]),
 )
 LOADS = st.builds(
     Load,

@@ -12,7 +12,7 @@ from edged.layers.model_facts import Facts, library_settings
 from edged.layers.random_checkpoint import PREFIX, RandomCheckpoint
 from edged.layers.safetensors_checkpoint import SafetensorsCheckpoint
 from edged.layers.share import Architecture, DType, Share
-from edged.layers.tensor_names import layer_parts, wanted
+from edged.layers.tensor_names import EMBEDDING, layer_parts, wanted
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +44,8 @@ class Checkpoint(Protocol):
         """The source's spelling of a name."""
         ...
 
-    def tensor(self, name: str, /) -> torch.Tensor:
-        """Read one tensor, on the CPU, in whatever type it comes."""
+    def tensor(self, name: str, dtype: DType, /) -> torch.Tensor:
+        """Read one tensor, on the CPU."""
         ...
 
 
@@ -89,23 +89,30 @@ def weights(
     """Read the tensors of a share, one by one in the order of computing, layers renumbered from 0.
 
     Names are the library's (`model.layers.0.self_attn.q_proj.weight`, `lm_head.weight`, which is the
-    embedding where the model ties them). Tensors are on the CPU, in `dtype`; those of safetensors in that
-    type already are views of the mapped file. Raises `BackendError` for a tensor that is missing,
-    unreadable, of another shape, or that edged does not know.
+    embedding where the model ties them: the same object where the share has both). Tensors are on the
+    CPU, in `dtype`; those of safetensors in that type already are views of the mapped file. Raises
+    `BackendError` for a tensor that is missing, unreadable, of another shape, or that edged does not know.
     """
-    import torch
-
     checkpoint = _opened(source)
     architecture = checkpoint.facts.architecture
     _check_layers(checkpoint, share)
+    kept: dict[str, torch.Tensor] = {}
     for name, stored, shape in wanted(architecture, share):
-        tensor = checkpoint.tensor(stored)
-        if tuple(tensor.shape) != shape:
-            raise BackendError(
-                f"{checkpoint.where}: {checkpoint.name_in_file(stored)} has shape {tuple(tensor.shape)}, not "
-                f"{shape}; its settings are of another model: pull it again"
-            )
-        yield name, tensor.to(getattr(torch, dtype))
+        tensor = kept.get(stored)
+        if tensor is None:
+            tensor = checkpoint.tensor(stored, dtype)
+            _check_shape(checkpoint, stored, tuple(tensor.shape), shape)
+        if architecture.tied and share.head and stored == EMBEDDING:
+            kept[stored] = tensor
+        yield name, tensor
+
+
+def _check_shape(checkpoint: Checkpoint, stored: str, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if found != shape:
+        raise BackendError(
+            f"{checkpoint.where}: {checkpoint.name_in_file(stored)} has shape {found}, not {shape}; its "
+            "settings are of another model: pull it again"
+        )
 
 
 def _opened(source: Path | str | Checkpoint) -> Checkpoint:

@@ -6,21 +6,22 @@ import math
 from array import array
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from edged.errors import BackendError, ConfigError
 from edged.layers.gguf_header import Entry, Header, read_header
+from edged.layers.gguf_weights import dequantised
 from edged.layers.model_facts import Facts, facts_of, unknown_family
+from edged.layers.share import DType
 from edged.layers.tensor_names import gguf_name
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
 
 _FAMILIES = ("llama", "qwen2", "qwen3")
 """`general.architecture`; files of Mistral models say `llama`."""
-_PERMUTED = {"llama": ("attn_q.weight", "attn_k.weight")}
-"""Rows that llama.cpp's converter puts in another order, for its own rotary embedding."""
+_INTERLEAVED = ("llama",)
+"""Families whose query and key rows llama.cpp's converter reorders, for its own rotary embedding."""
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Position scaling of Llama 3.1 to 3.3. Files hold its outcome, `rope_freqs.weight`, not these."""
 _FACTOR_TOLERANCE = 1e-3
@@ -66,18 +67,13 @@ class GgufCheckpoint:
         """Name of a tensor of the whole model in this file."""
         return gguf_name(name)
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Dequantise one tensor to float32; `BackendError` when it is missing or of an unknown type."""
-        import torch
-
+    def tensor(self, name: str, dtype: DType) -> torch.Tensor:
+        """Dequantise one tensor; `BackendError` when it is missing or of an unknown type."""
         stored = gguf_name(name)
         entry = self.header.tensors.get(stored)
         if entry is None:
             raise BackendError(f"{self.where} has no tensor {stored}; pull or convert the model again")
-        values = self._values(stored, entry).reshape(entry.shape)
-        if stored.partition(".")[2].partition(".")[2] in _PERMUTED.get(self._family, ()):
-            values = _in_library_order(values, self._heads(stored))
-        return torch.from_numpy(values)
+        return dequantised(self._path, stored, entry, dtype, self._interleaved_heads(stored))
 
     @property
     def _family(self) -> Any:
@@ -152,38 +148,12 @@ class GgufCheckpoint:
                 "head, which layer pipelines do not compute; choose another model"
             )
 
-    def _heads(self, stored: str) -> int:
+    def _interleaved_heads(self, stored: str) -> int:
+        """Heads whose rows the converter put in another order; 0 for tensors in the library's order."""
         shape = self.facts.architecture
-        return shape.heads if "attn_q" in stored else shape.key_value_heads
-
-    def _values(self, stored: str, entry: Entry) -> npt.NDArray[Any]:
-        """Read and dequantise; nothing but this tensor's bytes is touched."""
-        quants, constants = _library()
-        try:
-            kind = constants.GGMLQuantizationType(entry.type)
-            values = quants.dequantize(self._rows(entry, *constants.GGML_QUANT_SIZES[kind]), kind)
-        except (NotImplementedError, KeyError, ValueError) as error:
-            raise BackendError(
-                f"{self.where}: gguf cannot dequantise {stored} (type {entry.type}): {error}; take the model "
-                "in another quantisation, e.g. Q4_K or Q8_0"
-            ) from error
-        except OSError as error:
-            raise BackendError(
-                f"{self.where}: cannot read {stored}: {error}; pull the model again"
-            ) from error
-        return cast("npt.NDArray[Any]", values if values.flags.writeable else values.copy())
-
-    def _rows(self, entry: Entry, block: int, block_bytes: int) -> npt.NDArray[Any]:
-        """Map the packed rows; `ValueError` when they do not lie in the file."""
-        import numpy as np
-
-        columns = entry.shape[-1]
-        if not entry.elements or columns % block:
-            raise ValueError(f"its rows of {columns} are no whole blocks of {block}")
-        shape = (entry.elements // columns, columns // block * block_bytes)
-        if entry.offset + shape[0] * shape[1] > self._path.stat().st_size:
-            raise ValueError("it runs beyond the end of the file")
-        return np.asarray(np.memmap(self._path, mode="r", offset=entry.offset, shape=shape))
+        part = stored.partition(".")[2].partition(".")[2]
+        heads = {"attn_q.weight": shape.heads, "attn_k.weight": shape.key_value_heads}
+        return heads.get(part, 0) if self._family in _INTERLEAVED else 0
 
 
 def llama3_factors(theta: float, count: int, factor: float) -> list[float]:
@@ -200,24 +170,3 @@ def llama3_factors(theta: float, count: int, factor: float) -> list[float]:
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
         factors.append(1 / ((1 - smooth) / factor + smooth))
     return factors
-
-
-def _in_library_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Undo the converter's interleaving of each head's halves.
-
-    >>> import numpy as np
-    >>> _in_library_order(np.arange(8), 2).tolist()
-    [0, 2, 1, 3, 4, 6, 5, 7]
-    """
-    pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
-    return cast("npt.NDArray[Any]", pairs.swapaxes(1, 2).reshape(rows.shape))
-
-
-def _library() -> tuple[Any, Any]:
-    try:
-        from gguf import constants, quants
-    except ImportError as error:
-        raise ConfigError(
-            f"reading GGUF weights needs the package gguf ({error}); run: pip install 'edged[pipeline]'"
-        ) from error
-    return quants, constants

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +11,7 @@ import msgspec
 
 from edged.errors import ConfigError
 from edged.layers.model_facts import Facts, facts_of
+from edged.layers.share import DType
 from edged.layers.tensor_names import EMBEDDING, HEAD, NORM, layer_parts
 
 if TYPE_CHECKING:
@@ -72,24 +74,25 @@ class RandomCheckpoint:
         """There is no file: the library's own name."""
         return name
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Draw one tensor in float32: norms 1, biases small, matrices that keep the variance."""
+    def tensor(self, name: str, dtype: DType) -> torch.Tensor:
+        """Draw one tensor: norms 1, biases small, matrices that keep the variance."""
         import torch
 
         part = name.removeprefix("model.layers.").partition(".")[2]
         shape = self._shapes.get(name) or layer_parts(self.facts.architecture)[part]
+        kind: torch.dtype = getattr(torch, dtype)
         if "norm" in name:
-            return torch.ones(shape)
-        return self._drawn(name, shape).mul_(self._deviation(name, shape)).view(shape)
+            return torch.ones(shape, dtype=kind)
+        count = math.prod(shape)
+        block = (self._drawn(name, min(count, _BLOCK)) * self._deviation(name, shape)).to(kind)
+        return block.repeat(-(-count // len(block)))[:count].view(shape)
 
-    def _drawn(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def _drawn(self, name: str, count: int) -> torch.Tensor:
         import torch
 
         digest = blake2b(f"{self._recipe.seed} {name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        count = torch.Size(shape).numel()
-        block = torch.randn(min(count, _BLOCK), generator=generator)
-        return block if count <= _BLOCK else block.repeat(-(-count // _BLOCK))[:count].clone()
+        return torch.randn(count, generator=generator)
 
     def _deviation(self, name: str, shape: tuple[int, ...]) -> float:
         """A matrix gives deviation 1; what layers add to the residual stream adds up to 1."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edged.errors import BackendError, ConfigError
 from edged.layers.model_facts import Facts, facts_of
+from edged.layers.share import DType
 
 if TYPE_CHECKING:
     import torch
@@ -49,14 +50,17 @@ class SafetensorsCheckpoint:
         """Name of a tensor of the whole model in these files: the library's own."""
         return name
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str, dtype: DType) -> torch.Tensor:
         """Map one tensor from its file; `BackendError` when it is missing or the file is damaged."""
+        import torch
+
         safetensors = _library()
         file = self._files.get(name)
         if file is None:
             raise BackendError(f"{self.where} has no tensor {name}; pull or save the model again")
         try:
-            return cast("torch.Tensor", self._opened(file).get_tensor(name))
+            stored: torch.Tensor = self._opened(file).get_tensor(name)
+            return stored.to(getattr(torch, dtype))
         except (safetensors.SafetensorError, OSError) as error:
             raise self._unreadable(file, error) from error
 

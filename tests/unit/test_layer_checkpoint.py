@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from edged.errors import BackendError, ConfigError
 from edged.layers.checkpoint import describe, library_config, open_checkpoint, weights
-from edged.layers.gguf_checkpoint import _in_library_order, llama3_factors
+from edged.layers.gguf_checkpoint import llama3_factors
 from edged.layers.gguf_header import read_header
+from edged.layers.gguf_weights import library_order
 from edged.layers.share import Share
 from edged.layers.tensor_names import wanted
 from tests.unit.tiny_models import CLASSES, FAMILIES, SHAPE, as_gguf, interleaved, saved, tiny
@@ -197,6 +198,8 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
         last = dict(weights(source, SHARES[2], "float32"))
         assert torch.equal(last["lm_head.weight"], model.get_input_embeddings().weight)
         assert "model.embed_tokens.weight" not in last
+        whole = dict(weights(source, WHOLE, "float32"))
+        assert whole["lm_head.weight"] is whole["model.embed_tokens.weight"]
 
 
 def test_weights_come_in_the_type_asked_for(llama: Path) -> None:
@@ -345,7 +348,7 @@ def test_a_damaged_header_is_refused_or_read_never_anything_else(
 @given(heads=st.integers(1, 5), half=st.integers(1, 6), columns=st.integers(1, 3))
 def test_rows_come_back_to_the_librarys_order(heads: int, half: int, columns: int) -> None:
     rows = np.arange(heads * 2 * half * columns).reshape(-1, columns)
-    assert np.array_equal(_in_library_order(interleaved(rows, heads), heads), rows)
+    assert np.array_equal(library_order(interleaved(rows, heads), heads), rows)
 
 
 # ------------------------------------------------------------------ random

@@ -14,11 +14,12 @@ from edged.layers.checkpoint import describe
 from edged.layers.costs import estimated, sizes_of
 from edged.layers.head import HeadShape
 from edged.layers.meter import Meter
+from edged.layers.overlap import check_overlap
 from edged.layers.partition import Candidate, Load, even, shares, weighted
 from edged.layers.pipeline import Pipeline, start
 from edged.layers.schedule import Mode, check
 from edged.layers.share import DType, Share
-from edged.layers.spec import Overlap, StageSpec, Synthetic, Transport
+from edged.layers.spec import Overlap, OverlapFrom, StageSpec, Synthetic, Transport
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 CONTEXT_TOKENS = 2048
@@ -55,6 +56,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     overlap: Overlap | None = None
     """Keep weights in host memory and bring them layer by layer: `none` waits for each, `single` loads the
     next layer meanwhile, `multi` also cuts a micro-batch into `block` parts that share each load."""
+    overlap_from: OverlapFrom = "memory"
+    """Where `overlap` brings weights from: host memory, or a file on disk where that is too small."""
+    overlap_folder: str = "/var/tmp"  # noqa: S108 # the file there has no name
+    """Where that file is; it must be on a disk (`/tmp` is memory on many systems)."""
     block: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     offload_cache: bool = False
     """Keep keys and values in host memory too; needs `overlap`."""
@@ -119,6 +124,7 @@ def _laid(
     stages = len(placed)
     micro_batches = settings.micro_batches or stages
     check(settings.mode, stages, micro_batches)
+    check_overlap(settings)
     micro_batch = -(-settings.max_sequences // micro_batches)
     transport = _transport(settings, [device for device, _ in placed])
     specs = tuple(
@@ -130,13 +136,16 @@ def _laid(
             source=source,
             dtype=dtype,
             sequences=micro_batches * micro_batch,
+            micro_batch=micro_batch,
             context_tokens=context_tokens,
             mode=settings.mode,
             transport=transport,
             threads=settings.threads or _threads(device, [each for each, _ in placed]),
             timeout_s=settings.timeout_s,
             overlap=settings.overlap,
-            block=settings.block if settings.overlap == "multi" else 1,
+            overlap_from=settings.overlap_from,
+            overlap_folder=settings.overlap_folder,
+            block=settings.block,
             offload_cache=settings.offload_cache,
         )
         for number, (device, share) in enumerate(placed)

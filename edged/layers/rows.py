@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 import torch
@@ -25,6 +26,8 @@ class Places(msgspec.Struct, frozen=True):
     """[rows, 1, tokens, width] bool: which cached positions each token sees."""
     width: int
     """Columns of the cache that the job reads."""
+    rows: tuple[Row, ...]
+    """What all this was laid out from."""
 
     @classmethod
     def of(cls, rows: Sequence[Row], tokens: int, context_tokens: int, device: torch.device) -> Places:
@@ -45,6 +48,7 @@ class Places(msgspec.Struct, frozen=True):
             slots[:, None].to(device),
             mask.to(device),
             width,
+            tuple(rows),
         )
 
 
@@ -55,16 +59,50 @@ def _neighbours(slots: torch.Tensor, device: torch.device) -> slice | torch.Tens
     return slots.to(device)
 
 
-class RowCache:
-    """Keys and values of a stage's layers, [sequences, KV heads, context + 1, head dimension] each.
+class Cache(Protocol):
+    """Keys and values of a stage's layers, wherever they live.
 
-    It stands where the library's layers expect a cache: they call `update` and nothing else. `place` says
-    which job is running.
+    It stands where the library's layers expect a cache: they call `update` and nothing else.
     """
+
+    @property
+    def bytes(self) -> int:
+        """What it holds on the device."""
+        ...
+
+    @property
+    def host_bytes(self) -> int:
+        """What it holds in host memory."""
+        ...
+
+    def open(self, parts: Sequence[Places]) -> None:
+        """Begin a job: each layer is entered and left with each of its parts, in order."""
+        ...
+
+    def enter(self, layer: int, part: int) -> None:
+        """A layer computes this part next."""
+        ...
+
+    def leave(self, layer: int, part: int) -> None:
+        """The layer's compute of this part is queued."""
+        ...
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_unused: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write [rows, KV heads, tokens, dimension] of a layer; return all that the part may see of it."""
+        ...
+
+
+class RowCache:
+    """All on the device: a layer's keys and values, [sequences, KV heads, context + 1, dimension] each."""
+
+    host_bytes = 0
 
     def __init__(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
         self._keys = list(keys)
         self._values = list(values)
+        self._parts: tuple[Places, ...] = ()
         self._places: Places | None = None
 
     @classmethod
@@ -84,14 +122,21 @@ class RowCache:
         """What it holds."""
         return sum(each.numel() * each.element_size() for each in (*self._keys, *self._values))
 
-    def place(self, places: Places) -> None:
-        """Say where the next tokens stand."""
-        self._places = places
+    def open(self, parts: Sequence[Places]) -> None:
+        """See `Cache`."""
+        self._parts = tuple(parts)
+
+    def enter(self, layer: int, part: int) -> None:  # noqa: ARG002 # all layers are there
+        """See `Cache`."""
+        self._places = self._parts[part]
+
+    def leave(self, layer: int, part: int) -> None:
+        """See `Cache`."""
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_unused: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write [rows, KV heads, tokens, dimension] of a layer; return all that the job may see of it."""
+        """See `Cache`."""
         places = self._places
         assert places is not None, "a layer ran before anybody said on which rows"
         return (

@@ -11,6 +11,7 @@ from edged.layers.share import DType, Share
 
 Transport = Literal["threads", "zeromq", "gloo", "nccl"]
 Overlap = Literal["none", "single", "multi"]
+OverlapFrom = Literal["memory", "disk"]
 
 
 class Synthetic(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +34,8 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
     synthetic: Synthetic | None = None
     dtype: DType = "float32"
     sequences: int = 1
+    micro_batch: int = 0
+    """Rows of a job at most; 0 means all sequences."""
     context_tokens: int = 2048
     mode: Mode = "ring"
     transport: Transport = "zeromq"
@@ -41,6 +44,10 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 60.0
     overlap: Overlap | None = None
     """How weights that live in host memory come to the device; None keeps them on the device."""
+    overlap_from: OverlapFrom = "memory"
+    """Where they live meanwhile."""
+    overlap_folder: str = ""
+    """For `disk`."""
     block: int = 1
     """Parts of a job that share a layer's weights while they are on the device."""
     offload_cache: bool = False
@@ -66,7 +73,12 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     stage: int
     layers: int = 0
     weight_bytes: int = 0
+    """On the device: two layers and the ends, where the layers live elsewhere."""
+    host_weight_bytes: int = 0
+    disk_weight_bytes: int = 0
     cache_bytes: int = 0
+    """On the device."""
+    host_cache_bytes: int = 0
     load_s: float = 0.0
     failed: str = ""
     code: Literal["backend", "device_lost", "config"] = "backend"

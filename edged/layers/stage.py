@@ -16,7 +16,7 @@ import torch
 
 from edged.errors import BackendError
 from edged.layers.chooser import Chooser
-from edged.layers.rows import Places, RowCache
+from edged.layers.rows import Cache, Places
 from edged.layers.share import Share
 from edged.layers.wire import Job, Row
 
@@ -197,7 +197,7 @@ class LayerStage:
     """A share of a model on a device, with its rows of the KV cache."""
 
     def __init__(
-        self, layers: Layers, ends: Ends, cache: RowCache, rotary: Callable[..., Any], shape: StageShape
+        self, layers: Layers, ends: Ends, cache: Cache, rotary: Callable[..., Any], shape: StageShape
     ) -> None:
         self._layers = layers
         self._ends = ends
@@ -215,9 +215,12 @@ class LayerStage:
         """See `Runner.run`."""
         hidden = self._ends.embed(tensor)
         parts = [self._part(rows, piece) for rows, piece in self._cut(job.rows, hidden)]
-        for _, layer in self._layers:
-            for part in parts:
+        self._cache.open([part.places for part in parts])
+        for number, layer in self._layers:
+            for order, part in enumerate(parts):
+                self._cache.enter(number, order)
                 part.hidden = self._through(layer, part)
+                self._cache.leave(number, order)
         return self._ends.choose(job, torch.cat([part.hidden for part in parts]))
 
     def _part(self, rows: tuple[Row, ...], hidden: torch.Tensor) -> _Part:
@@ -232,7 +235,6 @@ class LayerStage:
             yield rows[first : first + size], hidden[first : first + size]
 
     def _through(self, layer: torch.nn.Module, part: _Part) -> torch.Tensor:
-        self._cache.place(part.places)
         return layer(  # type: ignore[no-any-return] # the library is untyped
             part.hidden,
             attention_mask=part.places.mask,

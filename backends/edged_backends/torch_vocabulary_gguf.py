@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from edged.errors import BackendError, ConfigError
 from edged.layers.gguf_header import read_header
-from edged_backends.torch_vocabulary_pieces import Parts, byte_level_piece, sentencepiece_piece
+from edged_backends.torch_vocabulary_pieces import (
+    Parts,
+    byte_alphabet,
+    byte_level_piece,
+    sentencepiece_piece,
+)
 
 _ARRAYS = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
@@ -90,9 +96,15 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], path: Path) -> T
         tokenizer.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in _SPLITS[cut]]
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, level, *_gaps(vocabulary)])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _gaps(vocabulary: Mapping[str, int]) -> list[Any]:
+    """A byte without a token is left out, as llama.cpp does: its neighbours are not merged over the gap."""
+    missing = "".join(re.escape(character) for character in byte_alphabet() if character not in vocabulary)
+    return [pre_tokenizers.Split(Regex(f"[{missing}]"), behavior="removed")] if missing else []
 
 
 def _stated_merges(

@@ -33,6 +33,7 @@ TRICKY = (
     "e\u0301 combining",
     "\u2581already\u2581there",
     "\x00\x01\x7f",
+    "a byte without a token:\x1d:\U00040000:",
 )
 PARTS = st.sampled_from(
     ["<|im_start|>", "<|im_end|>", "</s>", "  ", "\n\n", "123", "'s", "日本", "😀", "\u0301"]

@@ -31,8 +31,8 @@ setup-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
 	@$(PYTHON) examples/preflight.py compiler
-	@echo "==> installing test tools, and compiling llama-cpp-python for this CPU (several minutes, once)"
-	@$(PIP) install --progress-bar on --prefer-binary --editable '.[dev,derive,llama]' || { $(PYTHON) examples/preflight.py network; exit 1; }
+	@echo "==> installing test tools and torch, and compiling llama-cpp-python for this CPU (several minutes, once)"
+	@$(PIP) install --progress-bar on --prefer-binary --editable '.[dev,derive,llama,pipeline]' || { $(PYTHON) examples/preflight.py network; exit 1; }
 	@touch $@
 
 demo: setup

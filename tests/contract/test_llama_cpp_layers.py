@@ -1,9 +1,13 @@
-"""The llama.cpp adapter splits layers as told, proves it by the runtime's log, or fails aloud."""
+"""The llama.cpp adapter splits layers as told, proves it by the runtime's log, or fails aloud.
+
+On a machine with a CPU only, llama.cpp gets copies of its CPU device under names of their own: it lays layers
+on them, and computes with them, as on any devices.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +17,17 @@ from edged_backends import llama_cpp_layout as layout
 from edged_backends import llama_cpp_runtime as runtime
 from edged_backends.llama_cpp import LlamaCppBackend
 from edged_backends.llama_cpp_runtime import Accelerator, overheard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edged.backend import Detailed, Device, TokenSession, Variant
 from edged.errors import BackendError, ConfigError
+from edged.layers.llama_split import BY_LAYER, CPU, LlamaSplit, assigned, read_back
 from edged.stages.generator import Generator
 from edged.testing.token_contract import generate
 
 OPTIONS = {"max_sequences": 1, "context_tokens": 256, "threads": 1, "prefix_cache_mib": 0}
-GPUS = [Device(id=f"cuda:{number}", kind="cuda", name="", backend="llama_cpp") for number in range(2)]
+GPUS = [Device(id=f"cuda:{number}", kind="cuda", name="", backend="llama_cpp") for number in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +64,86 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[Accelerator]:
     return found
 
 
+class Twins:
+    """Copies of ggml's CPU device under other names (`ggml_backend_device` of ggml-backend-impl.h)."""
+
+    WORDS = 24
+    """Read of the structure: more than it has, so that all of it is there."""
+
+    def __init__(self, count: int) -> None:
+        self._kept: list[object] = []
+        self.all = tuple(self._twin(f"CUDA{number}") for number in range(count))
+
+    def _twin(self, name: str) -> Accelerator:
+        """The structure begins with the function that returns the name."""
+        ggml = runtime._ggml()
+        ggml.ggml_backend_dev_backend_reg.argtypes = [ctypes.c_void_p]
+        ggml.ggml_backend_dev_backend_reg.restype = ctypes.c_void_p
+        cpu = ggml.ggml_backend_dev_get(ctypes.c_size_t(0))
+        words = (ctypes.c_void_p * self.WORDS).from_buffer_copy(ctypes.string_at(cpu, self.WORDS * 8))
+        text = ctypes.create_string_buffer(name.encode())
+        named = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(lambda _device: ctypes.addressof(text))
+        words[0] = ctypes.cast(named, ctypes.c_void_p).value
+        self._kept.append((words, text, named))
+        handle = ctypes.addressof(words)
+        assert ggml.ggml_backend_dev_backend_reg(handle) == ggml.ggml_backend_dev_backend_reg(cpu)
+        return Accelerator(handle, name, "a CPU", 8 << 30, integrated=False)
+
+
+@pytest.fixture(scope="module")
+def twins() -> Iterator[tuple[Accelerator, ...]]:
+    """Four devices that compute."""
+    found = Twins(4)
+    yield found.all
+    del found  # only now: models of this module know their addresses
+
+
+@pytest.fixture
+def seen(twins: tuple[Accelerator, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapter finds them in the registry."""
+    for module in (devices, layout):
+        monkeypatch.setattr(module, "accelerators", lambda: twins)
+
+
+def laid(weights: Variant, used: Sequence[Accelerator], split: LlamaSplit) -> tuple[str, ...]:
+    """Where llama.cpp puts the layers."""
+    with overheard() as told:
+        model = runtime.load_model(bytes(weights.path), used, split)
+    runtime.free_model(model)
+    return read_back(told)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    n_gpu_layers=st.integers(-1, 33),
+    tensor_split=st.lists(st.floats(0.0625, 64, width=32), min_size=1, max_size=4),
+)
+def test_the_rule_is_that_of_the_runtime(weights, twins, n_gpu_layers: int, tensor_split: list[float]):
+    split = LlamaSplit(n_gpu_layers=n_gpu_layers, tensor_split=tuple(tensor_split), split_mode=BY_LAYER)
+    names = {CPU: "CPU", **{place: twin.name for place, twin in enumerate(twins)}}
+    expected = tuple(names[place] for place in assigned(30, n_gpu_layers, tensor_split))
+    assert laid(weights, twins[: len(tensor_split)], split) == expected
+
+
+@pytest.mark.usefixtures("seen")
+@pytest.mark.parametrize(
+    ("names", "layers", "where"),
+    [
+        (["cuda:0", "cuda:1"], [18, 12], "layers 0-17 on CUDA0, 18-29 on CUDA1, output on CUDA1"),
+        (["cuda:1", "cuda:3"], [], "layers 0-14 on CUDA1, 15-29 on CUDA3, output on CUDA3"),
+        (["cpu", "cuda:1"], [29, 1], "layers 0-28 on CPU, 29 on CUDA1, output on CUDA1"),
+        (["cuda:2"], [30], "layers 0-29 on CUDA2, output on CUDA2"),
+    ],
+)
+def test_a_split_answers_as_one_device_does(opened, backend, names: list[str], layers: list[int], where: str):
+    plain = opened(backend.devices()[0], exact=False)
+    prompt = plain.vocabulary.encode("The sea is deep and the sky is", special=False)
+    (device,) = (each for each in [*GPUS, backend.devices()[0]] if each.id == names[0])
+    split = opened(device, devices=names, layers=layers)
+    assert split.details["layers"] == where
+    assert generate(split, prompt, 8).tokens == generate(plain, prompt, 8).tokens
+
+
 def test_the_log_proves_where_every_layer_is(opened, backend):
     session = opened(backend.devices()[0])
     assert isinstance(session, Detailed)
@@ -82,7 +169,7 @@ def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(opened, b
 
 
 @pytest.mark.usefixtures("pretended")
-@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("gpu", GPUS[:2])
 def test_a_split_that_did_not_happen_is_an_error_with_both_sides(opened, gpu: Device):
     with pytest.raises(BackendError, match="did not split") as loud:
         opened(gpu, devices=["cuda:0", "cuda:1"])

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from edged.cli.layers_model import source_of
+from edged.cli.layers_table import UNNAMED, print_layer_plan
 from edged.cli.output import print_json, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest, ConfigError
@@ -101,8 +102,6 @@ def plan(session: Session, /, file: IO[bytes] | None, as_json: bool, **options: 
     if as_json:
         print_json({**msgspec.to_builtins(made), "words": said})
         return
-    from edged.cli.layers_table import print_layer_plan
-
     print_layer_plan(made, said)
 
 
@@ -143,7 +142,7 @@ def _candidates(asked: Asked) -> list[Candidate]:
     if (asked.stages is None) == (asked.devices is None):
         raise click.UsageError("give either --stages NUMBER or --devices NAME,...")
     if asked.devices is None:
-        return [Candidate(id=f"device:{number}") for number in range(asked.stages or 0)]
+        return [Candidate(id=f"{UNNAMED}{number}") for number in range(asked.stages or 0)]
     return [_candidate(part.strip()) for part in asked.devices.split(",")]
 
 

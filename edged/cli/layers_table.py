@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import click
@@ -10,6 +11,8 @@ from edged.cli.output import print_table, readable_bytes, readable_seconds, visi
 from edged.layers.plan import LayerPlan, PlannedStage
 
 HEADINGS = ("STAGE", "DEVICE", "LAYERS", "FROM-TO", "ENDS", "WEIGHTS", "KV CACHE", "STEP")
+UNNAMED = "device:"
+"""How `--stages` calls devices that it knows nothing about."""
 
 
 def print_layer_plan(plan: LayerPlan, words: Sequence[str]) -> None:
@@ -24,6 +27,8 @@ def print_layer_plan(plan: LayerPlan, words: Sequence[str]) -> None:
     click.echo()
     for line in _figures(plan):
         click.echo(line)
+    for line in _options(plan):
+        click.echo(visible(line))
     for each in plan.dropped:
         click.echo(f"left out: {visible(each.device)}: {each.why}")
     for line in words:
@@ -43,6 +48,14 @@ def _row(number: int, stage: PlannedStage, known: bool) -> tuple[str, ...]:
         readable_bytes(stage.cache_bytes) if stage.cache_bytes else "-",
         readable_seconds(stage.seconds) if known else f"{stage.seconds:g} layers",
     )
+
+
+def _options(plan: LayerPlan) -> list[str]:
+    """Write the plan as a generator's options, for both engines; TOML writes lists as JSON does."""
+    names = [stage.device for stage in plan.stages]
+    if any(name.startswith(UNNAMED) for name in names) or len(names) == 1:
+        return []
+    return [f"options: devices = {json.dumps(names)}, layers = {json.dumps(plan.sizes)}"]
 
 
 def _figures(plan: LayerPlan) -> list[str]:

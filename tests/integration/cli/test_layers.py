@@ -79,6 +79,7 @@ def test_a_table_for_people(tiny: str):
         "bubble:",
         "256 bytes a token",
         "8 bytes of ids",
+        'options: devices = ["cuda:0", "cpu"], layers = [3, 3]',
         "not speed",
     ):
         assert expected in found.stdout

@@ -145,7 +145,6 @@ def _start(spec: StageSpec) -> subprocess.Popen[bytes]:
         [sys.executable, "-P", "-m", "edged.layers"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
     )
     assert popen.stdin is not None
     try:

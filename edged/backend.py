@@ -16,6 +16,8 @@ import msgspec
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from edged.layers.report import LayerReport
+
 # A forward reference: clients that only need the messages start without paying for numpy.
 Array: TypeAlias = "npt.NDArray[Any]"
 Kind = Literal["cpu", "igpu", "gpu", "npu", "cuda", "webgpu", "simulated", "remote"]
@@ -233,6 +235,15 @@ class Detailed(Protocol):
     @property
     def details(self) -> Mapping[str, Any]:
         """Short facts for people, under names of their own: they join the stage's details."""
+        ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A session whose model is laid over several stages, each with some of the layers."""
+
+    def layer_report(self) -> LayerReport:
+        """What the stages did so far; `BackendError` names one that has died."""
         ...
 
 

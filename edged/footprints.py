@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edged.dispatch.dispatcher import Dispatcher
-from edged.governor.sensors import available_bytes, resident_bytes, total_memory_bytes
+from edged.governor.sensors import available_bytes, family_bytes, total_memory_bytes
 from edged.models.store import ModelStore
 from edged.placement.overrides import expected_bytes
 from edged.placement.room import Room
@@ -45,7 +45,7 @@ class Footprints:
         ledger, processes = self._dispatcher.ledger, self._dispatcher.processes()
         for incarnation in ledger.stages[stage].workers:
             if ledger.workers[incarnation].state == "ready":
-                yield resident_bytes(processes[incarnation].pid)
+                yield family_bytes(processes[incarnation].pid)
 
 
 def _form(spec: StageSpec) -> tuple[str, str, str]:

@@ -13,6 +13,7 @@ import msgspec
 
 from edged.backend import Sampling
 from edged.errors import BadRequest, ProtocolError
+from edged.layers.report import LayerReport
 
 T = TypeVar("T")
 
@@ -203,13 +204,19 @@ class Caches(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="caches
     counters: dict[str, CacheCounters]
 
 
+class Layers(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="layers"):
+    """How the stages of a worker's layer pipeline do, when that has changed, at most once a second."""
+
+    report: LayerReport
+
+
 class Trouble(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="trouble"):
     """What keeps a worker from its work although it lives, when that has changed; empty: nothing any more."""
 
     reason: str
 
 
-FromWorker = Ready | Done | Failed | Tokens | Gone | Pong | Fault | Caches | Trouble
+FromWorker = Ready | Done | Failed | Tokens | Gone | Pong | Fault | Caches | Layers | Trouble
 
 # ----------------------------------------------------------- payloads in slots
 

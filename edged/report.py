@@ -8,6 +8,7 @@ import msgspec
 
 from edged.config.tables import Rung
 from edged.governor.readings import Senses
+from edged.layers.report import LayerReport
 from edged.messages import CacheCounters
 from edged.placement.table import Plan
 
@@ -20,8 +21,11 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["starting", "ready", "stopping"]
     in_flight: int
     memory_bytes: int
+    """Resident; of a layer pipeline, the processes of all its stages together."""
     uptime_s: float
     load_s: float
+    layers: LayerReport | None = None
+    """How the stages of its layer pipeline do; None where it has none, or has not told yet."""
 
 
 class CacheReport(msgspec.Struct, frozen=True, kw_only=True):

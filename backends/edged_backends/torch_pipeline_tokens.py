@@ -9,9 +9,11 @@ import torch
 
 from edged.backend import Sampling, TokenEvent, Vocabulary
 from edged.errors import BackendError, ContextOverflow
+from edged.layers.account import account
 from edged.layers.assembly import Assembly
 from edged.layers.meter import Meter
 from edged.layers.pipeline import Pipeline
+from edged.layers.report import LayerReport
 from edged_backends.torch_vocabulary import TorchVocabulary
 
 
@@ -31,6 +33,7 @@ class PipelineTokenSession:
         self._asked = 0
         self.meter = Meter(assembly.shape.stages)
         self.shape = assembly.shape
+        self._specs = assembly.specs
         self._live: set[int] = set()
         self._pipeline: Pipeline | None = assembly.start(vocabulary.ends, self.meter)
         self.loaded = self._pipeline.loaded
@@ -96,6 +99,11 @@ class PipelineTokenSession:
     def bubble(self) -> float:
         """Share of the stages' time that was not spent computing, while there was work."""
         return self.meter.bubble(time.monotonic())
+
+    def layer_report(self) -> LayerReport:
+        """See `Layered.layer_report`."""
+        self._open().look()
+        return account(self._specs, self.shape.micro_batches, self.loaded, self.pids, self.meter)
 
     def close(self) -> None:
         """End all stages; idempotent."""

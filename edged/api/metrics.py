@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from edged.api.heat import machine_families
+from edged.api.layers import layer_families
 from edged.api.passing import bypass_families
 from edged.api.peers import peer_families
 from edged.api.rungs import governor_families
@@ -113,6 +114,7 @@ class StatusCollector(Collector):  # type: ignore[misc]  # the library is untype
             yield from _plan_families(status.plan)
         yield from _stage_families(status.stages)
         yield from bypass_families(status.stages)
+        yield from layer_families(status.stages)
         for name, text in _CACHE_GAUGES.items():
             yield _by_cache(GaugeMetricFamily, name, text, status.stages)
         for name, text in _CACHE_COUNTERS.items():

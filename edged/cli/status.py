@@ -10,6 +10,7 @@ import click
 
 from edged.cli import heat
 from edged.cli.governor_words import headline
+from edged.cli.layer_words import pipelines
 from edged.cli.output import print_json, print_table, readable_bytes, readable_seconds, styled, visible
 from edged.cli.peers import peer_line
 from edged.cli.session import Session, example, json_option, with_session
@@ -70,6 +71,9 @@ def status(session: Session, wait_s: float | None, as_json: bool) -> None:
             click.echo(line)
     click.echo()
     print_table(HEADINGS, [_row(stage) for stage in current.stages])
+    for stage in current.stages:
+        for line in pipelines(stage):
+            click.echo(line)
     _print_remarks(current)
 
 

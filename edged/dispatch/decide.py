@@ -56,6 +56,7 @@ from edged.messages import (
     Fault,
     FromWorker,
     Gone,
+    Layers,
     Ping,
     Pong,
     Ready,
@@ -132,11 +133,14 @@ def _asked(ledger: Ledger, event: Asked, now: float) -> list[Command]:
             assert_never(event)
 
 
-def _noted(worker: Worker, message: Caches | Trouble) -> list[Command]:
-    if isinstance(message, Caches):
-        worker.caches = message.counters
-    else:
-        worker.trouble = message.reason
+def _noted(worker: Worker, message: Caches | Layers | Trouble) -> list[Command]:
+    match message:
+        case Caches(counters):
+            worker.caches = counters
+        case Layers(report):
+            worker.layers = report
+        case Trouble(reason):
+            worker.trouble = reason
     return []
 
 
@@ -164,7 +168,7 @@ def _heard(ledger: Ledger, name: str, message: FromWorker, now: float) -> list[C
         case Pong():
             worker.pinged_at = 0.0
             return []
-        case Caches() | Trouble():
+        case Caches() | Layers() | Trouble():
             return _noted(worker, message)
         case _:
             assert_never(message)

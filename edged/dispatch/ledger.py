@@ -19,6 +19,7 @@ from edged.dispatch.peer import Pressure, Remote
 from edged.dispatch.queues import StageQueue
 from edged.dispatch.requests import StageTiming
 from edged.dispatch.usage import Steps, Utilisation
+from edged.layers.report import LayerReport
 from edged.messages import CacheCounters, Priority, SlotRef
 
 ENTRY = 0
@@ -165,6 +166,8 @@ class Worker:
     trouble: str = ""
     """What keeps it from its work although it lives, in its own words."""
     caches: dict[str, CacheCounters] = field(default_factory=dict)
+    layers: LayerReport | None = None
+    """Of its layer pipeline, where it has one and has told."""
     cores: int | None = None
     """Its core lease, 0 for a pause; None until it was told one: everything that its device has."""
     remote: Remote | None = None

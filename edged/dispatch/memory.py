@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edged.dispatch.events import Memory
-from edged.governor.sensors import available_bytes, resident_bytes
+from edged.governor.sensors import available_bytes, family_bytes
 from edged.workers.process import Process
 
 LOOK_S = 0.95
@@ -23,5 +23,5 @@ class MemoryWatch:
         if now - self._looked_at < LOOK_S:
             return None
         self._looked_at = now
-        resident = {name: resident_bytes(process.pid) for name, process in processes.items()}
+        resident = {name: family_bytes(process.pid) for name, process in processes.items()}
         return Memory(available_bytes(), resident)

@@ -11,7 +11,7 @@ import msgspec
 from edged import __version__
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.ledger import Ledger, Stage, Worker
-from edged.governor.sensors import load_average, resident_bytes
+from edged.governor.sensors import family_bytes, load_average, resident_bytes
 from edged.messages import CacheCounters
 from edged.placement.watch import Reading
 from edged.report import StageStatus, Status, WorkerStatus
@@ -157,7 +157,8 @@ def _worker(dispatcher: Dispatcher, worker: Worker, now: float) -> WorkerStatus:
         pid=pid,
         state="stopping" if worker.state == "dying" else worker.state,
         in_flight=len(worker.held),
-        memory_bytes=resident_bytes(pid),
+        memory_bytes=family_bytes(pid),
         uptime_s=now - worker.started_at,
         load_s=worker.load_s,
+        layers=worker.layers,
     )

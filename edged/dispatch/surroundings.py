@@ -6,10 +6,12 @@ import logging
 import os
 from collections import deque
 from collections.abc import Mapping
+from itertools import chain
 
 from edged.dispatch.events import Memory
 from edged.dispatch.memory import MemoryWatch
 from edged.governor.neighbours import Neighbours
+from edged.governor.sensors import family
 from edged.workers.process import Process, oom_kills
 
 logger = logging.getLogger("edged.dispatcher")
@@ -30,9 +32,8 @@ class Surroundings:
         """Read the machine: `taken`, and about once a second the memory, that of workers if `busy`."""
         self._oom_kills.append(oom_kills())
         try:
-            self.taken = self._neighbours.taken(
-                [os.getpid(), *(process.pid for process in processes.values())], now
-            )
+            started = chain.from_iterable(family(process.pid) for process in processes.values())
+            self.taken = self._neighbours.taken(chain([os.getpid()], started), now)
             found = self._memory.look(processes if busy else {}, now)
         except (OSError, ValueError) as error:
             if not self._blind:

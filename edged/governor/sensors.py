@@ -93,6 +93,19 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def family(pid: int) -> list[int]:
+    """Return a process and those that its main thread has started, as the stages of a layer pipeline are."""
+    try:
+        return [pid, *map(int, contents(f"/proc/{pid}/task/{pid}/children").split())]
+    except (OSError, ValueError):  # it is gone, or the kernel does not tell
+        return [pid]
+
+
+def family_bytes(pid: int) -> int:
+    """Resident memory of a process and of those that it has started, pages that they share counted twice."""
+    return sum(resident_bytes(each) for each in family(pid))
+
+
 def available_bytes() -> int:
     """Memory that programs can still have without swapping, by the kernel's estimate (MemAvailable)."""
     return int(psutil.virtual_memory().available)

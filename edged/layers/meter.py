@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 
 import msgspec
 
@@ -10,6 +10,8 @@ from edged.layers.wire import Job, Timing
 
 KEPT = 20_000
 """Timings kept for a timeline, when one is asked for."""
+PAUSE_S = 0.5
+"""An owner that lets this pass between two turns has paused the pipeline: that is no bubble."""
 
 
 class StageTimes(msgspec.Struct, kw_only=True):
@@ -32,7 +34,13 @@ class Meter:
         self.emitted = 0
         self.timeline: deque[tuple[int, Timing]] | None = None
         """Micro-batches and timings, for a plot."""
+        self.working_s: defaultdict[int, float] = defaultdict(float)
+        """Of the time with work: how long so many micro-batches had some."""
+        self.turned_s = 0.0
+        """When the last turn ended."""
         self._since_s: float | None = None
+        self._marked_s = 0.0
+        self._working = 0
 
     def keep_timeline(self) -> None:
         """Keep micro-batches and timings from now on, for a plot."""
@@ -41,13 +49,32 @@ class Meter:
     def begin(self, now_s: float) -> None:
         """Note that a job starts."""
         if self._since_s is None:
-            self._since_s = now_s
+            self._since_s = self._marked_s = now_s
 
     def rest(self, now_s: float) -> None:
         """Note that nothing is on its way any more."""
         if self._since_s is not None:
+            self._mark(now_s)
             self.span_s += now_s - self._since_s
             self._since_s = None
+
+    def turn(self, now_s: float, working: int) -> None:
+        """Note that a turn begins, while so many micro-batches have work."""
+        if self._since_s is not None and now_s - self.turned_s > PAUSE_S:
+            self.rest(self.turned_s)
+            self.begin(now_s)
+        self._mark(now_s)
+        self._working = working
+
+    def turned(self, now_s: float) -> None:
+        """Note that a turn has ended."""
+        self._mark(now_s)
+        self.turned_s = now_s
+
+    def _mark(self, now_s: float) -> None:
+        if self._since_s is not None:
+            self.working_s[self._working] += now_s - self._marked_s
+            self._marked_s = now_s
 
     def add(self, job: Job, emitted: int) -> None:
         """Count a job that came back."""

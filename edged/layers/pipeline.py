@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 
 from msgspec.structs import replace
 
@@ -20,6 +18,7 @@ from edged.layers.follower import follow
 from edged.layers.head import Head, HeadShape
 from edged.layers.hops import Channel
 from edged.layers.links import Links, process_links
+from edged.layers.meeting import Meeting
 from edged.layers.meter import Meter
 from edged.layers.runners import build
 from edged.layers.schedule import check
@@ -51,13 +50,28 @@ class Pipeline:
 
     def turn(self) -> list[TokenEvent] | None:
         """See `Head.turn`; a dead stage is named, and the others are ended at once."""
+        meter = self.head.meter
+        meter.turn(time.monotonic(), self.head.busy_lanes)
         try:
-            return self.head.turn()
+            told = self.head.turn()
         except BackendError as error:
-            self._broken = True
             blamed = self._crew.blamed(error)
-            self._crew.kill()
+            self._end()
             raise blamed from error
+        meter.turned(time.monotonic())
+        return told
+
+    def look(self) -> None:
+        """Raise `BackendError` that names a stage which died although nothing was on its way."""
+        try:
+            self._crew.check()
+        except BackendError:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        self._broken = True
+        self._crew.kill()
 
     def close(self) -> None:
         """End all stages; idempotent."""
@@ -91,9 +105,9 @@ def _in_processes(
     specs: Sequence[StageSpec], shape: HeadShape, ends: Callable[[int], bool], meter: Meter
 ) -> Pipeline:
     with ExitStack() as undo:
-        meeting = tempfile.mkdtemp(prefix="edged-layers-")
-        undo.callback(shutil.rmtree, meeting, ignore_errors=True)
-        own, *others = [replace(spec, meeting=meeting, parent=os.getpid()) for spec in specs]
+        meeting = Meeting()
+        undo.callback(meeting.close)
+        own, *others = [replace(spec, meeting=meeting.folder, parent=os.getpid()) for spec in specs]
         crew = Crew(others)
         undo.callback(crew.close)
         undo.callback(crew.kill)
@@ -102,8 +116,7 @@ def _in_processes(
         loaded = [first, *crew.loaded(LOAD_S)]
         links = _met(own, crew)
         undo.pop_all()
-    forget = partial(shutil.rmtree, meeting, ignore_errors=True)
-    links = Links(links.incoming, links.outgoing, _both(links.leave, forget))
+    links = Links(links.incoming, links.outgoing, _both(links.leave, meeting.close))
     return Pipeline(Head(Explained(runner, 0), links, shape, ends, meter), runner, links, crew, loaded)
 
 

@@ -24,7 +24,7 @@ class StageReport(msgspec.Struct, frozen=True, kw_only=True):
     wait_receive_s: float
     wait_send_s: float
     copy_s: float
-    """Of `busy_s`, or beside it, what copies between host and device took as far as compute waited for them."""
+    """What copies between host and device took, as far as compute waited for them."""
     received_bytes: int
     weight_bytes: int
     cache_bytes: int

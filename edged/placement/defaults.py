@@ -6,8 +6,10 @@ installed; the manifests order them by measurement (docs/operations.md, "Default
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,12 +27,18 @@ RUNTIMES: dict[str, tuple[str, str]] = {
     "openvino": ("openvino", "edged"),
     "llama_cpp": ("llama_cpp", "edged[llama]"),
     "openai": ("httpx", "edged[openai]"),
+    "torch_pipeline": ("torch", "edged[pipeline]"),
 }
 """Module whose presence makes a backend usable, and what to install for it; looked for, not imported."""
+DELIBERATE = frozenset({"simulated", "torch_pipeline"})
+"""Backends that a stage has only where somebody names them: a layer pipeline is for models that fit no
+device, and on one device it is slower than the others."""
 
 
 DEVICE, WORKERS, MAX_BATCH = "cpu", 1, 8
 """Of a stage for which neither the operator nor a plan says anything."""
+STUCK = 0.75
+"""Of a stage's `timeout_s`: a layer pipeline names the part that is stuck before its worker is killed."""
 REMOTE = "remote"
 """The device of a stage whose work a server does."""
 
@@ -48,18 +56,35 @@ def place(
         usable(name, stage.backend)
     variant = _variant(name, stage, store)
     backend = stage.backend or _first_present(variant, store)
-    own_cache = {"cache_dir": str(config.daemon.state_dir / "cache")} if backend == "openvino" else {}
     return StageSpec(
         name=name,
         kind=stage.kind,
         backend=backend,
-        device=stage.device or (REMOTE if backend == "openai" else DEVICE),
+        device=stage.device or _device(backend, stage),
         max_batch=stage.max_batch or MAX_BATCH,
         variant=variant,
-        options=own_cache | stage.options,
+        options=own_options(backend, stage, config.daemon.state_dir / "cache") | stage.options,
         library=config.library.dir,
         stream_interval_ms=stage.stream_interval_ms,
     )
+
+
+def own_options(backend: str, stage: Stage, cache_dir: Path) -> dict[str, Any]:
+    """Options of a backend that nobody has to write."""
+    match backend:
+        case "openvino":
+            return {"cache_dir": str(cache_dir)}
+        case "torch_pipeline":
+            return {"timeout_s": STUCK * stage.timeout_s}
+        case _:
+            return {}
+
+
+def _device(backend: str, stage: Stage) -> str:
+    """The default; of a layer pipeline, its first accelerator, with which the stage is lost."""
+    devices = stage.options.get("devices", ()) if backend == "torch_pipeline" else ()
+    found = next((each for each in devices if not str(each).startswith(DEVICE)), DEVICE)
+    return REMOTE if backend == "openai" else str(found)
 
 
 def filled(stage: Stage, choice: Choice) -> Stage:
@@ -84,8 +109,13 @@ def workers_of(stage: Stage, choice: Choice | None = None) -> int:
 
 
 def _first_present(variant: Variant, store: ModelStore) -> str:
-    order = store.catalogue.model(variant.model).variant(variant.name).backends
-    return next((backend for backend in order if _installed(backend)), order[0])
+    return first_present(store.catalogue.model(variant.model).variant(variant.name).backends)
+
+
+def first_present(order: Sequence[str]) -> str:
+    """The first backend of a manifest's list whose runtime is here, none of those that must be named."""
+    free = [backend for backend in order if backend not in DELIBERATE] or order
+    return next((backend for backend in free if _installed(backend)), free[0])
 
 
 def _installed(backend: str) -> bool:

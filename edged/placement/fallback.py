@@ -14,8 +14,8 @@ from edged.dispatch.losses import is_accelerator
 from edged.errors import EdgedError
 from edged.models.store import ModelStore
 from edged.placement.applied import OWN_OPTIONS
-from edged.placement.defaults import place
-from edged.placement.overrides import overridden
+from edged.placement.defaults import first_present, place
+from edged.placement.overrides import manifest_entry, overridden
 from edged.placement.standing import contradiction, options_of
 from edged.placement.table import Form, Plan
 from edged.report import Override
@@ -74,7 +74,14 @@ def _candidates(
     if runner_up is not None:
         yield runner_up.device, partial(_planned, name, stage, runner_up, home, config, store)
     cpu = SIMULATED_CPU if home.backend == "simulated" else CPU
-    yield cpu, partial(_written, name, stage, Fallback(device=cpu), home, config, store)
+    wanted = Fallback(device=cpu, backend=_on_cpu(home, store))
+    yield cpu, partial(_written, name, stage, wanted, home, config, store)
+
+
+def _on_cpu(home: StageSpec, store: ModelStore) -> str:
+    """The backend for the CPU where that of an accelerator is not for it; empty: it stays."""
+    rung = manifest_entry(home.variant, store) if home.backend == "torch_pipeline" else None
+    return first_present(rung.backends) if rung else ""
 
 
 def _written(

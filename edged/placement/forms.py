@@ -16,6 +16,7 @@ import msgspec
 
 from edged.backend import Device, Variant, parse_cores
 from edged.config.tables import Stage
+from edged.placement.defaults import DELIBERATE, own_options
 from edged.placement.table import Form
 from edged.workers.spec import StageSpec
 
@@ -100,13 +101,13 @@ def _of_variant(
 
 
 def _fitting(stage: Stage, entry: Present, runtimes: Sequence[Runtime]) -> list[Runtime]:
-    """Runtimes that open the variant; the simulated one only when the operator asks for it."""
+    """Runtimes that open the variant; some only when the operator asks for them."""
     order = {backend: place for place, backend in enumerate(entry.preferred)}
     fitting = [
         runtime
         for runtime in runtimes
         if entry.variant.format in runtime.formats
-        and (runtime.name == stage.backend or (not stage.backend and runtime.name != "simulated"))
+        and (runtime.name == stage.backend or (not stage.backend and runtime.name not in DELIBERATE))
     ]
     return sorted(fitting, key=lambda runtime: order.get(runtime.name, len(order)))
 
@@ -122,7 +123,7 @@ def _devices(stage: Stage, runtime: Runtime) -> list[Device]:
 
 
 def _threads(stage: Stage, device: Device, cores: int) -> tuple[int, ...]:
-    if device.kind != "cpu":
+    if device.kind != "cpu" or device.backend == "torch_pipeline":  # it shares the cores out itself
         return (0,)
     if fixed := stage.options.get("threads"):
         return (int(fixed),)
@@ -179,7 +180,7 @@ def _most_batch(stage: Stage, device: Device) -> int:
 
 
 def _spec(form: Form, stage: Stage, variant: Variant, box: Box) -> StageSpec:
-    own = {"cache_dir": str(box.cache_dir)} if form.backend == "openvino" else {}
+    own = own_options(form.backend, stage, box.cache_dir)
     threads = {"threads": form.threads} if form.threads else {}
     return StageSpec(
         name=form.stage,

@@ -7,12 +7,36 @@ from collections.abc import Sequence
 import msgspec
 
 from edged.backend import Variant
+from edged.catalogue import Rung
 from edged.config import Config, Stage
 from edged.errors import BadRequest, NotFound
 from edged.models.store import ModelStore
 from edged.placement.defaults import RUNTIMES, place, usable
 from edged.report import Override
 from edged.workers.spec import StageSpec
+
+GENERATORS = frozenset({"max_tokens", "answers_cache_mib"})
+"""Options of a generator, whatever runs it."""
+RUNTIMES_ALIKE = frozenset({"threads", "max_sequences", "context_tokens"})
+"""Options that every generator's runtime has, and means alike."""
+LAYERED = RUNTIMES_ALIKE | {
+    "block",
+    "devices",
+    "dtype",
+    "layers",
+    "micro_batches",
+    "mode",
+    "offload_cache",
+    "overlap",
+    "overlap_folder",
+    "overlap_from",
+    "prefill_tokens",
+    "running_prefill_tokens",
+    "split",
+    "timeout_s",
+    "transport",
+}
+"""Options of a layer pipeline."""
 
 
 def overridden(
@@ -26,7 +50,7 @@ def overridden(
     wanted = _completed(name, asked, now, stage, store)
     spec = place(name, _filled(stage, wanted), config, store)
     if now is None or spec.backend != now.backend:
-        return spec
+        return msgspec.structs.replace(spec, options=_understood(stage, spec))
     return msgspec.structs.replace(spec, options=_options(stage, now, spec), max_batch=now.max_batch)
 
 
@@ -94,15 +118,28 @@ def _filled(stage: Stage, wanted: Override) -> Stage:
     )
 
 
+def _understood(stage: Stage, spec: StageSpec) -> dict[str, object]:
+    """Without a layer pipeline's options where it becomes something else, and those that none knows."""
+    if spec.backend == "torch_pipeline":
+        return {key: value for key, value in spec.options.items() if key in LAYERED | GENERATORS}
+    layered = LAYERED - RUNTIMES_ALIKE if stage.backend == "torch_pipeline" else frozenset[str]()
+    return {key: value for key, value in spec.options.items() if key not in layered}
+
+
 def _options(stage: Stage, now: StageSpec, spec: StageSpec) -> dict[str, object]:
     """As now; a number of threads that nobody but a plan chose is for the device that it chose."""
     moved = spec.device != now.device and "threads" not in stage.options
     return {key: value for key, value in now.options.items() if not (moved and key == "threads")}
 
 
-def expected_bytes(variant: Variant, backend: str, store: ModelStore) -> int:
-    """What a worker takes by the manifest's measurement; 0 where there is none."""
+def manifest_entry(variant: Variant, store: ModelStore) -> Rung | None:
+    """What the manifest says of a variant; None where there is none, as of a simulated one."""
     model = store.catalogue.models.get(variant.model)
     rungs = {rung.name: rung for rung in model.variants} if model else {}
-    rung = rungs.get(variant.name)
+    return rungs.get(variant.name)
+
+
+def expected_bytes(variant: Variant, backend: str, store: ModelStore) -> int:
+    """What a worker takes by the manifest's measurement; 0 where there is none."""
+    rung = manifest_entry(variant, store)
     return rung.memory_bytes.get(backend, 0) if rung and backend in {*RUNTIMES, *rung.backends} else 0

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import msgspec
 
 from edged.backend import Variant
+from edged.birth import pin, settle
 from edged.errors import EdgedError
-from edged.governor.sensors import busy_s, energy, joules, resident_bytes
+from edged.governor.sensors import busy_s, cpu_s, energy, family, family_bytes, joules
 from edged.messages import Answer, ChatTask, EmbedTask, decoder
 from edged.placement.table import Work
 from edged.placement.workload import Requests, Workload
 from edged.stages.contract import BatchStage, Broken, Finished, Item, Progress, TokenStage, as_streaming
 from edged.stages.factory import build
-from edged.birth import pin, settle
 from edged.workers.spec import StageSpec
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Bench:
             length=outcome.prompt_tokens or length,
             cached_tokens=outcome.cached_tokens,
             new_tokens=outcome.new_tokens,
-            memory_bytes=resident_bytes(os.getpid()),
+            memory_bytes=family_bytes(os.getpid()),
             others=max(busy_s() - everybody_s - cpu_s, 0.0) / wall_s,
         )
 
@@ -226,9 +226,9 @@ def _found(stage: TokenStage) -> int:
 
 
 def _cpu_s() -> float:
-    """CPU seconds of this process, all threads, user and system."""
+    """CPU seconds of this process, all threads, user and system, and of the processes that it has started."""
     usage = getrusage(RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    return usage.ru_utime + usage.ru_stime + sum(map(cpu_s, family(os.getpid())[1:]))
 
 
 def _tokenizer(variant: Variant) -> Tokenizer | None:

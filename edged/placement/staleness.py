@@ -13,6 +13,7 @@ PACKAGES = {
     "onnx": ("onnxruntime",),
     "openvino": ("openvino", "openvino-genai"),
     "llama_cpp": ("llama-cpp-python",),
+    "torch_pipeline": ("torch", "transformers"),
 }
 """Distributions whose version decides what a backend costs, beside `edged` itself, whose stages it runs."""
 LENGTH_TOLERANCE = 0.25

@@ -17,6 +17,7 @@ from edged.errors import ConfigError, EdgedError
 from edged.models.store import ModelStore
 from edged.placement import passages
 from edged.placement.completeness import forgotten, without_lost
+from edged.placement.defaults import DELIBERATE
 from edged.placement.fingerprint import take
 from edged.placement.forms import Box, Candidate, Present, Runtime, candidates
 from edged.placement.staleness import stale, still_valid, undisturbed, workload_changes
@@ -34,7 +35,7 @@ def runtimes(stages: Mapping[str, Stage]) -> tuple[tuple[Runtime, ...], dict[str
     fixed = {stage.backend for stage in stages.values()}
     found, missing = [], {}
     for name in plugins.names():
-        if "" not in fixed and name not in fixed:
+        if name not in fixed and ("" not in fixed or name in DELIBERATE):
             continue
         try:
             backend = plugins.load(name)

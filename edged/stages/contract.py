@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, cast
 import msgspec
 
 from edged.errors import EdgedError
+from edged.layers.report import LayerReport
 from edged.messages import CacheCounters, Judgement
 
 Payload = bytes | Sequence[bytes | memoryview]
@@ -115,6 +116,10 @@ class TokenStage(Housekeeping, Protocol):
     @property
     def trouble(self) -> str:
         """What keeps the stage from its work although it lives; empty when nothing does."""
+        ...
+
+    def layer_report(self) -> LayerReport | None:
+        """How the stages of a layer pipeline do; None where there is none. `BackendError`: one has died."""
         ...
 
     @property

@@ -12,8 +12,19 @@ from typing import Any
 
 import msgspec
 
-from edged.backend import Detailed, Finish, Reaching, Sampling, TokenEvent, TokenSession, Usage, Variant
+from edged.backend import (
+    Detailed,
+    Finish,
+    Layered,
+    Reaching,
+    Sampling,
+    TokenEvent,
+    TokenSession,
+    Usage,
+    Variant,
+)
 from edged.errors import BadRequest, Cancelled, ConfigError, DeviceLost, EdgedError, from_code
+from edged.layers.report import LayerReport
 from edged.messages import Answer, CacheCounters, ChatTask, Citation, decoder, encode
 from edged.stages.answers import Answers, greedy
 from edged.stages.caches import identity_of, limit_option
@@ -105,6 +116,10 @@ class Generator:
     def trouble(self) -> str:
         """See `TokenStage.trouble`."""
         return self._session.trouble if isinstance(self._session, Reaching) else ""
+
+    def layer_report(self) -> LayerReport | None:
+        """See `TokenStage.layer_report`."""
+        return self._session.layer_report() if isinstance(self._session, Layered) else None
 
     @property
     def room(self) -> int:

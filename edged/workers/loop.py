@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from edged.errors import DeviceLost, EdgedError
 from edged.messages import (
     Batch,
-    CacheCounters,
-    Caches,
     Cancel,
     ClearCaches,
     Cores,
@@ -33,7 +31,6 @@ from edged.stages.contract import (
     BatchStage,
     Broken,
     Finished,
-    Housekeeping,
     Item,
     Judged,
     Payload,
@@ -43,45 +40,17 @@ from edged.stages.contract import (
 from edged.transport.links import Dealer
 from edged.transport.slots import Arena
 from edged.workers.coalescing import Coalescing, Event
+from edged.workers.telling import cache_teller, layer_teller, soonest
 
 Arenas = Mapping[int, Arena]
 
 BEAT_S = 1.0
 """A token loop that turns over but has nothing to tell (a long prefill) says so this often."""
 
-TELL_CACHES_S = 1.0
-"""The counters of the caches are told at most this often."""
-
-
-class CacheTeller:
-    """Tells the daemon how the caches do, when that has changed."""
-
-    def __init__(self, stage: Housekeeping, link: Dealer) -> None:
-        self._stage = stage
-        self._link = link
-        self._told: dict[str, CacheCounters] = {}
-        self._told_at = 0.0
-
-    def tell(self, *, now: bool = False) -> None:
-        """Send the counters, unless they are as before or were told a moment ago."""
-        clock_s = time.monotonic()
-        if not now and clock_s - self._told_at < TELL_CACHES_S:
-            return
-        counters = self._stage.cache_counters()
-        if counters != self._told:
-            self._told, self._told_at = counters, clock_s
-            self._link.send(Caches(counters))
-
-    def patience_ms(self) -> int | None:
-        """How long a loop without work may wait for a message: for ever once everything is told."""
-        if self._stage.cache_counters() == self._told:
-            return None
-        return max(1, round((self._told_at + TELL_CACHES_S - time.monotonic()) * 1000))
-
 
 def serve_batches(stage: BatchStage, link: Dealer, arenas: Arenas) -> None:
     """Answer micro-batches until told to stop. A batch stage is paused by giving it no batch."""
-    teller = CacheTeller(stage, link)
+    teller = cache_teller(stage, link)
     while True:
         match link.receive(teller.patience_ms()):
             case Batch(items):
@@ -186,7 +155,8 @@ class TokenLoop:
         self._stopping = False
         self._paused = False
         self._told_at = 0.0
-        self._caches = CacheTeller(stage, link)
+        self._caches = cache_teller(stage, link)
+        self._layers = layer_teller(stage, link)
         self._told_trouble = ""
         self._coalescing = Coalescing(stream_interval_s)
 
@@ -202,6 +172,7 @@ class TokenLoop:
                 self._tell(self._coalescing.pass_on(self._stage.step(), time.monotonic()))
             self._beat()
             self._caches.tell()
+            self._layers.tell()
 
     def _tell_trouble(self) -> None:
         if (trouble := self._stage.trouble) != self._told_trouble:
@@ -215,7 +186,7 @@ class TokenLoop:
     def _patience_ms(self) -> int | None:
         """How long to wait for a message: not at all between steps, else until there is something to do."""
         if not self._held:
-            return self._caches.patience_ms()
+            return soonest(self._caches.patience_ms(), self._layers.patience_ms())
         return round(BEAT_S * 1000) if self._paused else 0
 
     def _beat(self) -> None:

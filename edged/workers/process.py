@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edged.layers.meeting import sweep
 from edged.workers.spec import WorkerSpec, to_json
 
 
@@ -61,6 +62,7 @@ class Process:
         """Collect the exit status of a process that is gone, and put it in words."""
         status = self._popen.wait()
         os.close(self.pidfd)
+        sweep()  # what a layer pipeline that was killed has left behind
         if status < 0:
             return f"killed by {_signal_name(-status)}"
         return f"exit status {status}"

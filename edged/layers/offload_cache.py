@@ -10,6 +10,7 @@ import torch
 
 from edged.layers.rows import Places
 from edged.layers.streams import Mark, Streams, Transfer, Work
+from edged.layers.wire import Row
 
 
 class CacheShape(NamedTuple):
@@ -103,7 +104,7 @@ class OffloadedCache:
         slot = self._steps.pop((layer, part)).slot
         computed = self._streams.mark(Work("cache", "compute", layer, part, slot.number))
         rows = self._parts[part].rows
-        transfer = Transfer(partial(self._store, layer, part, slot))
+        transfer = Transfer(partial(self._store, layer, rows, slot))
         work = Work("cache", "store", layer, part, slot.number)
         slot.stored = self._streams.issue(work, transfer, (computed,))
         self._stored |= {(layer, row.slot): slot.stored for row in rows}
@@ -125,20 +126,21 @@ class OffloadedCache:
         if found is None:
             slot = self._slots[self._issued % len(self._slots)]
             self._issued += 1
-            stores = {self._stored.get((layer, row.slot)) for row in self._parts[part].rows}
+            rows = self._parts[part].rows
+            stores = {self._stored.get((layer, row.slot)) for row in rows}
             after = [mark for mark in (self._opened, slot.stored, *stores) if mark is not None]
             work = Work("cache", "load", layer, part, slot.number)
-            transfer = Transfer(partial(self._load, layer, part, slot))
+            transfer = Transfer(partial(self._load, layer, rows, slot))
             found = _Step(slot, self._streams.issue(work, transfer, after))
             self._steps[layer, part] = found
         return found
 
-    def _load(self, layer: int, part: int, slot: _Slot) -> None:
-        for number, row in enumerate(self._parts[part].rows):
+    def _load(self, layer: int, rows: Sequence[Row], slot: _Slot) -> None:
+        for number, row in enumerate(rows):
             past = self._host[layer][row.slot, : row.start]
             slot.store[number, : row.start].copy_(past, non_blocking=True)
 
-    def _store(self, layer: int, part: int, slot: _Slot) -> None:
-        for number, row in enumerate(self._parts[part].rows):
+    def _store(self, layer: int, rows: Sequence[Row], slot: _Slot) -> None:
+        for number, row in enumerate(rows):
             fresh = slot.store[number, row.start : row.start + row.count]
             self._host[layer][row.slot, row.start : row.start + row.count].copy_(fresh, non_blocking=True)

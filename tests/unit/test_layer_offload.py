@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,10 +11,14 @@ import pytest
 import torch
 
 from edged.backend import Sampling
+from edged.errors import BackendError, ConfigError
 from edged.layers import runners
+from edged.layers.assembly import Settings, assemble
 from edged.layers.share import Share
+from edged.layers.shelf import DiskShelf, MemoryShelf, Shelf
 from edged.layers.spec import Loaded, StageSpec
 from edged.layers.stage import Runner
+from edged.layers.streams import InOrder, Mark, Transfer, Work
 from edged.layers.wire import Job, Opened, Row
 
 RANDOM = "random:llama:layers={layers},hidden=64,heads=4,kv=2,intermediate=96,vocabulary=97,seed=5"
@@ -66,6 +71,15 @@ def _turn(runner: Runner, number: int, answers: list[list[int]], read: list[int]
         answers[slot].append(token)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These tensors are so small that a second thread only gets in the way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def resident_answers() -> dict[int, list[list[int]]]:
     found = {}
@@ -92,3 +106,308 @@ def test_the_answers_are_those_of_resident_weights(
         assert told(runner) == resident_answers[layers]
     finally:
         runner.close()
+
+
+# ------------------------------------------------------------------ the order of copies and compute
+
+
+class Watched(InOrder):
+    """Runs in order, and writes down what is issued, waited for and marked."""
+
+    def __init__(self, forget: str = "") -> None:
+        super().__init__()
+        self.forget = forget
+        self.log: list[tuple[str, Work, tuple[int, ...]]] = []
+        """What, which, and behind which entries of this log."""
+
+    def _entry(self, what: str, work: Work, after: tuple[int, ...] = ()) -> int:
+        self.log.append((what, work, after))
+        return len(self.log) - 1
+
+    def issue(self, work: Work, transfer: Transfer, after: Sequence[Mark] = ()) -> Mark:
+        super().issue(work, transfer)
+        return self._entry("issue", work, () if self.forget == work.stream else tuple(after))
+
+    def wait(self, mark: Mark) -> None:
+        self._entry("wait", self.log[mark][1], () if self.forget == "wait" else (mark,))
+
+    def mark(self, work: Work) -> Mark:
+        return self._entry("mark", work)
+
+    @property
+    def loaded(self) -> list[int]:
+        """Layers whose weights were loaded, in order."""
+        return [work.layer for what, work, _ in self.log if (what, work.matter) == ("issue", "weights")]
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, of: StageSpec, forget: str = "") -> tuple[Runner, Watched]:
+    streams = Watched(forget)
+    monkeypatch.setattr(runners, "streams_for", lambda _device: streams)
+    return built(of)[0], streams
+
+
+def races(log: Sequence[tuple[str, Work, tuple[int, ...]]]) -> list[tuple[Work, Work]]:
+    """List pairs that touch the same memory, one of them writing, and that no order holds apart.
+
+    A GPU's streams keep their own order; between streams only events do. What is in no path of the two
+    may happen in either order.
+    """
+    last: dict[str, int] = {}
+    before: list[set[int]] = []
+    touched: dict[tuple[object, ...], list[tuple[int, bool]]] = {}
+    found = []
+    for number, (what, work, after) in enumerate(log):
+        stream = work.stream if what == "issue" else "compute"
+        direct = {*after, *([last[stream]] if stream in last else [])}
+        before.append(direct.union(*(before[each] for each in direct)))
+        last[stream] = number
+        for memory, writes in _touches(work) if what != "wait" else ():
+            for other, wrote in touched.setdefault(memory, []):
+                if (writes or wrote) and other not in before[number]:
+                    found.append((log[other][1], work))
+            touched[memory].append((number, writes))
+    return found
+
+
+def _touches(work: Work) -> list[tuple[tuple[object, ...], bool]]:
+    if work.slot < 0:
+        return []
+    room = ("room", work.matter, work.slot)
+    if work.matter == "weights":
+        return [(room, work.kind == "load")]
+    host = ("host", work.layer, work.part)  # the rows of a part are the same in all jobs of these tests
+    return {
+        "load": [(room, True), (host, False)],
+        "compute": [(room, True)],
+        "store": [(room, False), (host, True)],
+    }[work.kind]
+
+
+def jobs(runner: Runner, count: int) -> None:
+    answers, read = [list(prompt) for prompt in PROMPTS], [0] * len(PROMPTS)
+    for number in range(count):
+        _turn(runner, number, answers, read, list(range(len(PROMPTS))))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("overlap", "block"), COMBINATIONS)
+def test_no_two_streams_race_for_memory(monkeypatch, overlap: str, block: int, layers: int):
+    runner, streams = watched(monkeypatch, spec(layers, overlap=overlap, block=block, offload_cache=True))
+    jobs(runner, 3)
+    runner.close()
+    assert streams.log
+    assert not races(streams.log)
+
+
+@pytest.mark.parametrize("forget", ["weights_load", "cache_load", "cache_store", "wait"])
+def test_a_forgotten_event_is_a_race(monkeypatch, forget: str):
+    runner, streams = watched(monkeypatch, spec(overlap="multi", block=2, offload_cache=True), forget)
+    jobs(runner, 3)
+    runner.close()
+    assert races(streams.log)
+
+
+def test_none_loads_a_layer_when_the_one_before_has_computed(monkeypatch):
+    runner, streams = watched(monkeypatch, spec(4, overlap="none"))
+    jobs(runner, 2)
+    runner.close()
+    story = [(what, work.kind, work.layer) for what, work, _ in streams.log]
+    one_layer = [("issue", "load"), ("wait", "load"), ("mark", "compute")]
+    assert story == [(*step, layer) for _ in range(2) for layer in range(4) for step in one_layer]
+
+
+def test_single_issues_the_next_load_before_a_layer_computes(monkeypatch):
+    runner, streams = watched(monkeypatch, spec(4, overlap="single"))
+    jobs(runner, 2)
+    runner.close()
+    story = [(what, work.layer) for what, work, _ in streams.log]
+    expected = [("issue", 0)]
+    for layer in [0, 1, 2, 3] * 2:
+        expected += [("wait", layer), ("issue", (layer + 1) % 4), ("mark", layer)]
+    assert story == expected
+
+
+def test_a_load_begins_when_the_room_is_free_not_when_all_compute_has_ended(monkeypatch):
+    runner, streams = watched(monkeypatch, spec(4, overlap="single"))
+    jobs(runner, 2)
+    runner.close()
+    loads = [(work, after) for what, work, after in streams.log if what == "issue"][2:]
+    for work, after in loads:
+        assert [streams.log[mark][1] for mark in after] == [
+            Work("weights", "compute", (work.layer - 2) % 4, -1, work.slot)
+        ]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 4])
+def test_multi_loads_a_layer_once_for_all_parts(monkeypatch, block: int):
+    runner, streams = watched(monkeypatch, spec(4, overlap="multi", block=block))
+    jobs(runner, 3)
+    runner.close()
+    assert streams.loaded == [0, 1, 2, 3] * 3 + [0]
+
+
+def test_multi_loads_the_next_part_of_the_cache_and_stores_the_last_one_meanwhile(monkeypatch):
+    runner, streams = watched(monkeypatch, spec(2, overlap="multi", block=2, offload_cache=True))
+    jobs(runner, 1)
+    runner.close()
+    story = [
+        (work.kind, work.layer, work.part)
+        for what, work, _ in streams.log
+        if work.matter == "cache" and work.slot >= 0 and what != "wait"
+    ]
+    assert story == [
+        *[("load", 0, 0), ("load", 0, 1), ("compute", 0, 0), ("store", 0, 0)],
+        *[("load", 1, 0), ("compute", 0, 1), ("store", 0, 1)],
+        *[("load", 1, 1), ("compute", 1, 0), ("store", 1, 0)],
+        *[("compute", 1, 1), ("store", 1, 1)],
+    ]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_layers_that_fit_their_rooms_are_loaded_once(monkeypatch, layers: int):
+    runner, streams = watched(monkeypatch, spec(layers, overlap="single"))
+    jobs(runner, 3)
+    runner.close()
+    assert streams.loaded == list(range(layers))
+
+
+class Late(Watched):
+    """Does nothing until compute waits for it: the latest order that events allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left: dict[str, list[int]] = {}
+        self._transfers: dict[int, Transfer] = {}
+
+    def issue(self, work: Work, transfer: Transfer, after: Sequence[Mark] = ()) -> Mark:
+        number = self._entry("issue", work, tuple(after))
+        self._transfers[number] = transfer
+        self._left.setdefault(work.stream, []).append(number)
+        return number
+
+    def wait(self, mark: Mark) -> None:
+        super().wait(mark)
+        self._run(mark)
+
+    def _run(self, mark: int) -> None:
+        queue = self._left.get(self.log[mark][1].stream, [])
+        while mark in queue:
+            first = queue.pop(0)
+            for each in self.log[first][2]:
+                self._run(each)
+            super().issue(self.log[first][1], self._transfers.pop(first))
+            self.log.pop()
+
+
+@pytest.mark.parametrize("source", ["memory", "disk"])
+@pytest.mark.parametrize(("overlap", "block"), COMBINATIONS)
+def test_copies_that_come_as_late_as_events_allow_change_nothing(
+    monkeypatch, resident_answers, tmp_path: Path, overlap: str, block: int, source: str
+):
+    monkeypatch.setattr(runners, "streams_for", lambda _device: Late())
+    changes = {"overlap": overlap, "block": block, "overlap_from": source, "offload_cache": True}
+    runner, _ = built(spec(**changes, overlap_folder=str(tmp_path)))
+    try:
+        assert told(runner) == resident_answers[5]
+    finally:
+        runner.close()
+
+
+# ------------------------------------------------------------------ memory, refusals, failures
+
+
+def test_the_device_holds_two_layers_and_the_ends(resident_answers, tmp_path: Path):
+    runner, everything = built(spec(5))
+    runner.close()
+    for overlap, rooms in (("none", 1), ("single", 2), ("multi", 2)):
+        runner, loaded = built(spec(5, overlap=overlap))
+        runner.close()
+        layer = loaded.host_weight_bytes // 5
+        assert everything.weight_bytes - loaded.weight_bytes == (5 - rooms) * layer
+    runner, loaded = built(spec(5, overlap="single", overlap_from="disk", overlap_folder=str(tmp_path)))
+    assert (loaded.host_weight_bytes, loaded.disk_weight_bytes) == (0, 5 * layer)
+    assert not list(tmp_path.iterdir())  # it has no name: nothing stays behind, however the process ends
+    runner.close()
+
+
+def test_the_cache_on_the_device_is_three_parts():
+    runner, loaded = built(spec(5, overlap="multi", block=3, offload_cache=True))
+    runner.close()
+    row = 2 * 2 * 16 * 4  # keys and values, heads, dimension, float32
+    rows = 2  # five in three parts
+    assert loaded.cache_bytes == 3 * rows * (CONTEXT_TOKENS + 1) * row
+    assert loaded.host_cache_bytes == 5 * len(PROMPTS) * CONTEXT_TOKENS * row
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"block": 2}, "block"),
+        ({"block": 2, "overlap": "single"}, "block"),
+        ({"offload_cache": True}, "offload_cache"),
+        ({"overlap_from": "disk"}, "overlap_from"),
+    ],
+)
+def test_what_makes_no_sense_together_is_refused(changes, param: str):
+    with pytest.raises(ConfigError) as found:
+        assemble(RANDOM.format(layers=2), Settings(**changes))
+    assert found.value.param == param
+    with pytest.raises(ConfigError):
+        built(spec(2, **changes))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="nowhere") as found:
+        built(spec(overlap="single", overlap_from="disk", overlap_folder=str(tmp_path / "nowhere")))
+    assert found.value.param == "overlap_folder"
+
+
+@pytest.fixture(params=["memory", "disk"])
+def shelf(request, tmp_path: Path):
+    made = MemoryShelf(pinned=False) if request.param == "memory" else DiskShelf(str(tmp_path), staged=False)
+    yield made
+    made.close()
+
+
+def test_a_layer_of_another_shape_is_refused(shelf: Shelf):
+    shelf.put({"a": torch.zeros(3, 4), "b": torch.zeros(5)})
+    with pytest.raises(BackendError, match="same shape"):
+        shelf.put({"a": torch.zeros(3, 4), "b": torch.zeros(6)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_packed_comes_back(shelf: Shelf, dtype: torch.dtype):
+    layers = [{"a": torch.randn(3, 4).to(dtype), "b": torch.randn(5).to(dtype)} for _ in range(3)]
+    for layer in layers:
+        shelf.put(layer)
+    assert shelf.layout is not None
+    flat = shelf.layout.empty()
+    for number in (2, 0, 1):
+        InOrder().issue(Work("weights", "load", number, -1, 0), shelf.transfer(number, flat))
+        views = shelf.layout.views(flat)
+        assert all(torch.equal(views[name], layers[number][name]) for name in views)
+        assert all(view.data_ptr() % 64 == flat.data_ptr() % 64 for view in views.values())
+
+
+def test_weights_that_cannot_be_read_fail_the_job_and_no_later_one(
+    monkeypatch, resident_answers, tmp_path: Path
+):
+    runner, _ = built(spec(overlap="single", overlap_from="disk", overlap_folder=str(tmp_path)))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.preadv", _broken_after(2))
+        with pytest.raises(BackendError, match="layer 2 could not be read"):
+            jobs(runner, 1)
+    assert told(runner) == resident_answers[5]
+    runner.close()
+
+
+def _broken_after(count: int) -> Callable[..., int]:
+    read, calls = os.preadv, []
+
+    def preadv(*arguments: object) -> int:
+        calls.append(arguments)
+        if len(calls) > count:
+            raise OSError(5, "Input/output error")
+        return read(*arguments)  # type: ignore[arg-type]
+
+    return preadv

@@ -2,15 +2,15 @@
 
 A stage takes so long for a micro-batch: something whatever it holds, a layer's time for each layer, and what
 its ends take. Four stages tell these apart: one layer, several layers, one layer behind the embedding, one
-before the head. They take turns, so that whatever slows the machine meanwhile slows all of them, and the
-median of each counts.
+before the head. They take turns, so that whatever slows the machine meanwhile slows all of them; of each the
+lower quartile counts, since neighbours only ever make a step longer.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
+from statistics import quantiles
 from typing import NamedTuple
 
 import torch
@@ -65,7 +65,7 @@ def measure(setting: Setting, rounds: int, progress: Progress = lambda _done, _o
     }
     probes = {name: _probe(setting, share) for name, share in shares.items()}
     try:
-        seconds = _medians(setting, probes, rounds, progress)
+        seconds = _quartiles(setting, probes, rounds, progress)
     finally:
         for probe in probes.values():
             probe.runner.close()
@@ -97,7 +97,7 @@ def _probe(setting: Setting, share: Share) -> _Probe:
     return _Probe(runner, torch.full(shape, 0.01, dtype=getattr(torch, setting.dtype)))
 
 
-def _medians(
+def _quartiles(
     setting: Setting, probes: dict[str, _Probe], rounds: int, progress: Progress
 ) -> dict[str, float]:
     last = setting.context_tokens - 1
@@ -110,7 +110,7 @@ def _medians(
         for name, probe in probes.items():
             took[name].append(_once(probe, job if number else first, device))
         progress(max(0, number + 1 - WARM_UP), rounds)
-    return {name: median(each[WARM_UP:]) for name, each in took.items()}
+    return {name: quantiles(each[WARM_UP:], n=4)[0] for name, each in took.items()}
 
 
 def _once(probe: _Probe, job: Job, device: torch.device) -> float:

@@ -8,7 +8,7 @@ import torch
 
 from edged.errors import EdgedError
 from edged.layers.checkpoint import weights
-from edged.layers.shelf import DiskShelf, Layout, MemoryShelf, Shelf, shelve
+from edged.layers.shelf import DiskShelf, MemoryShelf, Shelf, shelve
 from edged.layers.spec import StageSpec
 from edged.layers.stage import Parts, filled
 from edged.layers.streams import Mark, Streams, Work
@@ -17,16 +17,15 @@ from edged.layers.streams import Mark, Streams, Work
 class _Slot:
     """Room for one layer on the device; its modules, one a layer, are views of the same memory."""
 
-    def __init__(self, number: int, flat: torch.Tensor, layout: Layout, parts: Parts, layers: int) -> None:
+    def __init__(self, number: int, flat: torch.Tensor, modules: list[torch.nn.Module], made: Mark) -> None:
         self.number = number
         self.flat = flat
-        views = layout.views(flat)
-        self.modules = [filled(parts.layer(layer), views) for layer in range(layers)]
+        self.modules = modules
         self.holds: int | None = None
         self.loaded: Mark | None = None
         """The end of the load, until compute waits for it."""
-        self.computed: Mark | None = None
-        """The end of the last compute that read it."""
+        self.computed = made
+        """The end of the last compute that touched it."""
 
 
 class OffloadedLayers:
@@ -40,13 +39,14 @@ class OffloadedLayers:
         self, shelf: Shelf, parts: Parts, streams: Streams, device: torch.device, *, ahead: bool
     ) -> None:
         assert shelf.layout is not None, "a stage without layers"
-        layout = shelf.layout
         self._shelf = shelf
         self._streams = streams
         self._ahead = ahead
+        flats = [shelf.layout.empty(device) for _ in range(1 + (ahead and shelf.layers > 1))]
+        made = streams.mark(Work("weights", "compute", -1, -1, -1))
         self._slots = [
-            _Slot(number, layout.empty(device), layout, parts, shelf.layers)
-            for number in range(1 + (ahead and shelf.layers > 1))
+            _Slot(number, flat, _modules(shelf.layout.views(flat), parts, shelf.layers), made)
+            for number, flat in enumerate(flats)
         ]
 
     @property
@@ -78,9 +78,9 @@ class OffloadedLayers:
                 return slot
         slot = next(slot for slot in self._slots if slot is not busy)
         slot.holds = None  # until a load that may fail is issued
-        after = () if slot.computed is None else (slot.computed,)
         transfer = self._shelf.transfer(layer, slot.flat)
-        slot.loaded = self._streams.issue(Work("weights", "load", layer, -1, slot.number), transfer, after)
+        work = Work("weights", "load", layer, -1, slot.number)
+        slot.loaded = self._streams.issue(work, transfer, (slot.computed,))
         slot.holds = layer
         return slot
 
@@ -95,6 +95,10 @@ class OffloadedLayers:
         self._streams.close()
         self._slots = []
         self._shelf.close()
+
+
+def _modules(views: dict[str, torch.Tensor], parts: Parts, layers: int) -> list[torch.nn.Module]:
+    return [filled(parts.layer(layer), views) for layer in range(layers)]
 
 
 def shelf_for(spec: StageSpec, device: torch.device) -> Shelf:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 
-from edged.backend import Sampling
+from edged.backend import Sampling, Variant
 from edged.errors import BackendError, ConfigError
 from edged.layers import runners
 from edged.layers.assembly import Settings, assemble
 from edged.layers.share import Share
-from edged.layers.shelf import DiskShelf, MemoryShelf, Shelf
+from edged.layers.shelf import DiskShelf, Layout, MemoryShelf, Shelf
 from edged.layers.spec import Loaded, StageSpec
 from edged.layers.stage import Runner
-from edged.layers.streams import InOrder, Mark, Transfer, Work
+from edged.layers.streams import CudaStreams, InOrder, Mark, Transfer, Work
 from edged.layers.wire import Job, Opened, Row
 
 RANDOM = "random:llama:layers={layers},hidden=64,heads=4,kv=2,intermediate=96,vocabulary=97,seed=5"
@@ -170,8 +171,8 @@ def races(log: Sequence[tuple[str, Work, tuple[int, ...]]]) -> list[tuple[Work, 
 
 
 def _touches(work: Work) -> list[tuple[tuple[object, ...], bool]]:
-    if work.slot < 0:
-        return []
+    if work.slot < 0:  # rooms are made, or a job begins where another may have left off
+        return [(("room", work.matter, slot), False) for slot in range(3)]
     room = ("room", work.matter, work.slot)
     if work.matter == "weights":
         return [(room, work.kind == "load")]
@@ -211,7 +212,7 @@ def test_none_loads_a_layer_when_the_one_before_has_computed(monkeypatch):
     runner, streams = watched(monkeypatch, spec(4, overlap="none"))
     jobs(runner, 2)
     runner.close()
-    story = [(what, work.kind, work.layer) for what, work, _ in streams.log]
+    story = [(what, work.kind, work.layer) for what, work, _ in streams.log if work.slot >= 0]
     one_layer = [("issue", "load"), ("wait", "load"), ("mark", "compute")]
     assert story == [(*step, layer) for _ in range(2) for layer in range(4) for step in one_layer]
 
@@ -220,7 +221,7 @@ def test_single_issues_the_next_load_before_a_layer_computes(monkeypatch):
     runner, streams = watched(monkeypatch, spec(4, overlap="single"))
     jobs(runner, 2)
     runner.close()
-    story = [(what, work.layer) for what, work, _ in streams.log]
+    story = [(what, work.layer) for what, work, _ in streams.log if work.slot >= 0]
     expected = [("issue", 0)]
     for layer in [0, 1, 2, 3] * 2:
         expected += [("wait", layer), ("issue", (layer + 1) % 4), ("mark", layer)]
@@ -411,3 +412,141 @@ def _broken_after(count: int) -> Callable[..., int]:
         return read(*arguments)  # type: ignore[arg-type]
 
     return preadv
+
+
+@pytest.mark.parametrize(("overlap", "block"), COMBINATIONS)
+def test_a_job_that_fails_among_the_layers_leaves_the_next_ones_right(
+    resident_answers, overlap: str, block: int
+):
+    runner, _ = built(spec(overlap=overlap, block=block, offload_cache=True))
+    jobs(runner, 1)
+    beyond = Job(1, 0, (Row(0, CONTEXT_TOKENS + 1, 1, True),), ())
+    with pytest.raises((RuntimeError, IndexError)):
+        runner.run(beyond, torch.tensor([[3]]))
+    assert told(runner) == resident_answers[5]
+    runner.close()
+
+
+# ------------------------------------------------------------------ the code for GPUs, without one
+
+
+class FakeEvent:
+    """A double of `torch.cuda.Event`: a moment."""
+
+    def __init__(self, *, enable_timing: bool = False) -> None:
+        self.timed = enable_timing
+        self.at_s = -1.0
+
+    def record(self, stream: FakeStream) -> None:
+        self.at_s = stream.at_s = stream.at_s + 1
+
+    def query(self) -> bool:
+        return self.at_s >= 0
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.timed
+        assert end.timed
+        return (end.at_s - self.at_s) * 1000
+
+
+class FakeStream:
+    """A double of `torch.cuda.Stream`: what is issued is done at once."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.at_s = 0.0
+        self.waited = 0
+
+    def wait_event(self, event: FakeEvent) -> None:
+        assert event.query()
+        self.waited += 1
+
+    def record_event(self) -> FakeEvent:
+        event = FakeEvent()
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        pass
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeStream:
+    """Doubles in place of torch's: they show that the calls fit together, not what a GPU makes of them."""
+    for double, real in ((FakeEvent, torch.cuda.Event), (FakeStream, torch.cuda.Stream)):
+        assert all(hasattr(real, name) for name in vars(double) if not name.startswith("__"))
+        monkeypatch.setattr(torch.cuda, real.__name__, double)
+    compute = FakeStream()
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: compute)
+    empty = Layout.empty
+    monkeypatch.setattr(Layout, "empty", lambda layout, device=None, *, pinned=False: empty(layout, device))
+    monkeypatch.setattr(runners, "streams_for", CudaStreams)
+    monkeypatch.setattr(
+        runners,
+        "shelf_for",
+        lambda of, _device: (
+            DiskShelf(str(tmp_path), staged=True) if of.overlap_from == "disk" else MemoryShelf(pinned=True)
+        ),
+    )
+    return compute
+
+
+@pytest.mark.parametrize("source", ["memory", "disk"])
+@pytest.mark.parametrize(("overlap", "block"), COMBINATIONS)
+def test_the_code_for_gpus_keeps_the_answers(
+    gpu: FakeStream, resident_answers, overlap: str, block: int, source: str
+):
+    changes = {"overlap": overlap, "block": block, "overlap_from": source, "offload_cache": True}
+    runner, _ = built(spec(5, **changes))
+    try:
+        assert told(runner) == resident_answers[5]
+        assert runner.copy_s == gpu.waited  # the doubles' clock ticks once for each pair of events
+    finally:
+        runner.close()
+
+
+def test_what_fails_on_the_thread_that_reads_fails_the_job(gpu: FakeStream, monkeypatch, resident_answers):
+    runner, _ = built(spec(overlap="single", overlap_from="disk"))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.preadv", _broken_after(2))
+        with pytest.raises(BackendError, match="layer 2 could not be read"):
+            jobs(runner, 1)
+    with suppress(BackendError):  # the load that was under way
+        jobs(runner, 1)
+    assert told(runner) == resident_answers[5]
+    runner.close()
+
+
+# ------------------------------------------------------------------ whole pipelines
+
+
+def answers_of(source: str, **options: object) -> list[list[int]]:
+    """Answer prompts through a pipeline of two stages."""
+    chosen = {"devices": ("cpu", "cpu"), "transport": "threads", "max_sequences": 6, "context_tokens": 64}
+    pipeline = assemble(source, Settings(**{**chosen, **options})).start(lambda _token: False)
+    answers: dict[int, list[int]] = {number: [] for number in range(len(PROMPTS))}
+    try:
+        for number, prompt in enumerate(PROMPTS):
+            pipeline.head.start(number, prompt, Sampling(), 4)
+        while (events := pipeline.turn()) is not None:
+            for event in events:
+                answers[event.sequence] += event.tokens
+    finally:
+        pipeline.close()
+    return list(answers.values())
+
+
+def test_a_pipeline_of_stages_larger_than_their_devices(tmp_path: Path):
+    source = RANDOM.format(layers=6)
+    offloaded = {"overlap": "multi", "block": 2, "offload_cache": True}
+    resident = answers_of(source)
+    assert all(len(answer) == 4 for answer in resident)
+    assert answers_of(source, **offloaded) == resident
+    assert answers_of(source, **offloaded, overlap_from="disk", overlap_folder=str(tmp_path)) == resident
+
+
+def test_a_real_model_from_disk(variant: Callable[[str, str], Variant], tmp_path: Path):
+    source = str(variant("smollm2-135m-instruct", "q4_1").path)
+    multi = {"overlap": "multi", "block": 3, "offload_cache": True}
+    disk = {"overlap_from": "disk", "overlap_folder": str(tmp_path)}
+    assert answers_of(source, **multi, **disk) == answers_of(source)

@@ -5,7 +5,8 @@
 
 One JSON line for each variant and backend: resident_bytes, and baseline_bytes before the session was
 opened. Every measurement is a fresh process after work of a fixed size: an encoder runs 8 texts of
-128 tokens; a generator reads 256 tokens and writes 16. Manifests round up to a megabyte.
+128 tokens; a generator reads 256 tokens and writes 16. A layer pipeline has two
+stages. Manifests round up to a megabyte.
 """
 
 from __future__ import annotations
@@ -28,8 +29,14 @@ BATCH, LENGTH_TOKENS = 8, 128
 PROMPT_TOKENS, NEW_TOKENS = 256, 16
 
 
+OPTIONS = {"torch_pipeline": {"devices": ["cpu", "cpu"]}}
+"""Where a backend is measured otherwise than by its defaults: a layer pipeline with two stages."""
+
+
 def resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)
+    """Of this process and of those that it has started."""
+    process = psutil.Process()
+    return sum(int(each.memory_info().rss) for each in (process, *process.children()))
 
 
 def use_encoder(session: TensorSession) -> None:
@@ -50,7 +57,7 @@ def measure(variant: Variant, backend_name: str) -> dict[str, object]:
     backend = plugins.load(backend_name)
     device = next(device for device in backend.devices() if device.kind == "cpu" and not device.unusable)
     baseline_bytes = resident_bytes()
-    session = backend.open(variant, device, {})
+    session = backend.open(variant, device, OPTIONS.get(backend_name, {}))
     (use_generator if variant.task == "generate" else use_encoder)(session)  # type: ignore[operator]
     found = {"resident_bytes": resident_bytes(), "baseline_bytes": baseline_bytes}
     session.close()

@@ -15,10 +15,14 @@ TASKS = {"retriever": "embed", "reranker": "rerank", "generator": "generate"}
 
 
 def check_names(config: Config) -> None:
-    """Raise `ConfigError` for the first stage that names an unknown model, variant or backend."""
+    """Raise `ConfigError` for the first stage that names something unknown, or a runtime that is missing."""
+    from edged.placement.defaults import usable
+
     for name, stage in config.stages.items():
         for field, problem in _problems(stage):
             raise ConfigError(f"stages.{name}.{field}: {problem}", param=f"stages.{name}.{field}")
+        if stage.backend and stage.workers != 0:
+            usable(name, stage.backend)
 
 
 def _problems(stage: Stage) -> Iterator[tuple[str, str]]:

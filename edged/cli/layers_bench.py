@@ -81,6 +81,9 @@ def bench(  # noqa: PLR0917 - one argument per option, passed by name
     """
     if (synthetic is None) == (model is None):
         raise click.UsageError("give either --synthetic DURATION or --model MODEL")
+    from edged.plugins import load
+
+    load("torch_pipeline")  # it says what to install where torch is missing
     source = source_of(session, model) if model else ""
     cases = [(mode, n, m) for mode in modes or ("ring",) for n in stages for m in micro_batches or (n,)]
     ran: list[Ran] = []

@@ -93,10 +93,11 @@ def run(
 def _answers(
     source: str, settings: dict[str, Any], texts: Sequence[str], tokens: int, plot: Path | None
 ) -> tuple[Ran, list[Any], list[str]]:
-    from edged.layers import timeline, trial
     from edged.plugins import load
 
-    backend = load("torch_pipeline")
+    backend = load("torch_pipeline")  # first: it says what to install where torch is missing
+    from edged.layers import timeline, trial
+
     variant = variant_of(source)
     session = cast("PipelineSession", backend.open(variant, backend.devices()[0], settings))
     try:

@@ -9,13 +9,13 @@ import time
 from typing import cast
 
 from edged import log
+from edged.birth import pin, settle
 from edged.errors import EdgedError
 from edged.messages import Fault, Ready
 from edged.stages.contract import BatchStage, as_streaming
 from edged.stages.factory import build
 from edged.transport.links import Dealer
 from edged.transport.slots import Arena
-from edged.birth import pin, settle
 from edged.workers.loop import TokenLoop, serve_batches
 from edged.workers.proof import prove
 from edged.workers.spec import WorkerSpec, from_json

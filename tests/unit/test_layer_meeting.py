@@ -12,7 +12,7 @@ import pytest
 
 from edged.layers.meeting import PREFIX, Meeting, sweep
 
-MAKE = "from edged.layers.meeting import Meeting; meeting = Meeting(); print(meeting.folder, flush=True); input()"
+MAKE = "from edged.layers.meeting import Meeting; made = Meeting(); print(made.folder, flush=True); input()"
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ device that computes what another adapter's CPU computes, with real weights: cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,16 +20,9 @@ from edged_backends.options import read_options
 from edged_backends.simulated_borrowed import BorrowedTensors, BorrowedTokens
 from edged_backends.simulated_costs import Costs
 from edged_backends.simulated_faults import FaultFile, Saboteur
-from edged_backends.simulated_tensors import EmbedderSession, EmptySession, RerankerSession
 from edged_backends.simulated_tokens import Limits, SimulatedTokenSession
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
-_Opener = Callable[[Variant, Costs, Saboteur, Sequence[int]], TensorSession]
-_TENSOR_SESSIONS: dict[str, _Opener] = {
-    "embed": EmbedderSession,
-    "rerank": RerankerSession,
-    "tensor": EmptySession,
-}
 
 
 class Options(Costs, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,7 +82,15 @@ class SimulatedBackend:
         if variant.task == "generate":
             return SimulatedTokenSession(_limits(settings, variant, device), settings, saboteur)
         lengths = settings.lengths if device.capabilities.static_shapes else ()
-        return _TENSOR_SESSIONS[variant.task](variant, settings, saboteur, lengths)
+        return _tensor_session(variant, settings, saboteur, lengths)
+
+
+def _tensor_session(
+    variant: Variant, costs: Costs, saboteur: Saboteur, lengths: Sequence[int]
+) -> TensorSession:
+    from edged_backends.simulated_tensors import SESSIONS  # numpy: a generator starts without it
+
+    return SESSIONS[variant.task](variant, costs, saboteur, lengths)
 
 
 def _device(identity: str, name: str, capabilities: Capabilities) -> Device:

@@ -172,3 +172,11 @@ def _spoilt(array: Array, faults: Faults) -> Array:
     if faults.nan and array.dtype.kind == "f":
         return np.full_like(array, np.nan)
     return array
+
+
+SESSIONS: dict[str, type[EmbedderSession | RerankerSession | EmptySession]] = {
+    "embed": EmbedderSession,
+    "rerank": RerankerSession,
+    "tensor": EmptySession,
+}
+"""By task."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Callable
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 from edged.api.answers import info_of
 from edged.api.batches import Batches, cut, merged
@@ -86,8 +86,8 @@ def _vectors(answers: list[EmbedAnswer], *, base64_wanted: bool) -> list[Embeddi
 
 
 def _as_floats(answer: EmbedAnswer) -> list[list[float]]:
-    table: list[list[float]] = np.frombuffer(answer.vectors, "<f4").reshape(answer.count, -1).tolist()
-    return table
+    rows = struct.iter_unpack(f"<{answer.dimension}f", answer.vectors)
+    return [list(row) for row in rows]
 
 
 def _as_base64(answer: EmbedAnswer) -> list[str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from math import exp, isfinite
 from statistics import median_low
+from typing import TYPE_CHECKING
 
-from edged.governor.fitting import Fit, Fitting
 from edged.governor.trust import PLAUSIBLE_C
+
+if TYPE_CHECKING:
+    from edged.governor.fitting import Fit
 
 HORIZONS_S = (10.0, 20.0, 30.0)
 FIT_S = 3.0
@@ -28,6 +31,8 @@ class ThermalModel:
     """One device: feed it with `observe`; everything else reads."""
 
     def __init__(self) -> None:
+        from edged.governor.fitting import Fitting  # numpy: a daemon without sensors starts without it
+
         self.celsius: float | None = None
         """Filtered; the last one for `GAP_S` after readings end, then None."""
         self.error_c: float | None = None

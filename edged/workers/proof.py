@@ -7,12 +7,9 @@ from typing import Any, cast
 
 import msgspec
 
-from edged.documents.agreement import check_agreement, measure
-from edged.documents.library import Library
 from edged.errors import EdgedError
 from edged.messages import ChatTask, EmbedTask, Message, RerankTask, encode
 from edged.stages.contract import BatchStage, Broken, Finished, Item, Progress, TokenStage, as_streaming
-from edged.stages.retriever import Retriever
 from edged.workers.spec import StageSpec
 
 TEXT = "What does the first question show?"
@@ -33,12 +30,8 @@ def prove(stage: BatchStage | TokenStage, spec: StageSpec, *, guarded: bool) -> 
         _answer(cast("BatchStage", stage), spec.kind)
     stage.clear_caches(())
     shown: dict[str, Any] = {"warm_up_s": round(time.perf_counter() - began, 3)}
-    if guarded and isinstance(stage, Retriever):
-        with Library.open(spec.library) as library:
-            agreement = measure(library, stage.encoder)
-        if agreement is not None:
-            check_agreement(agreement, spec.variant)
-            shown["agreement"] = msgspec.to_builtins(agreement)
+    if guarded and spec.kind == "retriever":
+        shown |= _agree(stage, spec)
     return shown
 
 
@@ -46,6 +39,19 @@ _TASKS: dict[str, tuple[str, msgspec.Struct]] = {
     "retriever": ("embed", EmbedTask(texts=(TEXT,), kind="query")),
     "reranker": ("rerank", RerankTask(query=TEXT, documents=(TEXT,))),
 }
+
+
+def _agree(stage: BatchStage | TokenStage, spec: StageSpec) -> dict[str, Any]:
+    from edged.documents.agreement import check_agreement, measure  # costs every other worker its start
+    from edged.documents.library import Library
+    from edged.stages.retriever import Retriever
+
+    with Library.open(spec.library) as library:
+        agreement = measure(library, cast("Retriever", stage).encoder)
+    if agreement is None:
+        return {}
+    check_agreement(agreement, spec.variant)
+    return {"agreement": msgspec.to_builtins(agreement)}
 
 
 def _item(operation: str, task: msgspec.Struct) -> Item:

@@ -1,0 +1,122 @@
+"""What the overlap strategies gained: figures, and the ratios that are wanted of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from edged.layers.spec import Overlap
+
+SINGLE_GAIN = 1.25
+"""`single` against `none`, where load and compute are within 2x of each other. A target, not a law."""
+SINGLE_SLACK = 1.15
+"""`single` against the longer of load and compute. A target."""
+BLOCK_GAIN = 2.5
+"""Tokens a second of `multi` with four parts against one. A target."""
+PARTS = 4
+
+
+CAUTION = "on a CPU nothing overlaps: these figures show that the code runs, not how fast it is"
+
+
+class OverlapCase(msgspec.Struct, frozen=True, kw_only=True):
+    """One strategy's figures; medians over rounds."""
+
+    overlap: Overlap
+    block: int
+    job_s: float
+    spread_s: float
+    """Between the slowest and the fastest round."""
+    tokens_per_s: float
+    copy_s: float
+    """Of a job, what compute waited for copies (on a CPU: what they took)."""
+
+
+class OverlapCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """A ratio beside what is wanted of it, and beside what load and compute would allow at best."""
+
+    name: str
+    ratio: float
+    wanted: float
+    at_most: bool = False
+    """Whether the ratio is to be at most what is wanted, instead of at least."""
+    ideal: float
+
+    @property
+    def possible(self) -> bool:
+        """Whether these loads and this compute allow what is wanted."""
+        return self.ideal <= self.wanted if self.at_most else self.ideal >= self.wanted
+
+    @property
+    def holds(self) -> bool:
+        """Whether what is wanted was measured."""
+        return self.ratio <= self.wanted if self.at_most else self.ratio >= self.wanted
+
+
+class OverlapReport(msgspec.Struct, frozen=True, kw_only=True):
+    """All figures, and what they may be used for."""
+
+    device: str
+    layers: int
+    layer_bytes: int
+    load_s: float
+    """Of all layers once, with no compute."""
+    compute_s: float
+    """Of a job with one part, with no load."""
+    cases: tuple[OverlapCase, ...]
+    checks: tuple[OverlapCheck, ...]
+    caution: str
+
+
+def overlap_lines(report: OverlapReport) -> Iterator[str]:
+    """Say a report in words."""
+    yield f"{report.layers} layers of {report.layer_bytes / 1e6:.1f} MB on {report.device}: "
+    yield f"  load {report.load_s * 1e3:.1f} ms, compute {report.compute_s * 1e3:.1f} ms a job"
+    for case in report.cases:
+        yield (
+            f"  {case.overlap:<6} block {case.block}: {case.job_s * 1e3:.1f} ms a job "
+            f"(spread {case.spread_s * 1e3:.1f}), {case.tokens_per_s:.1f} tokens/s, "
+            f"{case.copy_s * 1e3:.1f} ms waiting for copies"
+        )
+    for check in report.checks:
+        sign = "<=" if check.at_most else ">="
+        yield (
+            f"  {check.name}: {check.ratio:.2f} (wanted {sign} {check.wanted}, "
+            f"at best {check.ideal:.2f}){_verdict(check, report)}"
+        )
+    if report.caution:
+        yield f"  {report.caution}"
+
+
+def overlap_checks(cases: Sequence[OverlapCase], load_s: float, compute_s: float) -> tuple[OverlapCheck, ...]:
+    """Return the ratios of none, single, multi with one part and multi with `PARTS`, in this order."""
+    none, single, one, four = cases
+    longer = max(load_s, compute_s)
+    return (
+        OverlapCheck(
+            name="single against none",
+            ratio=none.job_s / single.job_s,
+            wanted=SINGLE_GAIN,
+            ideal=(load_s + compute_s) / longer,
+        ),
+        OverlapCheck(
+            name="single against the longer of load and compute",
+            ratio=single.job_s / longer,
+            wanted=SINGLE_SLACK,
+            at_most=True,
+            ideal=1.0,
+        ),
+        OverlapCheck(
+            name=f"tokens/s of multi, {PARTS} parts against 1",
+            ratio=four.tokens_per_s / one.tokens_per_s,
+            wanted=BLOCK_GAIN,
+            ideal=PARTS * longer / max(load_s, PARTS * compute_s),
+        ),
+    )
+
+
+def _verdict(check: OverlapCheck, report: OverlapReport) -> str:
+    if report.caution:
+        return ""
+    return ": holds" if check.holds else ": missed" if check.possible else ": not to be had with these times"

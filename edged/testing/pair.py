@@ -69,13 +69,22 @@ def peers_table(end: int, more: str = "") -> str:
     return f"[peers]\nenabled = true\nname = '{NAMES[end]}'\nlisten = '{endpoint(end)}'\n{more}\n"
 
 
+def _plain(_end: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "edged")
+
+
 @contextmanager
 def paired(
-    folder: Path, config: Callable[[int], str], peers: str = "", *, models: Sequence[Path] = ()
+    folder: Path,
+    config: Callable[[int], str],
+    peers: str = "",
+    *,
+    models: Sequence[Path] = (),
+    program: Callable[[int], Sequence[str]] = _plain,
 ) -> Iterator[Pair]:
     """Start two daemons that know each other; `config(end)` is what each has beside `[peers]`.
 
-    `models` are folders of variants that both have, and no others.
+    `models` are folders of variants that both have, and no others; `program(end)` starts a daemon.
     """
     with ExitStack() as stack:
         laid = stack.enter_context(cable())
@@ -97,7 +106,7 @@ def paired(
                 running(
                     each,
                     peers_table(end, peers) + config(end),
-                    command=laid.command(end, (sys.executable, "-m", "edged")),
+                    command=laid.command(end, program(end)),
                     wait=False,
                 )
             )

@@ -11,10 +11,10 @@ import pytest
 
 from edged.errors import BadRequest, NotFound, Shed
 from edged.testing.daemon import RunningDaemon, running
+from edged.testing.heat_box import Box, changes, governor, hurried, lighter, wait_rung
 from edged.testing.sysfs import refusal
 
 from .conftest import simulated
-from .heat_box import Box, changes, governor, hurried, lighter, wait_rung
 from .test_daemon import Streaming, ask
 from .test_machine import Heartbeat, edgectl
 

@@ -10,9 +10,9 @@ import pytest
 from edged.errors import StageUnavailable
 from edged.rungs.taking import Taking
 from edged.testing.daemon import RunningDaemon, running
+from edged.testing.heat_box import governor, hurried, lighter, wait_rung
 
 from .conftest import NO_BUILT_IN
-from .heat_box import governor, hurried, lighter, wait_rung
 from .test_daemon import ask, fault
 
 LADDER = lighter('{ generator = "light" }')

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from edged.testing.daemon import RunningDaemon, running
+from edged.testing.heat_box import Box, changes, governor, hurried, lighter, wait_rung
 from edged.testing.sysfs import refusal
 
 from .conftest import simulated
-from .heat_box import Box, changes, governor, hurried, lighter, wait_rung
 from .test_daemon import Streaming, ask, fault
 
 pytestmark = pytest.mark.skipif(bool(refusal()), reason=refusal())

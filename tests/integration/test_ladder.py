@@ -21,10 +21,10 @@ from edged.replies import Final
 from edged.rungs import storage
 from edged.rungs.record import Record
 from edged.testing.daemon import RunningDaemon, running
+from edged.testing.heat_box import governor, hurried, lighter
 from tests.conftest import MODELS
 
 from .conftest import simulated
-from .heat_box import governor, hurried, lighter
 from .ingestion import run
 
 Start = Callable[..., RunningDaemon]

@@ -59,6 +59,7 @@ class Box:
 
 
 def governor(daemon: RunningDaemon) -> GovernorStatus:
+    """What the governor says of itself."""
     return daemon.admin.governor()
 
 

@@ -73,6 +73,7 @@ def run(
     devices = Devices.of(options.pop("stages"), options.pop("devices"), options.pop("layers"))
     settings = {key: value for key, value in options.items() if value is not None}
     settings["split"] = "even" if settings.pop("even") else "weighted"
+    settings["state_dir"] = str(session.config.daemon.state_dir)
     source = source_of(session, model)
     texts = prompts or PROMPTS
     ran, held, said = _answers(source, settings | devices.options(), texts, tokens, plot)

@@ -11,7 +11,7 @@ import msgspec
 
 from edged.birth import settle
 from edged.errors import ConfigError, DeviceLost, EdgedError
-from edged.layers.spec import Loaded, StageSpec
+from edged.layers.spec import Loaded, StageSpec, is_elsewhere
 
 
 def main() -> int:
@@ -30,6 +30,11 @@ def main() -> int:
 
 
 def _serve(spec: StageSpec, told: FileIO) -> None:
+    if is_elsewhere(spec.device):
+        from edged.layers.relay import run
+
+        run(spec, lambda loaded: _tell(told, loaded))
+        return
     from edged.layers.faults import Explained
     from edged.layers.follower import follow
     from edged.layers.links import process_links
@@ -49,6 +54,10 @@ def _serve(spec: StageSpec, told: FileIO) -> None:
     finally:
         links.close()
         runner.close()
+
+
+def _tell(told: FileIO, loaded: Loaded) -> None:
+    told.write(_line(loaded))
 
 
 def _line(loaded: Loaded) -> bytes:

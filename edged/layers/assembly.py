@@ -12,6 +12,7 @@ from edged.backend import parse_cores
 from edged.errors import ConfigError
 from edged.layers.checkpoint import describe
 from edged.layers.costs import estimated, sizes_of
+from edged.layers.elsewhere import check_elsewhere
 from edged.layers.head import HeadShape
 from edged.layers.meter import Meter
 from edged.layers.overlap import check_overlap
@@ -19,7 +20,7 @@ from edged.layers.partition import Candidate, Load, even, shares, weighted
 from edged.layers.pipeline import Pipeline, start
 from edged.layers.schedule import Mode, check
 from edged.layers.share import DType, Share
-from edged.layers.spec import Overlap, OverlapFrom, StageSpec, Synthetic, Transport
+from edged.layers.spec import Overlap, OverlapFrom, StageSpec, Synthetic, Transport, is_elsewhere
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 CONTEXT_TOKENS = 2048
@@ -30,7 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How a model is laid over devices; what `options` of a stage with backend `torch_pipeline` may say."""
 
     devices: tuple[str, ...] = ()
-    """One entry a stage, in order: `cpu`, `cpu:0-1`, `cuda:0`, ...; none means the stage's own device."""
+    """One entry a stage, in order: `cpu`, `cpu:0-1`, `cuda:0`, or `tcp://HOST:PORT` where another host
+    runs `edgectl layers serve`; none means the stage's own device."""
     layers: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
     """Layers of each device; none leaves that to `split`."""
     split: Literal["weighted", "even"] = "weighted"
@@ -65,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Keep keys and values in host memory too; needs `overlap`."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     """How long a micro-batch may be on its way before its stage counts as stuck."""
+    state_dir: str = ""
+    """Where key and list of peers lie, for devices on other hosts; the daemon fills in its own."""
 
 
 class Assembly(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +91,7 @@ class Assembly(msgspec.Struct, frozen=True, kw_only=True):
 def assemble(source: str, settings: Settings, device: str = "cpu") -> Assembly:
     """Lay a model over devices; raises `ConfigError` for what cannot work."""
     devices = settings.devices or (device,)
+    check_elsewhere(settings, devices)
     architecture = describe(source)
     context_tokens = settings.context_tokens or min(architecture.context_tokens, CONTEXT_TOKENS)
     if context_tokens > architecture.context_tokens:
@@ -140,13 +145,16 @@ def _laid(
             context_tokens=context_tokens,
             mode=settings.mode,
             transport=transport,
-            threads=settings.threads or _threads(device, [each for each, _ in placed]),
+            threads=0
+            if is_elsewhere(device)
+            else settings.threads or _threads(device, [each for each, _ in placed]),
             timeout_s=settings.timeout_s,
             overlap=settings.overlap,
             overlap_from=settings.overlap_from,
             overlap_folder=settings.overlap_folder,
             block=settings.block,
             offload_cache=settings.offload_cache,
+            state_dir=settings.state_dir,
         )
         for number, (device, share) in enumerate(placed)
     )
@@ -189,6 +197,8 @@ def _transport(settings: Settings, devices: Sequence[str]) -> Transport:
         )
     if settings.transport != "auto":
         return settings.transport
+    if any(map(is_elsewhere, devices)):
+        return "zeromq"
     if settings.mode == "seed":
         return "gloo"
     return "nccl" if cuda and different and len(devices) > 1 else "zeromq"

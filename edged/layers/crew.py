@@ -116,6 +116,11 @@ class Crew:
 
     def _death(self, member: Member) -> BackendError:
         status = member.popen.wait()
+        assert member.popen.stdout is not None
+        if last := member.popen.stdout.readline():
+            told = msgspec.json.decode(last, type=Loaded)
+            kind = DeviceLost if told.code == "device_lost" else BackendError
+            return kind(f"stage {member.stage} of {self._stages} failed: {told.failed}")
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         return BackendError(
             f"stage {member.stage} of {self._stages} of the layer pipeline died ({how}); its messages are in "

@@ -12,6 +12,14 @@ from edged.layers.share import DType, Share
 Transport = Literal["threads", "zeromq", "gloo", "nccl"]
 Overlap = Literal["none", "single", "multi"]
 OverlapFrom = Literal["memory", "disk"]
+ELSEWHERE = "tcp://"
+"""How the device of a stage on another host begins."""
+LONGEST_SILENCE_S = 10.0
+
+
+def is_elsewhere(device: str) -> bool:
+    """Whether a device is on another host."""
+    return device.startswith(ELSEWHERE)
 
 
 class Synthetic(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +36,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
     stages: int
     share: Share
     device: str
-    """`cpu`, `cpu:0-1`, `cuda:0`."""
+    """`cpu`, `cpu:0-1`, `cuda:0`, or `tcp://HOST:PORT` of a stage on another host."""
     source: str = ""
     """A GGUF file, a folder of safetensors, or `random:...`."""
     synthetic: Synthetic | None = None
@@ -55,6 +63,13 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
     meeting: str = ""
     """A private folder: sockets, or where the processes of torch find each other."""
     parent: int = 0
+    state_dir: str = ""
+    """Where key and list of peers lie, for a stage on another host."""
+
+    @property
+    def silence_s(self) -> float:
+        """How long another host may say nothing: less than a micro-batch may be on its way."""
+        return min(LONGEST_SILENCE_S, self.timeout_s / 4)
 
     @property
     def next(self) -> int:

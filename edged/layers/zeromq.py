@@ -1,4 +1,4 @@
-"""Hops between processes over ZeroMQ: edged's own link, for stages of one machine or of unlike ones."""
+"""Hops between processes over ZeroMQ: edged's own link, for stages of one machine and of unlike devices."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-import zmq
 
 from edged.errors import BackendError
 from edged.layers.hops import HopTimeout, Message, described
+from edged.layers.pipes import Inlet, Outlet
 from edged.layers.wire import Header, Job, decode, encode
 
 Watch = Callable[[], None]
@@ -22,40 +22,34 @@ class ZeromqIncoming:
         self, address: str, neighbour: str, watched: Sequence[int] = (), look: Watch = lambda: None
     ) -> None:
         self.copy_s = 0.0
-        self._context = zmq.Context(io_threads=1)
-        self._socket = self._context.socket(zmq.PULL)
-        self._socket.setsockopt(zmq.RCVHWM, 0)  # micro-batches bound what is on its way
-        self._socket.bind(address)
+        self._inlet = Inlet(address)
         self._neighbour = neighbour
         self._look = look
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        for descriptor in watched:
-            self._poller.register(descriptor, zmq.POLLIN)
+        self._wait = self._inlet.watch(watched)
 
     def receive(self, timeout_s: float | None, /) -> Message:
         """See `Incoming.receive`."""
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        while not self._inlet.pending():
             left_ms = None if until_s is None else max(0, round((until_s - time.monotonic()) * 1000))
-            if not self._poller.poll(left_ms):
+            if not self._wait(left_ms):
                 raise HopTimeout(f"nothing came from {self._neighbour} for {timeout_s:g} s")
             self._look()
         return self._taken()
 
     def _taken(self) -> Message:
-        header = decode(self._socket.recv())
-        payload = self._socket.recv(copy=False) if self._socket.getsockopt(zmq.RCVMORE) else None
-        if payload is None or not isinstance(header, Job):
+        first, *rest = self._inlet.take()
+        header = decode(first)
+        if not rest or not isinstance(header, Job):
             return header, None
         began_s = time.monotonic()
-        tensor = _tensor(payload.buffer, header)
+        tensor = _tensor(rest[0], header)
         self.copy_s += time.monotonic() - began_s
         return header, tensor
 
     def close(self) -> None:
         """See `Incoming.close`."""
-        self._context.destroy(linger=0)
+        self._inlet.close()
 
 
 class ZeromqOutgoing:
@@ -63,11 +57,7 @@ class ZeromqOutgoing:
 
     def __init__(self, address: str, neighbour: str) -> None:
         self.copy_s = 0.0
-        self._context = zmq.Context(io_threads=1)
-        self._socket = self._context.socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 5)  # ms: the neighbour binds at about the same time
-        self._socket.connect(address)
+        self._outlet = Outlet(address)
         self._neighbour = neighbour
 
     def send(self, header: Header, tensor: torch.Tensor | None = None, /, *, wait: bool = False) -> None:
@@ -78,16 +68,16 @@ class ZeromqOutgoing:
             )
         header = described(header, tensor)
         if tensor is None:
-            self._socket.send(encode(header))
+            self._outlet.send(encode(header))
             return
         began_s = time.monotonic()
         payload = _bytes(tensor)
         self.copy_s += time.monotonic() - began_s
-        self._socket.send_multipart([encode(header), payload])
+        self._outlet.send(encode(header), payload)
 
     def close(self) -> None:
         """See `Outgoing.close`; what is posted has a second to leave."""
-        self._context.destroy(linger=1000)
+        self._outlet.close()
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -16,6 +16,7 @@ import msgspec
 from edged.backend import Variant
 from edged.config import Config, Stage
 from edged.errors import ConfigError
+from edged.layers.spec import is_elsewhere
 from edged.models.store import ModelStore
 from edged.placement.standing import options_of
 from edged.placement.table import Choice
@@ -75,15 +76,22 @@ def own_options(backend: str, stage: Stage, cache_dir: Path) -> dict[str, Any]:
         case "openvino":
             return {"cache_dir": str(cache_dir)}
         case "torch_pipeline":
-            return {"timeout_s": STUCK * stage.timeout_s}
+            return {"timeout_s": STUCK * stage.timeout_s} | _elsewhere(stage, cache_dir.parent)
         case _:
             return {}
+
+
+def _elsewhere(stage: Stage, state_dir: Path) -> dict[str, Any]:
+    """Where a layer pipeline finds the keys for its stages on other hosts."""
+    devices = stage.options.get("devices", ())
+    return {"state_dir": str(state_dir)} if any(is_elsewhere(str(each)) for each in devices) else {}
 
 
 def _device(backend: str, stage: Stage) -> str:
     """The default; of a layer pipeline, its first accelerator, with which the stage is lost."""
     devices = stage.options.get("devices", ()) if backend == "torch_pipeline" else ()
-    found = next((each for each in devices if not str(each).startswith(DEVICE)), DEVICE)
+    here = [str(each) for each in devices if not is_elsewhere(str(each))]
+    found = next((each for each in here if not each.startswith(DEVICE)), DEVICE)
     return REMOTE if backend == "openai" else str(found)
 
 

@@ -33,6 +33,7 @@ LAYERED = RUNTIMES_ALIKE | {
     "prefill_tokens",
     "running_prefill_tokens",
     "split",
+    "state_dir",
     "timeout_s",
     "transport",
 }

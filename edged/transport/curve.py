@@ -330,6 +330,16 @@ class Quarrel:
                 return sentence
         return "does not answer: nobody listens there, or a firewall drops what is sent"
 
+    def forget(self) -> None:
+        """Count from now on: a connection stands."""
+        self._read()
+        self._seen.clear()
+
+    def closed(self) -> bool:
+        """Whether a connection ended."""
+        self._read()
+        return "closed" in self._seen
+
     def _read(self) -> None:
         while self._monitor.poll(0):
             head, _ = self._monitor.recv_multipart()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,3 +33,14 @@ def no_system_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the configuration and the daemon of this machine."""
     monkeypatch.setattr(config_places, "SYSTEM_FILE", tmp_path / "etc" / "edged.toml")
     monkeypatch.setattr(config_places, "SYSTEM_RUNTIME", tmp_path / "run")
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Let torch compute with one thread: with tensors of tests a second one only gets in the way."""
+    import torch  # only where it is used: most tests do without
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -68,9 +68,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         if self.tied and share.embedding and share.head:
             ends = 1
         return (
-            share.layers * self.layer_parameters
-            + ends * self.embedding_parameters
-            + share.head * self.hidden
+            share.layers * self.layer_parameters + ends * self.embedding_parameters + share.head * self.hidden
         )
 
     def cache_bytes(self, tokens: int, dtype_bytes: int) -> int:

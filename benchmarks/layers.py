@@ -19,6 +19,7 @@ from benchmarks.contenders.line_up import Contender
 from benchmarks.measurement import Row, say
 from benchmarks.setting import STATE, sample_models
 from edged.backend import Variant
+from edged.cli.layers_run import PROMPTS
 from edged.layers.assembly import Settings, assemble_synthetic
 from edged.layers.checkpoint import describe, library_config, weights
 from edged.layers.share import Share
@@ -30,16 +31,6 @@ STAGE_S = 0.06
 TOKENS = 4
 SIZES = [(stages, micro) for stages in (2, 4) for micro in (1, 2, 4, 8)]
 MODEL = STATE / "models" / "smollm2-135m-instruct" / "q4_1" / "model.gguf"
-TEXTS = (
-    "Once upon a time, in a village by the sea, there lived",
-    "Here is a list of the days of the week and what people do on each of them:\n",
-    "The capital of France is",
-    "Water boils at",
-    "The router has three lights. The first light shows that the power is on. The second",
-    "A",
-    "To bake bread you need flour, water, salt and yeast. First",
-    "The three primary colours are red,",
-)
 LIBRARY = Contender(
     name="transformers, pp_size=2",
     module="_native_pipeline",
@@ -161,7 +152,7 @@ def _compared(*, quick: bool) -> dict[str, Any]:
     sample_models()
     session = _session(devices=["cpu", "cpu"], micro_batches=4, max_sequences=8)
     try:
-        prompts = [session.vocabulary.encode(text, special=False) for text in TEXTS]
+        prompts = [session.vocabulary.encode(text, special=False) for text in PROMPTS]
         ours = [run(session, prompts, tokens) for _ in range(rounds)]
     finally:
         session.close()
@@ -237,7 +228,7 @@ def scaling(quick: bool) -> tuple[float, dict[str, Any]]:
 def _rate(stages: int, tokens: int) -> float:
     session = _session(devices=["cpu"] * stages, micro_batches=stages, max_sequences=2 * stages)
     try:
-        prompts = [session.vocabulary.encode(text, special=False) for text in TEXTS[: 2 * stages]]
+        prompts = [session.vocabulary.encode(text, special=False) for text in PROMPTS[: 2 * stages]]
         run(session, prompts, 2)
         return run(session, prompts, tokens).tokens_per_s
     finally:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edged.errors import ConfigError, StorageError
+from edged import pictures
 from edged.layers.wire import Timing
+from edged.pictures import figure
 
 
 def save(timings: Iterable[tuple[int, Timing]], title: str, path: Path) -> list[Path]:
@@ -16,21 +17,9 @@ def save(timings: Iterable[tuple[int, Timing]], title: str, path: Path) -> list[
     `timings` are micro-batches and what stages did for them. Raises `ConfigError` without matplotlib,
     `StorageError` when the files cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "a plot needs matplotlib; run: pip install 'edged[plot]'", param="--plot"
-        ) from error
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    _draw(figure.subplots(), list(timings), title)
-    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    try:
-        for file in files:
-            figure.savefig(file, dpi=120)
-    except OSError as error:
-        raise StorageError(f"the plot cannot be written: {error}") from error
-    return files
+    drawn = figure(12, 3.5)
+    _draw(drawn.subplots(), list(timings), title)
+    return pictures.save(drawn, path)
 
 
 def _draw(axes: Any, timings: list[tuple[int, Timing]], title: str) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edged.errors import ConfigError, StorageError
+from edged import pictures
 from edged.load.report import Report
 from edged.load.sample import Sample
+from edged.pictures import figure
 
 Run = tuple[Report, Sequence[Sample]]
 
@@ -18,25 +19,13 @@ def save(runs: Sequence[Run], path: Path) -> list[Path]:
 
     Raises `ConfigError` without matplotlib, `StorageError` when the files cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "a plot needs matplotlib; run: pip install 'edged[plot]'", param="--plot"
-        ) from error
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    (latency, spread), (rate, stages) = figure.subplots(2, 2)
+    drawn = figure(11, 7)
+    (latency, spread), (rate, stages) = drawn.subplots(2, 2)
     _latency(latency, runs)
     _spread(spread, runs)
     _rate(rate, runs)
     _stages(stages, runs)
-    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    try:
-        for file in files:
-            figure.savefig(file, dpi=120)
-    except OSError as error:
-        raise StorageError(f"the plot cannot be written: {error}") from error
-    return files
+    return pictures.save(drawn, path)
 
 
 def label(report: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
@@ -23,6 +24,7 @@ from edged.layers.share import DType, Share
 from edged.layers.spec import Overlap, OverlapFrom, StageSpec, Synthetic, Transport, is_elsewhere
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+_PLACE = re.compile(r"cpu(:[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)?|cuda:[0-9]+|tcp://.+")
 CONTEXT_TOKENS = 2048
 """Context where nothing else is asked for, if the model has as much."""
 
@@ -91,6 +93,11 @@ class Assembly(msgspec.Struct, frozen=True, kw_only=True):
 def assemble(source: str, settings: Settings, device: str = "cpu") -> Assembly:
     """Lay a model over devices; raises `ConfigError` for what cannot work."""
     devices = settings.devices or (device,)
+    if unknown := [each for each in devices if not _PLACE.fullmatch(each)]:
+        raise ConfigError(
+            f"{unknown[0]!r} is not a device of a layer pipeline; write cpu, cpu:0-1, cuda:0 or tcp://HOST:PORT",
+            param="devices",
+        )
     check_elsewhere(settings, devices)
     architecture = describe(source)
     context_tokens = settings.context_tokens or min(architecture.context_tokens, CONTEXT_TOKENS)

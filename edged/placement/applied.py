@@ -32,7 +32,7 @@ logger = logging.getLogger("edged.placement")
 
 MOST_WORKERS, MOST_BATCH = 64, 1024
 """As in `[stages]`."""
-OWN_OPTIONS = frozenset({"cache_dir", "timeout_s"})
+OWN_OPTIONS = frozenset({"cache_dir", "state_dir", "timeout_s"})
 """Set by us for every stage of a backend; no news to an operator."""
 
 

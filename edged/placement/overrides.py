@@ -34,6 +34,7 @@ LAYERED = RUNTIMES_ALIKE | {
     "running_prefill_tokens",
     "split",
     "state_dir",
+    "state_dir",
     "timeout_s",
     "transport",
 }

@@ -40,4 +40,4 @@ def _draw(axes: Any, timings: list[tuple[int, Timing]], title: str) -> None:
     axes.invert_yaxis()
     axes.set(title=title, xlabel="seconds (gaps are the bubble)")
     if timings:
-        axes.legend(fontsize="small", ncols=8, loc="lower right")
+        axes.figure.legend(fontsize="small", ncols=8, loc="outside lower center")

@@ -221,7 +221,14 @@ class LayerStage:
                 self._cache.enter(number, order)
                 part.hidden = self._through(layer, part)
                 self._cache.leave(number, order)
-        return self._ends.choose(job, torch.cat([part.hidden for part in parts]))
+        computed = self._ends.choose(job, torch.cat([part.hidden for part in parts]))
+        self._wait()
+        return computed
+
+    def _wait(self) -> None:
+        """Let a GPU end what it was told: the next stage needs it, and the time is this stage's."""
+        if self._shape.device.type == "cuda":
+            torch.cuda.current_stream(self._shape.device).synchronize()
 
     def _part(self, rows: tuple[Row, ...], hidden: torch.Tensor) -> _Part:
         places = Places.of(rows, hidden.shape[1], self._shape.context_tokens, self._shape.device)

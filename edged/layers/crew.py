@@ -26,6 +26,8 @@ class Member(msgspec.Struct, eq=False):
     stage: int
     popen: subprocess.Popen[bytes]
     pidfd: int
+    told: Loaded | None = None
+    """What it said last, if it ended by itself."""
 
     @property
     def output(self) -> int:
@@ -118,9 +120,10 @@ class Crew:
         status = member.popen.wait()
         assert member.popen.stdout is not None
         if last := member.popen.stdout.readline():
-            told = msgspec.json.decode(last, type=Loaded)
-            kind = DeviceLost if told.code == "device_lost" else BackendError
-            return kind(f"stage {member.stage} of {self._stages} failed: {told.failed}")
+            member.told = msgspec.json.decode(last, type=Loaded)
+        if member.told and member.told.failed:
+            kind = DeviceLost if member.told.code == "device_lost" else BackendError
+            return kind(f"stage {member.stage} of {self._stages}: {member.told.failed}")
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         return BackendError(
             f"stage {member.stage} of {self._stages} of the layer pipeline died ({how}); its messages are in "

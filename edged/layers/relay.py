@@ -53,7 +53,7 @@ def run(spec: StageSpec, told: Callable[[Loaded], None], environment: Mapping[st
     """Have the stage loaded over there, say so, and hand on jobs until told to leave.
 
     Raises `ConfigError` for keys, address or model that do not fit, `BackendError` for a host that does not
-    answer, falls silent or keeps a job for too long; both name the stage.
+    answer, falls silent or keeps a job for too long; the crew puts the stage's number before it.
     """
     state_dir = Path(spec.state_dir)
     with ExitStack() as undo:
@@ -120,7 +120,7 @@ def task_of(spec: StageSpec) -> Task:
 class _Relay:
     def __init__(self, spec: StageSpec, name: str, line: Line, inlet: Inlet, outlet: Outlet) -> None:
         self._spec = spec
-        self._where = f"stage {spec.stage} of {spec.stages} ({name}, {spec.device})"
+        self._where = f"host {name} ({spec.device})"
         self._line = line
         self._inlet = inlet
         self._outlet = outlet

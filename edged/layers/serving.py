@@ -116,8 +116,8 @@ class StageServer:
         self._version: tuple[int, int] | None = None
         self._seat: Seat | None = None
         self._stopped = False
-        self.jobs = 0
-        """Messages of heads that were handed to stages."""
+        self.messages = 0
+        """That came in past the gate."""
 
     def stop(self) -> None:
         """Let `run` come to its end."""
@@ -169,6 +169,7 @@ class StageServer:
     # ---------------------------------------------------------------- what heads say
 
     def _hear(self, server: Server, heard: Heard) -> None:
+        self.messages += 1
         name = self._known.get(heard.key)
         if name is None:
             return  # it was on the list when it came in
@@ -187,7 +188,6 @@ class StageServer:
     def _follow(self, server: Server, seat: Seat, said: Said, payload: memoryview) -> None:
         match said:
             case Hop(header=header) if seat.loaded:
-                self.jobs += 1
                 seat.take(header, payload)
             case Ping():
                 self._answer(server, seat.guest, Pong(seat.guest.session))

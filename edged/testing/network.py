@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -31,6 +32,11 @@ def _ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     return subprocess.run([_IP, *words], capture_output=True, text=True, check=check)
 
 
+def _enter(namespace: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, 0):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
 class Cable:
     """Namespaces `0` and `1`, each with an address and loopback, joined by one veth pair."""
 
@@ -58,6 +64,19 @@ class Cable:
     def command(self, end: int, program: Sequence[str]) -> tuple[str, ...]:
         """How a program is started at an end."""
         return (_IP, "netns", "exec", self.namespaces[end], *program)
+
+    @contextmanager
+    def inside(self, end: int) -> Iterator[None]:
+        """Let this thread, and what it starts, be at an end (setns(2); `os.setns` comes with Python 3.12)."""
+        with (
+            Path("/proc/thread-self/ns/net").open("rb") as home,
+            Path(f"/run/netns/{self.namespaces[end]}").open("rb") as there,
+        ):
+            _enter(there.fileno())
+            try:
+                yield
+            finally:
+                _enter(home.fileno())
 
     def cut(self, end: int = 0) -> None:
         """From now on nothing arrives, in either direction, and nobody is told."""

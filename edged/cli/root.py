@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from difflib import get_close_matches
@@ -84,13 +85,21 @@ class Root(click.Group):
             error.show()
             code = error.exit_code
         except EdgedError as error:
-            click.echo(f"error [{error.code}]: {visible(error.message)}{_when(error)}", err=True)
+            typed = extra.get("args") or (args[0] if args else None) or sys.argv[1:]
+            click.echo(_as_json(error) if "--json" in typed else _as_line(error), err=True)
             code = _code_of(error)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _when(error: EdgedError) -> str:
-    return f" (try again in {error.retry_after_s:g} s)" if error.retry_after_s else ""
+def _as_line(error: EdgedError) -> str:
+    when = f" (try again in {error.retry_after_s:g} s)" if error.retry_after_s else ""
+    return f"error [{error.code}]: {visible(error.message)}{when}"
+
+
+def _as_json(error: EdgedError) -> str:
+    """As the API gives it, for whoever asked for JSON."""
+    body = {"code": error.code, "message": error.message, "param": error.param}
+    return json.dumps({"error": body | {"retry_after_s": error.retry_after_s}})
 
 
 def _code_of(error: EdgedError) -> int:

@@ -10,7 +10,9 @@ import torch
 
 from edged.backend import Sampling, Variant
 from edged.errors import BackendError, ConfigError
+from edged.layers import runners
 from edged.layers.assembly import Settings, assemble
+from edged.layers.share import Share
 from edged.layers.shelf import DiskShelf, MemoryShelf, Shelf
 from edged.layers.streams import InOrder, Work
 from edged.layers.wire import Job, Row
@@ -44,6 +46,27 @@ def test_the_answers_are_those_of_resident_weights(
         assert told(runner) == resident_answers(layers)
     finally:
         runner.close()
+
+
+@pytest.mark.parametrize("offload_cache", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("overlap", "block"), COMBINATIONS)
+def test_hidden_states_are_the_same_to_the_bit(overlap: str, block: int, dtype: str, offload_cache: bool):
+    middle = {"share": Share(first=1, end=5), "source": RANDOM.format(layers=6), "dtype": dtype}
+    resident, _ = runners._loaded(spec(**middle, block=block), torch.device("cpu"))  # cut in the same parts
+    offloaded, _ = built(spec(**middle, overlap=overlap, block=block, offload_cache=offload_cache))
+    starts = [0] * len(PROMPTS)
+    for number, tokens in enumerate((5, 1, 3)):
+        rows = tuple(
+            Row(slot, starts[slot], max(1, tokens - slot), emit=False) for slot in range(len(PROMPTS))
+        )
+        generator = torch.Generator().manual_seed(number)
+        hidden = torch.randn(len(rows), tokens, 64, generator=generator).to(getattr(torch, dtype))
+        job = Job(number, 0, rows)
+        assert torch.equal(resident.run(job, hidden), offloaded.run(job, hidden))
+        starts = [row.start + row.count for row in rows]
+    resident.close()
+    offloaded.close()
 
 
 def test_the_device_holds_two_layers_and_the_ends(tmp_path: Path):

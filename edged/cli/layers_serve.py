@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 from datetime import UTC, datetime
+from importlib.util import find_spec
 
 import click
 
 from edged.cli.layers_model import source_of
 from edged.cli.output import visible
 from edged.cli.session import TEXT, Session, example, with_session
+from edged.errors import ConfigError
 
 
 @click.command(
@@ -40,6 +42,8 @@ def serve(session: Session, listen: str, model: str, device: str, threads: int) 
     from edged.peers.book import Book, check_endpoint
     from edged.peers.keys import key_file, read_keys
 
+    if find_spec("torch") is None:
+        raise ConfigError("stages of a layer pipeline need torch; run: pip install 'edged[pipeline]'")
     state_dir = session.config.daemon.state_dir
     keys = read_keys(key_file(state_dir, session.environment), session.environment)
     source = source_of(session, model)

@@ -33,7 +33,7 @@ def _serve(spec: StageSpec, told: FileIO) -> None:
     if is_elsewhere(spec.device):
         from edged.layers.relay import run
 
-        run(spec, lambda loaded: _tell(told, loaded))
+        run(spec, lambda loaded: _tell(told, loaded), os.environ)
         return
     from edged.layers.faults import Explained
     from edged.layers.follower import follow

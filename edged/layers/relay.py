@@ -5,7 +5,6 @@ It connects, so that nothing listens on the head's host; consecutive stages on o
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +48,7 @@ STUCK = 0.9
 _KINDS: dict[str, type[EdgedError]] = {"config": ConfigError, "device_lost": DeviceLost}
 
 
-def run(spec: StageSpec, told: Callable[[Loaded], None], environment: Mapping[str, str] = os.environ) -> None:
+def run(spec: StageSpec, told: Callable[[Loaded], None], environment: Mapping[str, str]) -> None:
     """Have the stage loaded over there, say so, and hand on jobs until told to leave.
 
     Raises `ConfigError` for keys, address or model that do not fit, `BackendError` for a host that does not
@@ -205,7 +204,7 @@ class _Relay:
     def _hand_on(self, header: Header, payload: memoryview) -> None:
         now_s = time.monotonic()
         match header:
-            case Job(number):
+            case Job(number) if header.timings:
                 sent_s = self._there.pop(number, now_s)
                 *before, last = header.timings
                 here = self._clock.here(last, sent_s, now_s)
@@ -216,6 +215,8 @@ class _Relay:
             case End():
                 self._outlet.send(encode(header))
                 self._ended = True
+            case _:
+                raise BackendError(f"{self._where} answered what is no finished job")
 
     def _check(self) -> None:
         now_s = time.monotonic()

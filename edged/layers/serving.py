@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -48,6 +49,9 @@ IDLE_S = 0.25
 """How soon a stop or a change of the list of peers is seen."""
 LOADED_S = 1.0
 """How long a stage that has begun to say that it is ready may take to say it."""
+MOST_HEARD = 64
+"""Messages before anything else has its turn."""
+QUIET_S = 60.0
 OVERLAP_FOLDER = "/var/tmp"  # noqa: S108 # the file there has no name
 
 Tell = Callable[[str], None]
@@ -116,6 +120,7 @@ class StageServer:
         self._version: tuple[int, int] | None = None
         self._seat: Seat | None = None
         self._stopped = False
+        self._refused, self._quiet_until_s = 0, 0.0
         self.messages = 0
         """That came in past the gate."""
 
@@ -143,17 +148,23 @@ class StageServer:
 
     def _turn(self, gate: Gatekeeper, server: Server) -> None:
         self._read_book()
-        refused = gate.refused
         gate.answer()
-        if gate.refused > refused:
-            self._tell("refused a key that is not on the list: `edgectl peers add` lets it in")
-        for heard in server.receive():
+        self._tell_refused(gate.refused)
+        for heard in islice(server.receive(), MOST_HEARD):
             self._hear(server, heard)
         if self._seat is not None:
             self._tend(server, self._seat)
         seat = self._seat
         sockets: list[Waited] = [gate, server, *([seat.inlet] if seat else [])]
         wait(sockets, seat.crew.outputs if seat else (), seat.silence.tick_s if seat else IDLE_S)
+
+    def _tell_refused(self, refused: int) -> None:
+        """Say it once a minute at most: strangers do not fill the log."""
+        now_s = time.monotonic()
+        if refused > self._refused and now_s > self._quiet_until_s:
+            keys = f"{refused - self._refused} connection(s) with a key that is not on the list"
+            self._tell(f"refused {keys}: `edgectl peers add` lets a key in")
+            self._refused, self._quiet_until_s = refused, now_s + QUIET_S
 
     def _read_book(self) -> None:
         version = self._book.version()

@@ -20,12 +20,11 @@ import numpy as np
 from edged.client import Client, UnixConnection
 from edged.errors import ConnectionLost, EdgedError, from_code
 from edged.replies import Delta, Final
+from edged.report import Status
 from edged.stages.tensor import encode_tensors
 from edged.testing.daemon import RunningDaemon
 
 CLIENTS = 8
-SPARED_S = 0.6
-"""Time to start and to finish something: a stage that is never let work is given up, and rightly."""
 
 
 @dataclass
@@ -140,6 +139,23 @@ class Crowd:
         assert not differing, [(o.question, o.resumed, o.text, reference[o.question]) for o in differing]
 
 
+class Spared:
+    """Workers that may have finished nothing yet: a stage that is never let work is given up, and rightly."""
+
+    def __init__(self) -> None:
+        self._done_when_seen: dict[int, int] = {}
+
+    def no_more(self, status: Status) -> list[int]:
+        """Ready workers since whose readiness their stage has finished an item for each of its workers."""
+        return [
+            worker.pid
+            for stage in status.stages
+            for worker in stage.workers
+            if worker.state == "ready"
+            and stage.done >= self._done_when_seen.setdefault(worker.pid, stage.done) + len(stage.workers)
+        ]
+
+
 def under_fire(
     daemon: RunningDaemon,
     chooser: random.Random,
@@ -147,16 +163,13 @@ def under_fire(
     pause_s: tuple[float, float],
     signals: tuple[signal.Signals, ...] = (signal.SIGKILL,),
 ) -> Counter[str]:
-    """Strike ready workers at random moments, each once; give how often what was done."""
+    """Strike workers at random moments, each once; give how often what was done."""
     done: Counter[str] = Counter()
     struck: set[int] = set()
+    spared = Spared()
     while len(struck) < blows:
         time.sleep(chooser.uniform(*pause_s))
-        ready = [
-            w.pid
-            for w in daemon.workers()
-            if w.state == "ready" and w.uptime_s > w.load_s + SPARED_S and w.pid not in struck
-        ]
+        ready = [pid for pid in spared.no_more(daemon.client.status()) if pid not in struck]
         if not ready:
             continue
         victim, number = chooser.choice(ready), chooser.choice(signals)

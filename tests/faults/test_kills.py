@@ -24,8 +24,8 @@ WORDS = tuple(f"question {number}" for number in range(8))
 
 def test_150_deaths_and_hangs_of_simulated_workers(daemon: Callable[..., RunningDaemon], seed: int) -> None:
     """Five clients stream from the generator, three send tensors through three stages."""
-    generator = "workers = 2\ntimeout_s = 0.5\noptions = { decode_ms = 4, max_tokens = 60 }"
-    running = daemon(simulated(generator, line("fixed_ms = 2", timeout_s=0.5)))
+    generator = "workers = 2\ntimeout_s = 1\noptions = { decode_ms = 4, max_tokens = 60 }"
+    running = daemon(simulated(generator, line("fixed_ms = 2", timeout_s=1.0)))
     reference = {question: ask(running.client, question).text for question in WORDS}
     chooser = random.Random(seed)
 
@@ -36,14 +36,14 @@ def test_150_deaths_and_hangs_of_simulated_workers(daemon: Callable[..., Running
         return turn_over(running.client, own.getrandbits(62))
 
     with Crowd([stream] * 5 + [send] * 3, seed) as crowd:
-        done = under_fire(running, chooser, 150, (0.01, 0.1), (*[signal.SIGKILL] * 9, signal.SIGSTOP))
+        done = under_fire(running, chooser, 150, (0.01, 0.05), (*[signal.SIGKILL] * 9, signal.SIGSTOP))
     healed(running)
     crowd.judge(reference)
     assert done["SIGKILL"] > 50
     assert done["SIGSTOP"] > 2
     assert sum(stage.restarts for stage in running.client.status().stages) >= done["SIGKILL"]
     assert sum(outcome.resumed > 0 for outcome in crowd.outcomes) >= 5
-    assert len(crowd.outcomes) > 200
+    assert len(crowd.outcomes) > 200, crowd.codes
 
 
 QUESTIONS = (
@@ -94,7 +94,7 @@ def kill_in_mid_answer(daemon: RunningDaemon, begun: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("backend", "kills", "pause_s"),
-    [("openvino", 6, (0.6, 1.5)), ("llama_cpp", 6, (0.4, 1.2))],
+    [("openvino", 6, (0.1, 0.8)), ("llama_cpp", 6, (0.1, 0.8))],
 )
 def test_deaths_of_real_models_in_mid_answer(
     library: Path, tmp_path: Path, backend: str, kills: int, pause_s: tuple[float, float], seed: int

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import click
 
 from edged.backend import Variant
 from edged.cli.session import Session
 from edged.errors import BadRequest
+from edged.layers.spec import Overlap, OverlapFrom
 
 SEEDED = "random:"
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def overlap_options(command: Command) -> Command:
+    """Add the options that keep weights and cache off the device."""
+    for option in (
+        click.option(
+            "--offload-cache", is_flag=True, default=None, help="Keys and values in host memory too."
+        ),
+        click.option("--block", type=click.IntRange(1, 256), help="With multi: parts that share a load."),
+        click.option("--overlap-from", type=click.Choice(get_args(OverlapFrom)), help="[memory]"),
+        click.option(
+            "--overlap",
+            type=click.Choice(get_args(Overlap)),
+            help="Weights come from the host layer by layer.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 class Devices(NamedTuple):

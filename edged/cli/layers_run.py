@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from edged.cli.layers_model import Devices, source_of, variant_of
+from edged.cli.layers_model import Devices, overlap_options, source_of, variant_of
 from edged.cli.output import print_json, print_table, progress_bar, readable_bytes, visible_text
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import ConfigError
@@ -54,6 +54,7 @@ FAILED = 1
 @click.option(
     "--transport", type=click.Choice(["auto", *get_args(Transport)]), default="auto", show_default=True
 )
+@overlap_options
 @click.option("--check", is_flag=True, help="Compare with one device; exit code 1 when a token differs.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write FILE.png and FILE.svg.")
 @json_option

@@ -6,12 +6,12 @@ import json
 import os
 import sys
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edged.cli.lazy import LazyGroup
 from edged.cli.output import visible
 from edged.cli.session import TEXT, Session
 from edged.errors import ConfigError, EdgedError, Unreachable
@@ -48,22 +48,8 @@ FAILED, UNREACHABLE, BAD_CONFIG, INTERRUPTED = 1, 69, 78, 130
 """69 and 78 as in sysexits.h, 130 as a shell reports SIGINT. A closed pipe ends in silence, with 1."""
 
 
-class Root(click.Group):
-    """A group that imports a command when it is named."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """List the commands in the order in which a newcomer needs them."""
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
-        del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
+class Root(LazyGroup):
+    """All commands; it names the nearest to one that is misspelt, and turns errors into exit codes."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -117,7 +103,9 @@ Exit codes: 0 done, 1 the request failed, 2 usage, 69 no daemon answers,
 78 the configuration is bad, 130 interrupted."""
 
 
-@click.group(cls=Root, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Root, places=COMMANDS, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option(
     "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="Configuration [$EDGED_CONFIG]."
 )

@@ -222,14 +222,6 @@ def test_no_daemon_is_69(tmp_path: Path):
     assert result.stderr.startswith("error [unreachable]: no daemon answers on")
 
 
-def test_an_error_of_a_command_that_prints_json_is_json():
-    result = CliRunner().invoke(edgectl, ["layers", "plan", "--layers", "2", "--stages", "3", "--json"])
-    assert (result.exit_code, result.stdout) == (78, "")
-    error = json.loads(result.stderr)["error"]
-    assert (error["code"], error["param"], error["retry_after_s"]) == ("config", "stages", None)
-    assert "stages = 3" in error["message"]
-
-
 def test_logs_without_a_daemon_name_the_journal(tmp_path: Path):
     result = CliRunner().invoke(edgectl, ["--socket", str(tmp_path / "none.sock"), "logs"])
     assert "journalctl -u edged" in result.stderr

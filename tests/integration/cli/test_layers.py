@@ -165,3 +165,11 @@ def test_planning_needs_no_torch(tiny: str, variant: Callable[[str, str], Varian
     found = without_torch(["--model", gguf, "--stages", "4"])
     assert found["sizes"] == [8, 8, 7, 7]
     assert found["decode_hop_bytes"] == 2304
+
+
+def test_an_error_of_a_command_that_prints_json_is_json():
+    result = CliRunner().invoke(edgectl, ["layers", "plan", "--layers", "2", "--stages", "3", "--json"])
+    assert (result.exit_code, result.stdout) == (78, "")
+    error = json.loads(result.stderr)["error"]
+    assert (error["code"], error["param"], error["retry_after_s"]) == ("config", "stages", None)
+    assert "stages = 3" in error["message"]

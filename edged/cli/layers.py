@@ -12,6 +12,7 @@ COMMANDS = {
     "measure": "edged.cli.layers_measure:measure",
     "run": "edged.cli.layers_run:run",
     "bench": "edged.cli.layers_bench:bench",
+    "overlap": "edged.cli.layers_overlap:overlap",
     "serve": "edged.cli.layers_serve:serve",
 }
 """Every command and where it lives; a module is imported when its command runs."""

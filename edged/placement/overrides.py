@@ -34,7 +34,6 @@ LAYERED = RUNTIMES_ALIKE | {
     "running_prefill_tokens",
     "split",
     "state_dir",
-    "state_dir",
     "timeout_s",
     "transport",
 }

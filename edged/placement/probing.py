@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from edged.layers.meeting import sweep
 from edged.placement.probe import Command, Loaded, Loop, ProbeSpec, Refused, Reply, Run
 from edged.workers.process import oom_kills
 
@@ -61,6 +62,7 @@ class Probe:
     ) -> None:
         self._popen.kill()
         self._popen.wait()
+        sweep()  # a layer pipeline's folder
         for stream in (self._popen.stdin, self._popen.stdout, self._errors):
             if stream is not None:
                 stream.close()

@@ -177,7 +177,7 @@ def test_a_fresh_stage_forgets_that_stage_and_its_pairs_only(box):
 
 def test_longer_requests_and_batches_cost_what_they_are_declared_to(box):
     """Only prompt tokens cost something here, so walls must rank as lengths and batches do."""
-    table = box("per_token_ms = 0.02, max_tokens = 2").measure()
+    table = box("per_token_ms = 0.02, max_tokens = 2").measure("--stage", "generator")
     mine = {(p.batch, p.work): p for p in table.points if p.form.stage == "generator"}
     lengths = [mine[1, work].length for work in ("short", "typical", "long")]
     walls = [mine[1, work].wall_s for work in ("short", "typical", "long")]
@@ -260,7 +260,7 @@ def test_a_form_that_does_not_run_is_a_failure_and_the_others_are_measured(box, 
 def test_a_form_that_crashes_at_a_large_batch_keeps_its_small_ones(box, tmp_path):
     file = tmp_path / "faults.json"
     file.write_bytes(msgspec.json.encode({"crash": "abort", "after_items": 60}))
-    table = box(f"max_tokens = 4, decode_ms = 50, faults = '{file}'").measure("--stage", "generator")
+    table = box(f"max_tokens = 4, decode_ms = 15, faults = '{file}'").measure("--stage", "generator")
     assert {failure.code for failure in table.failures} == {"crashed"}
     assert all(failure.batch > 1 for failure in table.failures if failure.work == "typical")
     assert 1 in {point.batch for point in table.points}

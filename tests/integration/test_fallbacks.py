@@ -21,11 +21,16 @@ Start = Callable[..., RunningDaemon]
 
 
 def config(
-    tmp_path: Path, more: str = "", options: str = "", device: str = "sim:gpu", first_s: float = 0.5
+    tmp_path: Path,
+    more: str = "",
+    options: str = "",
+    device: str = "sim:gpu",
+    first_s: float = 0.25,
+    longest_s: float = 0.5,
 ) -> str:
     faults = tmp_path / "faults.json"
     return (
-        f"[placement]\nlost_first_s = {first_s}\n{NO_BUILT_IN}"
+        f"[placement]\nlost_first_s = {first_s}\nlost_longest_s = {longest_s}\n{NO_BUILT_IN}"
         f"[stages.generator]\nbackend = 'simulated'\ndevice = '{device}'\ntimeout_s = 5\n{more}\n"
         f"options = {{ decode_ms = 10, max_tokens = 60, faults = '{faults}'{options} }}\n"
     )
@@ -75,7 +80,7 @@ def test_the_answer_in_progress_goes_on_elsewhere_and_the_stage_returns(
 
 
 def test_a_try_that_fails_leaves_what_serves_alone(daemon: Start, tmp_path: Path) -> None:
-    running = daemon(config(tmp_path))
+    running = daemon(config(tmp_path, first_s=0.5, longest_s=60.0))
     lose(tmp_path, "sim:gpu")
     ask(running.client)
     serving = on(running, "sim:cpu").workers[0].pid
@@ -154,7 +159,7 @@ def test_an_operator_has_the_last_word(daemon: Start, tmp_path: Path) -> None:
 def test_a_try_gives_way_to_a_swap_and_the_stage_returns_with_another_variant(
     daemon: Start, tmp_path: Path
 ) -> None:
-    running = daemon(config(tmp_path, options=", load_ms = 2000"))
+    running = daemon(config(tmp_path, options=", load_ms = 600"))
     lose(tmp_path, "sim:gpu")
     ask(running.client)
     on(running, "sim:cpu")

@@ -16,7 +16,7 @@ from .test_daemon import Streaming, ask
 from .test_fallbacks import config, lose, on
 
 Start = Callable[..., RunningDaemon]
-LOAD = ", load_ms = 2000"
+LOAD = ", load_ms = 600"
 CHANGES: dict[str, Callable[[RunningDaemon], object]] = {
     "variant": lambda running: running.admin.swap_stage("generator", variant="light"),
     "one copy": lambda running: running.admin.swap_stage("generator", variant="light", one_copy=True),
@@ -182,7 +182,7 @@ def test_a_plan_that_moves_a_stage_within_a_device_that_is_lost_meanwhile(
     running.admin.apply_plan(plan(form("generator", "sim:gpu"), form("second", "sim:npu")))
     assert applied(running) == ""
     on(running, "sim:gpu")
-    running.admin.apply_plan(plan(form("generator", "sim:gpu", load_ms=2000), form("second", "sim:npu")))
+    running.admin.apply_plan(plan(form("generator", "sim:gpu", load_ms=600), form("second", "sim:npu")))
     lose(tmp_path, "sim:gpu")
     assert ask(running.client).timings[0].device == "sim:cpu"
     assert applied(running) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -86,6 +87,7 @@ class Hosts:
         )
         Book(self.states[1]).add(Peer(name="head", key=self.keys[0].public))
         self._logs: list[Path] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @contextmanager
     def serving(self, port: int) -> Iterator[str]:
@@ -100,12 +102,18 @@ class Hosts:
                 env=environment,
                 stderr=log,
             )
+        self._processes[device] = process
         try:
             wait_for(lambda: "listens on" in self.log, "a listening server")
             yield device
         finally:
             process.terminate()
             assert process.wait(PATIENCE_S) == 0, self.log
+
+    def stage_of(self, device: str) -> int:
+        """Process id of the stage that a server holds."""
+        server = self._processes[device].pid
+        return int(Path(f"/proc/{server}/task/{server}/children").read_text())
 
     @property
     def log(self) -> str:
@@ -155,12 +163,17 @@ def test_a_link_that_is_cut_in_mid_answer_is_named_and_the_next_head_is_served(h
 
 
 @needs_namespaces
-def test_two_stages_on_another_host_give_the_tokens_of_one_device(hosts, device, alone):
+def test_two_stages_on_another_host_give_the_tokens_of_one_device_and_the_one_that_dies_is_named(
+    hosts, device, alone
+):
     with hosts.serving(7702) as second, hosts.pipeline(device, second) as pipeline:
         assert [loaded.layers for loaded in pipeline.loaded] == [2, 2, 2]
         assert answers(pipeline) == alone
         times = pipeline.head.meter.stages
         assert all(each.jobs and each.busy_s > 0 and each.wait_receive_s >= 0 for each in times)
+        os.kill(hosts.stage_of(second), signal.SIGKILL)
+        with pytest.raises(BackendError, match=r"stage 2 of 3: host other .*killed by signal 9"):
+            answers(pipeline)
 
 
 # ------------------------------------------------------------------ who is heard

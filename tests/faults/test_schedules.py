@@ -57,7 +57,7 @@ def serves(daemon: RunningDaemon) -> None:
 
 
 def test_a_worker_killed_while_it_loads_is_replaced(daemon: Start) -> None:
-    running = daemon(simulated("options = { load_ms = 1500, max_tokens = 5 }"), wait=False)
+    running = daemon(simulated("options = { load_ms = 600, max_tokens = 5 }"), wait=False)
     status = running.wait_for(lambda s: bool(s.stages[-1].workers), "a process")
     os.kill(status.stages[-1].workers[0].pid, signal.SIGKILL)
     running.wait_ready()

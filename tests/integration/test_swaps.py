@@ -89,7 +89,7 @@ def test_one_that_cannot_be_loaded_or_crashes_while_warming_leaves_the_old_one(
 
 
 def test_one_copy_at_a_time_work_waits_within_its_deadline(daemon: Start) -> None:
-    running = daemon(config(", load_ms = 1500"))
+    running = daemon(config(", load_ms = 700"))
     stream = Streaming(running.client)
     assert stream.begun.wait(30)
     most: list[int] = []
@@ -124,7 +124,7 @@ def test_one_copy_that_fails_has_the_old_one_loaded_again_and_nobody_is_refused(
 
 
 def test_nothing_else_changes_stages_meanwhile(daemon: Start) -> None:
-    running = daemon(config(", load_ms = 1500"))
+    running = daemon(config(", load_ms = 1000"))
     admin = running.admin
     admin.swap_stage("generator", variant="light")
     refused: tuple[Callable[[], object], ...] = (

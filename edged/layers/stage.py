@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import torch
 
 from edged.errors import BackendError
-from edged.layers.chooser import Chooser
 from edged.layers.rows import Cache, Places
 from edged.layers.share import Share
 from edged.layers.wire import Job, Row
+
+if TYPE_CHECKING:
+    from edged.layers.chooser import Chooser
 
 _CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mistral"}
 
@@ -131,6 +133,12 @@ def _to(weights: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, 
     return {name: tensor.to(device) for name, tensor in weights.items()}
 
 
+def _chooser() -> Chooser:
+    from edged.layers.chooser import Chooser  # the library's: half a second that other stages need not wait
+
+    return Chooser(torch.device("cpu"))
+
+
 class Ends:
     """What the first and the last stage have beside layers."""
 
@@ -142,7 +150,7 @@ class Ends:
         self._table = table.to(device) if table is not None else None
         self._norm = filled(parts.norm(), _to(under(weights, "model.norm."), device)) if share.head else None
         self._head = self._matrix(weights["lm_head.weight"], weights) if share.head else None
-        self._chooser = Chooser(torch.device("cpu"))
+        self._chooser = _chooser()
 
     def _matrix(self, head: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         tied = weights.get("model.embed_tokens.weight")

@@ -6,17 +6,28 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from edged.errors import ConfigError
+
 Buffer = bytes | memoryview
 
 
 class Inlet:
-    """Binds an address. Its descriptor is edge-triggered: ask `pending` before waiting on it."""
+    """Binds an address; `ConfigError` where it cannot be had.
+
+    Its descriptor is edge-triggered: ask `pending` before waiting on it.
+    """
 
     def __init__(self, address: str) -> None:
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.RCVHWM, 0)  # micro-batches bound what is on its way
-        self._socket.bind(address)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(
+                f"stages of a layer pipeline cannot meet at {address}: {error}; set TMPDIR to a short path"
+            ) from error
         self.fileno = int(self._socket.getsockopt(zmq.FD))
 
     def pending(self) -> bool:

@@ -216,6 +216,8 @@ class StageServer:
         self._tell(f"{guest.name} takes stage {task.stage} of {task.stages}, {layers}, {task.dtype}")
         try:
             self._seat = Seat(guest, _spec(task, self._offer), task.silence_s)
+        except ConfigError as error:
+            self._answer(server, guest, _gone(guest.session, error))
         except OSError as error:
             why = f"no process can be started: {error.strerror}"
             self._answer(server, guest, Refused(guest.session, "backend", why))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 
 from edged.backend import Sampling
 from edged.errors import BackendError, ConfigError
-from edged.layers import pipeline as pipelines
 from edged.layers.assembly import Assembly, Settings, assemble, assemble_synthetic
 from edged.layers.checkpoint import describe
 from edged.layers.hops import HopTimeout
@@ -244,7 +244,7 @@ def test_stages_hold_their_own_layers_and_no_others():
 
 
 def test_a_closed_pipeline_leaves_no_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipelines.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     asked = settings(transport="zeromq", micro_batches=2, max_sequences=2)
     run_synthetic(assemble_synthetic(WAIT, asked, 2), tokens=1)
     assert not list(tmp_path.iterdir())

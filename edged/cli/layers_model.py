@@ -14,6 +14,7 @@ from edged.errors import BadRequest
 from edged.layers.spec import Overlap, OverlapFrom
 
 SEEDED = "random:"
+FILES = {".gguf", ".safetensors"}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -60,7 +61,7 @@ class Devices(NamedTuple):
 def source_of(session: Session, model: str) -> str:
     """Find a model: `random:...` as it is, a file or folder, or a name of the catalogue."""
     path = Path(model)
-    if model.startswith(SEEDED) or path.exists() or path.suffix or "/" in model:
+    if model.startswith(SEEDED) or path.exists() or path.suffix in FILES or "/" in model:
         return model
     from edged.placement.survey import open_store
 

@@ -55,7 +55,11 @@ FAILED = 1
     "--transport", type=click.Choice(["auto", *get_args(Transport)]), default="auto", show_default=True
 )
 @overlap_options
-@click.option("--check", is_flag=True, help="Compare with one device; exit code 1 when a token differs.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="In float32, compare with the first device alone; exit code 1 when a token differs.",
+)
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write FILE.png and FILE.svg.")
 @json_option
 @with_session
@@ -77,8 +81,10 @@ def run(
     settings["state_dir"] = str(session.config.daemon.state_dir)
     source = source_of(session, model)
     texts = prompts or PROMPTS
+    if check:
+        settings["dtype"] = "float32"  # in bfloat16 the shape of a batch can turn a token
     ran, held, said = _answers(source, settings | devices.options(), texts, tokens, plot)
-    alone = {"devices": ["cpu"], "micro_batches": ran.micro_batches}
+    alone = {"devices": list(devices.names[:1]), "micro_batches": ran.micro_batches, "dtype": "float32"}
     shape = {key: settings[key] for key in ("max_sequences", "context_tokens")}
     single = _answers(source, shape | alone, texts, tokens, None)[0] if check else None
     differing = _differing(ran.answers, single.answers) if single else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from io import FileIO
 from typing import Literal
@@ -16,8 +17,11 @@ from edged.layers.spec import Loaded, StageSpec, is_elsewhere
 
 def main() -> int:
     """Load the stage, say so, serve until told to leave; errors go to standard error, by stage."""
-    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=StageSpec)
+    spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=StageSpec)
     settle(f"edged:layers-{spec.stage}", spec.parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first stage, which ends the others
+    if spec.device.startswith("cpu:"):  # whoever started it may be pinned to other cores
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
     told = FileIO(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     try:
@@ -42,15 +46,11 @@ def _serve(spec: StageSpec, told: FileIO) -> None:
 
     runner, loaded = build(spec)
     told.write(_line(loaded))
+    if not sys.stdin.buffer.readline():  # all have loaded; nothing comes when the pipeline was given up
+        return
     links = process_links(spec)
     try:
-        follow(
-            spec.stage,
-            Explained(runner, spec.stage),
-            links.incoming,
-            links.outgoing,
-            blocking=spec.mode == "seed",
-        )
+        follow(spec, Explained(runner, spec.stage), links.incoming, links.outgoing)
     finally:
         links.close()
         runner.close()

@@ -79,11 +79,8 @@ class Assembly(msgspec.Struct, frozen=True, kw_only=True):
     specs: tuple[StageSpec, ...]
     shape: HeadShape
     context_tokens: int
-
-    @property
-    def max_sequences(self) -> int:
-        """Sequences of all micro-batches."""
-        return self.shape.micro_batches * self.shape.micro_batch
+    max_sequences: int
+    """Of all micro-batches together, as asked for; the last micro-batch may have room for more."""
 
     def start(self, ends: Callable[[int], bool], meter: Meter | None = None) -> Pipeline:
         """Start all stages; see `edged.layers.pipeline.start`."""
@@ -113,7 +110,7 @@ def assemble(source: str, settings: Settings, device: str = "cpu") -> Assembly:
     elif settings.split == "even":
         placed = list(zip(devices, even(architecture.layers, len(devices)), strict=True))
     else:
-        micro_batches = settings.micro_batches or len(devices)
+        micro_batches = min(settings.micro_batches or len(devices), settings.max_sequences)
         micro_batch = -(-settings.max_sequences // micro_batches)
         load = Load(mode=settings.mode, micro_batches=micro_batches, sequences=settings.max_sequences)
         costs = estimated(sizes, micro_batch)
@@ -134,7 +131,7 @@ def _laid(
     source: str, settings: Settings, placed: Sequence[tuple[str, Share]], dtype: DType, context_tokens: int
 ) -> Assembly:
     stages = len(placed)
-    micro_batches = settings.micro_batches or stages
+    micro_batches = min(settings.micro_batches or stages, settings.max_sequences)
     check(settings.mode, stages, micro_batches)
     check_overlap(settings)
     micro_batch = -(-settings.max_sequences // micro_batches)
@@ -174,7 +171,9 @@ def _laid(
         mode=settings.mode,
         timeout_s=settings.timeout_s,
     )
-    return Assembly(specs=specs, shape=shape, context_tokens=context_tokens)
+    return Assembly(
+        specs=specs, shape=shape, context_tokens=context_tokens, max_sequences=settings.max_sequences
+    )
 
 
 def _given(layers: Sequence[int], devices: Sequence[str], total: int) -> tuple[Share, ...]:
@@ -200,6 +199,11 @@ def _transport(settings: Settings, devices: Sequence[str]) -> Transport:
         raise ConfigError(
             f"transport 'nccl' needs a GPU of its own for every stage, not {', '.join(devices)}: NCCL "
             "refuses two stages on one GPU; take 'zeromq', 'gloo' or 'threads'",
+            param="transport",
+        )
+    if settings.mode == "seed" and settings.transport == "zeromq":
+        raise ConfigError(
+            "mode 'seed' needs sends that wait to be taken: transport 'threads' or 'gloo', not 'zeromq'",
             param="transport",
         )
     if settings.transport != "auto":

@@ -18,6 +18,9 @@ from transformers.generation.logits_process import (
 from edged.backend import Sampling
 from edged.layers.wire import Opened
 
+COLDEST = 1e-4
+"""A temperature below it is greedy: float32 scores divided by it would overflow."""
+
 
 class Choice:
     """How one sequence's tokens are chosen; greedy without penalties needs none of its state.
@@ -41,7 +44,8 @@ class Choice:
             return int(logits.argmax())
         scores = self._punished(self._biased(logits.clone()))[None, :]
         answer: Any = torch.tensor([self._answer], dtype=torch.int64, device=self._device)
-        token = self._drawn(self._warpers(answer, scores)) if self._sampling.temperature else scores.argmax()
+        greedy = self._sampling.temperature < COLDEST
+        token = scores.argmax() if greedy else self._drawn(self._warpers(answer, scores))
         self._answer.append(int(token))
         return self._answer[-1]
 
@@ -64,13 +68,17 @@ class Choice:
         return logits
 
     def _drawn(self, scores: torch.Tensor) -> torch.Tensor:
-        return torch.multinomial(scores.softmax(-1), 1, generator=self._random)
+        """Draw; where scores have overflowed there is nothing to draw from, and the highest is taken."""
+        shares = scores.softmax(-1)
+        if not bool(shares.isfinite().all()):
+            return scores.nan_to_num().argmax()
+        return torch.multinomial(shares, 1, generator=self._random)
 
 
 def _warpers(sampling: Sampling) -> LogitsProcessorList:
     """Return temperature, top-k, top-p and min-p, in the order in which the library applies them."""
     found = LogitsProcessorList()
-    if sampling.temperature not in {0.0, 1.0}:
+    if sampling.temperature >= COLDEST and sampling.temperature != 1:
         found.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
         found.append(TopKLogitsWarper(sampling.top_k))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -43,8 +44,15 @@ class Crew:
         self._stages = specs[0].stages if specs else 1
         self._members: list[Member] = []
         for spec in specs:
-            popen = _start(spec)
-            self._members.append(Member(spec.stage, popen, os.pidfd_open(popen.pid)))
+            try:
+                popen = _start(spec)
+                self._members.append(Member(spec.stage, popen, os.pidfd_open(popen.pid)))
+            except OSError as error:
+                self.kill()
+                self.close()
+                raise BackendError(
+                    f"stage {spec.stage} of {spec.stages} cannot be started: {error}"
+                ) from error
 
     @property
     def outputs(self) -> list[int]:
@@ -67,7 +75,16 @@ class Crew:
                 slow = min(member.stage for member in waiting.values())
                 raise BackendError(f"stage {slow} of {self._stages} has not loaded within {timeout_s:g} s")
             found += [self._report(waiting.pop(descriptor)) for descriptor in readable]
+        self._go()
         return sorted(found, key=lambda each: each.stage)
+
+    def _go(self) -> None:
+        """Tell all that all have loaded: only now is it time to meet."""
+        for member in self._members:
+            assert member.popen.stdin is not None
+            with suppress(BrokenPipeError):  # it died: its standard output tells
+                member.popen.stdin.write(b"\n")
+                member.popen.stdin.close()
 
     def _report(self, member: Member) -> Loaded:
         assert member.popen.stdout is not None
@@ -126,8 +143,8 @@ class Crew:
             return kind(f"stage {member.stage} of {self._stages}: {member.told.failed}")
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         return BackendError(
-            f"stage {member.stage} of {self._stages} of the layer pipeline died ({how}); its messages are in "
-            "the daemon's log"
+            f"stage {member.stage} of {self._stages} of the layer pipeline died ({how}); its messages are on "
+            "standard error, in the daemon's case in its log"
         )
 
     def close(self) -> None:
@@ -156,8 +173,8 @@ def _start(spec: StageSpec) -> subprocess.Popen[bytes]:
     )
     assert popen.stdin is not None
     try:
-        popen.stdin.write(msgspec.json.encode(spec))
-        popen.stdin.close()
+        popen.stdin.write(msgspec.json.encode(spec) + b"\n")
+        popen.stdin.flush()
     except BrokenPipeError:  # it died at once: its standard output tells
         return popen
     return popen

@@ -1,11 +1,13 @@
 """Hops over torch.distributed: Gloo between CPUs (or staged through the host), NCCL between GPUs.
 
 Headers go over Gloo in frames of fixed size, so that a receiver needs no knowledge of what comes; payloads
-over the backend of their device. Sends are posted and kept in a bounded window; receives are waited for.
+over the backend of their device. Sends are posted and kept until they are done; receives are waited for. The
+window is wider than what micro-batches can have on its way: it bounds memory, and never makes a stage wait.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from datetime import timedelta
@@ -21,7 +23,8 @@ from edged.layers.wire import Header, Job, decode, encode
 FRAME_BYTES = 1024
 """Of a header in one message; a longer one (sampling of many new sequences) has its rest in a second."""
 LENGTH_BYTES = 8
-MEET = timedelta(seconds=120)
+LOOPBACK = "lo"
+MEET = timedelta(seconds=60)
 """For all stages to find each other, once they have loaded."""
 EVER = timedelta(days=3650)
 """A stage without work waits; the death of a neighbour ends the wait at once."""
@@ -32,6 +35,8 @@ def join(rank: int, stages: int, meeting: str, *, nccl: bool, device: torch.devi
     if nccl and device.type != "cuda":
         raise ConfigError("transport 'nccl' needs a CUDA device for every stage", param="transport")
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.putenv(name, LOOPBACK)  # all stages are on this machine, and nobody else is to reach them
     try:
         dist.init_process_group(
             backend, init_method=f"file://{meeting}/torch", rank=rank, world_size=stages, timeout=MEET

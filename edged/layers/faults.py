@@ -11,6 +11,11 @@ from edged.errors import BackendError, DeviceLost
 from edged.layers.stage import Runner
 from edged.layers.wire import Job
 
+NO_MEMORY = (
+    "no memory left on its device; give it fewer layers, lower context_tokens or max_sequences, or keep its "
+    "weights outside (option overlap)"
+)
+
 
 @contextmanager
 def explained(stage: int) -> Iterator[None]:
@@ -18,13 +23,12 @@ def explained(stage: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise BackendError(
-            f"stage {stage}: no memory left on its device ({_first_line(error)}); give it fewer layers, "
-            "lower context_tokens or max_sequences, or keep weights in host memory (option overlap)"
-        ) from error
+        raise BackendError(f"stage {stage}: {NO_MEMORY} ({_first_line(error)})") from error
     except torch.AcceleratorError as error:
         raise DeviceLost(f"stage {stage}: its device failed: {_first_line(error)}") from error
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise BackendError(f"stage {stage}: {NO_MEMORY} ({_first_line(error)})") from error
         raise BackendError(f"stage {stage}: {_first_line(error)}") from error
 
 

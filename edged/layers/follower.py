@@ -8,15 +8,17 @@ from msgspec.structs import replace
 
 from edged.errors import BackendError, DeviceLost
 from edged.layers.hops import Incoming, Outgoing
+from edged.layers.spec import StageSpec
 from edged.layers.stage import Runner
 from edged.layers.wire import Broken, End, Job, Timing
 
 
-def follow(stage: int, runner: Runner, incoming: Incoming, outgoing: Outgoing, *, blocking: bool) -> None:
+def follow(spec: StageSpec, runner: Runner, incoming: Incoming, outgoing: Outgoing) -> None:
     """Serve until told that no more jobs come; a job that fails goes round as `Broken`, named.
 
-    `blocking` is mode `seed`: each send waits until it is taken.
+    In mode `seed` each send waits until it is taken.
     """
+    stage, last, blocking = spec.stage, spec.stage == spec.stages - 1, spec.mode == "seed"
     sending_s = 0.0
     copied_s = 0.0
     while True:
@@ -24,6 +26,8 @@ def follow(stage: int, runner: Runner, incoming: Incoming, outgoing: Outgoing, *
         header, tensor = incoming.receive(None)
         began_s = time.monotonic()
         if not isinstance(header, Job) or tensor is None:
+            if isinstance(header, End) and last:
+                return  # the first stage has said it, and listens no more
             outgoing.send(header)
             if isinstance(header, End):
                 return

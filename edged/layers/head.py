@@ -13,9 +13,10 @@ from msgspec.structs import replace
 
 from edged.backend import Sampling, TokenEvent
 from edged.errors import BackendError, DeviceLost
+from edged.layers.hops import HopTimeout, Message
 from edged.layers.links import Links
 from edged.layers.meter import Meter
-from edged.layers.schedule import Mode, Turns, next_lane
+from edged.layers.schedule import Mode, Turns, next_lane, portions
 from edged.layers.stage import Runner
 from edged.layers.wire import Broken, End, Job, Opened, Row, Timing
 
@@ -179,16 +180,17 @@ class Head:
         if read:
             running = any(each.chosen for each in self._live.values())
             most = self.shape.running_prefill_tokens if running else self.shape.prefill_tokens
-            return self._made(lane, reading[:most], max(1, most // len(reading)))
-        return self._made(lane, answering, 1)
+            reading = [each for each in self._live.values() if each in reading][:most]  # oldest first
+            return self._made(lane, reading, portions([len(each.unread) for each in reading], most))
+        return self._made(lane, answering, [1] * len(answering))
 
     def _made(
-        self, lane: int, sequences: list[_Sequence], most: int
+        self, lane: int, sequences: list[_Sequence], counts: list[int]
     ) -> tuple[Job, torch.Tensor, list[_Sequence]]:
         rows, emitting, taken = [], [], []
-        for sequence in sequences:
-            tokens = sequence.unread[:most]
-            del sequence.unread[:most]
+        for sequence, count in zip(sequences, counts, strict=True):
+            tokens = sequence.unread[:count]
+            del sequence.unread[:count]
             rows.append(Row(sequence.slot, sequence.position, len(tokens), not sequence.unread))
             sequence.position += len(tokens)
             taken.append(tokens)
@@ -205,7 +207,7 @@ class Head:
         if self._held is not None and len(self._flights) == 1:
             self._flush_held()  # nothing else can come
         began_s = time.monotonic()
-        header, tensor = self._links.incoming.receive(self.shape.timeout_s)
+        header, tensor = self._awaited()
         self.meter.stages[0].wait_receive_s += time.monotonic() - began_s
         if isinstance(header, Broken):
             kind = DeviceLost if header.code == "device_lost" else BackendError
@@ -221,6 +223,17 @@ class Head:
         if not self._flights and not any(self._lanes):
             self.meter.rest(time.monotonic())
         return events
+
+    def _awaited(self) -> Message:
+        try:
+            return self._links.incoming.receive(self.shape.timeout_s)
+        except HopTimeout as error:
+            lane = self._flights[0].lane
+            raise HopTimeout(
+                f"micro-batch {lane} (job {self._number - len(self._flights) + 1}) did not come back: one of "
+                f"the stages 1 to {self.shape.stages - 1} is stuck, or timeout_s = {self.shape.timeout_s:g} "
+                f"is too short for this model ({error.message})"
+            ) from error
 
     def _chosen(self, sequence: _Sequence, token: int) -> TokenEvent:
         sequence.chosen = True

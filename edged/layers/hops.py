@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from typing import Protocol
 
 import torch
@@ -12,6 +13,8 @@ from msgspec.structs import replace
 from edged.errors import BackendError
 from edged.layers.wire import Header, Job
 
+CLOSED_S = 0.05
+"""How soon a send that waits hears that its channel is closed."""
 Message = tuple[Header, torch.Tensor | None]
 
 
@@ -90,7 +93,8 @@ class Channel:
     def __init__(self, name: str, timeout_s: float) -> None:
         self._name = name
         self._timeout_s = timeout_s
-        self._messages: queue.SimpleQueue[_Posted] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[_Posted | None] = queue.SimpleQueue()
+        self._closed = False
 
     def receive(self, timeout_s: float | None, /) -> Message:
         """See `Incoming.receive`."""
@@ -98,6 +102,9 @@ class Channel:
             posted = self._messages.get(timeout=timeout_s)
         except queue.Empty as error:
             raise HopTimeout(f"{self._name}: nothing came for {timeout_s:g} s") from error
+        if posted is None:
+            self._messages.put(None)
+            raise HopTimeout(f"{self._name} is closed")
         posted.taken.set()
         if posted.computed is not None and posted.tensor is not None:
             stream = torch.cuda.current_stream(posted.tensor.device)
@@ -109,11 +116,15 @@ class Channel:
         """See `Outgoing.send`."""
         posted = _Posted(described(header, tensor), tensor)
         self._messages.put(posted)
-        if wait and not posted.taken.wait(self._timeout_s):
-            raise HopTimeout(f"{self._name}: nobody took {_named(header)} for {self._timeout_s:g} s")
+        until_s = time.monotonic() + self._timeout_s
+        while wait and not posted.taken.wait(CLOSED_S):
+            if self._closed or time.monotonic() > until_s:
+                raise HopTimeout(f"{self._name}: nobody took {_named(header)} for {self._timeout_s:g} s")
 
     def close(self) -> None:
-        """See `Incoming.close`."""
+        """See `Incoming.close`; whoever waits on it is told."""
+        self._closed = True
+        self._messages.put(None)
 
 
 def _named(header: Header) -> str:

@@ -39,7 +39,9 @@ def process_links(
     join(spec.stage, spec.stages, spec.meeting, nccl=nccl, device=device)
     return Links(
         DistributedIncoming(spec.previous, device, nccl=nccl),
-        DistributedOutgoing(spec.next, device, nccl=nccl, window=2 * spec.stages, timeout_s=spec.timeout_s),
+        DistributedOutgoing(
+            spec.next, device, nccl=nccl, window=spec.sequences + 2, timeout_s=spec.timeout_s
+        ),
         leave,
     )
 

@@ -98,4 +98,4 @@ class Meter:
         """Return the share of all stages' time that was not spent computing; 0 before any work."""
         span_s = self.span_s + (now_s - self._since_s if self._since_s is not None else 0.0)
         busy_s = sum(stage.busy_s for stage in self.stages)
-        return 1 - busy_s / (len(self.stages) * span_s) if span_s else 0.0
+        return min(1.0, max(0.0, 1 - busy_s / (len(self.stages) * span_s))) if span_s else 0.0

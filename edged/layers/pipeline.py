@@ -42,6 +42,7 @@ class Pipeline:
         self._links = links
         self._crew = crew
         self._broken = False
+        self._closed = False
 
     @property
     def pids(self) -> dict[int, int]:
@@ -52,12 +53,14 @@ class Pipeline:
         """See `Head.turn`; a dead stage is named, and the others are ended at once."""
         meter = self.head.meter
         meter.turn(time.monotonic(), self.head.busy_lanes)
+        self._broken = True  # until the turn has ended well, whatever ends it
         try:
             told = self.head.turn()
         except BackendError as error:
             blamed = self._crew.blamed(error)
             self._end()
             raise blamed from error
+        self._broken = False
         meter.turned(time.monotonic())
         return told
 
@@ -75,16 +78,24 @@ class Pipeline:
 
     def close(self) -> None:
         """End all stages; idempotent."""
-        if self._links is None:
+        if self._closed:
             return
+        self._closed = True
+        with ExitStack() as last:
+            last.callback(self._runner.close)
+            last.callback(self._links.close)
+            last.callback(self._crew.close)
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Tell the stages that no more jobs come, unless that would make somebody wait."""
+        if not self._broken:
+            try:
+                self.head.finish()
+            except BackendError:  # one of them died while there was nothing to do
+                self._broken = True
         if self._broken:
             self._crew.kill()
-        else:
-            self.head.finish()
-        self._crew.close()
-        self._links.close()
-        self._runner.close()
-        self._links = None  # type: ignore[assignment] # closed
 
 
 def start(
@@ -140,7 +151,7 @@ def _in_threads(
 ) -> Pipeline:
     timeout_s = specs[0].timeout_s
     channels = [Channel(f"the link into stage {spec.stage}", timeout_s) for spec in specs]
-    built = [build(spec, own_process=False) for spec in specs]
+    built = [build(spec, own_process=len(specs) == 1) for spec in specs]
     threads = []
     for spec, (runner, _) in zip(specs[1:], built[1:], strict=True):
         hops = channels[spec.stage], channels[spec.next]
@@ -149,6 +160,8 @@ def _in_threads(
         threads[-1].start()
 
     def leave() -> None:
+        for channel in channels:
+            channel.close()
         for thread in threads:
             thread.join(timeout_s)
         for runner, _ in built[1:]:
@@ -162,6 +175,6 @@ def _in_threads(
 def _followed(spec: StageSpec, runner: Runner, incoming: Channel, outgoing: Channel) -> None:
     """A stage in a thread: what ends it goes round, named."""
     try:
-        follow(spec.stage, runner, incoming, outgoing, blocking=spec.mode == "seed")
+        follow(spec, runner, incoming, outgoing)
     except EdgedError as error:
         outgoing.send(Broken(spec.stage, "backend", error.message))

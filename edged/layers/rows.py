@@ -146,5 +146,6 @@ class RowCache:
 
 
 def _write(store: torch.Tensor, fresh: torch.Tensor, places: Places) -> torch.Tensor:
-    store[places.index, :, places.written] = fresh.transpose(1, 2)
+    # What has overflowed would reach, as 0 x NaN, whoever has the row next.
+    store[places.index, :, places.written] = fresh.transpose(1, 2).nan_to_num()
     return store[places.slots, :, : places.width]

@@ -32,7 +32,7 @@ class ZeromqIncoming:
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._inlet.pending():
             left_ms = None if until_s is None else max(0, round((until_s - time.monotonic()) * 1000))
-            if not self._wait(left_ms):
+            if not self._wait(left_ms) or left_ms == 0:
                 raise HopTimeout(f"nothing came from {self._neighbour} for {timeout_s:g} s")
             self._look()
         return self._taken()

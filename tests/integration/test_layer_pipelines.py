@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from edged.backend import Sampling
 from edged.errors import BackendError, ConfigError
+from edged.layers import pipeline as pipelines
+from edged.layers import runners
 from edged.layers.assembly import Assembly, Settings, assemble, assemble_synthetic
 from edged.layers.checkpoint import describe
 from edged.layers.hops import HopTimeout
 from edged.layers.pipeline import Pipeline
-from edged.layers.spec import Synthetic
+from edged.layers.rows import Places, RowCache
+from edged.layers.spec import Loaded, StageSpec, Synthetic
+from edged.layers.stage import Runner
 from edged.layers.trial import run_synthetic
+from edged.layers.wire import Job, Row
 
 WAIT = Synthetic(stage_s=0.0)
 SIZE = "layers=6,hidden=64,heads=4,kv=2,intermediate=128,vocabulary=1024,seed=1"
@@ -102,7 +109,7 @@ def test_other_families(alone, family):
 def test_processes(alone, transport):
     asked = settings(devices=("cpu",) * 3, split="even", micro_batches=5, transport=transport, threads=1)
     with started(assemble(model(), asked)) as pipeline:
-        assert len(pipeline.pids) == 2 * (transport != "threads")
+        assert len(pipeline.pids) == 2
         assert answers(pipeline) == alone["llama"]
         pids = pipeline.pids
     assert not any(map(alive, pids.values()))
@@ -157,13 +164,25 @@ def test_any_number_of_micro_batches_ends(stages, micro_batches, mode):
 
 @pytest.mark.parametrize("transport", ["zeromq", "gloo"])
 def test_many_micro_batches_end_between_processes(transport):
-    asked = settings(micro_batches=9, max_sequences=9, transport=transport, timeout_s=30)
-    assert run_synthetic(assemble_synthetic(WAIT, asked, 3), tokens=4).tokens == 36
+    asked = settings(micro_batches=24, max_sequences=24, transport=transport, timeout_s=30)
+    assert run_synthetic(assemble_synthetic(WAIT, asked, 2), tokens=4).tokens == 96
+
+
+def test_there_are_no_more_sequences_than_asked_for():
+    assembly = assemble_synthetic(WAIT, settings(micro_batches=3, max_sequences=8), 3)
+    assert assembly.max_sequences == 8
+    alone = assemble_synthetic(WAIT, settings(max_sequences=1), 2)
+    assert (alone.shape.micro_batches, alone.max_sequences) == (1, 1)
 
 
 def test_the_blocking_order_is_refused_with_more_micro_batches_than_stages():
     with pytest.raises(ConfigError, match="hangs with more micro-batches than stages"):
         assemble_synthetic(WAIT, settings(micro_batches=3, mode="seed"), 2)
+
+
+def test_the_blocking_order_is_refused_where_sends_cannot_wait():
+    with pytest.raises(ConfigError, match="mode 'seed' needs sends that wait"):
+        assemble_synthetic(WAIT, settings(micro_batches=2, mode="seed", transport="zeromq"), 2)
 
 
 @pytest.mark.parametrize("transport", ["threads", "gloo"])
@@ -193,6 +212,80 @@ def test_a_killed_stage_is_named_and_the_others_end(transport):
             turn_for_ever(pipeline)
         pids = pipeline.pids
     assert not any(map(alive, pids.values()))
+
+
+@pytest.mark.parametrize("transport", ["zeromq", "gloo"])
+def test_a_stage_that_dies_without_work_is_no_trouble_at_the_end(transport, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    asked = settings(micro_batches=3, max_sequences=3, transport=transport)
+    with started(assemble_synthetic(WAIT, asked, 3)) as pipeline:
+        pids = pipeline.pids
+        os.kill(pids[1], signal.SIGKILL)
+        os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOWAIT)
+    assert not any(map(alive, pids.values()))
+    assert not list(tmp_path.iterdir())
+
+
+class Failing:
+    """A stage that fails at its third job, with an exception that nobody foresaw."""
+
+    copy_s = 0.0
+
+    def __init__(self) -> None:
+        self.jobs = 0
+        self.closed = False
+
+    def run(self, job: Job, tensor: torch.Tensor, /) -> torch.Tensor:
+        self.jobs += 1
+        if self.jobs == 3:
+            raise KeyError("weights")
+        return torch.zeros((*tensor.shape[:2], 4))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_stage_in_a_thread_that_fails_is_named_and_lets_go(monkeypatch):
+    failing = Failing()
+
+    def build(spec: StageSpec, *, own_process: bool) -> tuple[Runner, Loaded]:
+        found = runners.build(spec, own_process=own_process)
+        return (failing, found[1]) if spec.stage == 1 else found
+
+    monkeypatch.setattr(pipelines, "build", build)
+    before = threading.active_count()
+    asked = settings(micro_batches=2, max_sequences=2, timeout_s=60)
+    with started(assemble_synthetic(WAIT, asked, 3)) as pipeline:
+        for number in range(2):
+            pipeline.head.start(number, (1,), Sampling(), 1_000)
+        with pytest.raises(BackendError, match="stage 1 of 3 failed: stage 1: 'weights'"):
+            turn_for_ever(pipeline)
+    assert failing.closed
+    assert threading.active_count() == before
+
+
+def test_a_draw_from_scores_that_overflow_spoils_no_other_answer(alone):
+    asked = settings(devices=("cpu", "cpu"), max_sequences=2)
+    with started(assemble(model(), asked)) as pipeline:
+        pipeline.head.start(0, PROMPTS[0], Sampling(temperature=1e-40), TOKENS)
+        pipeline.head.start(1, PROMPTS[1], Sampling(temperature=1e-3, repetition_penalty=1e-38), TOKENS)
+        found: dict[int, list[int]] = {0: [], 1: []}
+        while pipeline.head.live:
+            for event in pipeline.turn() or ():
+                found[event.sequence] += event.tokens
+        assert found[0] == alone["llama"][0]
+        assert len(found[1]) == TOKENS
+        assert answers(pipeline, PROMPTS[:3]) == alone["llama"][:3]
+
+
+def test_a_row_that_has_overflowed_does_not_spoil_the_next_sequence():
+    places = Places.of([Row(0, 0, 3, False)], 3, 8, torch.device("cpu"))
+    cache = RowCache.empty(1, (1, 1, 8, 2), torch.float32, torch.device("cpu"))
+    cache.open([places])
+    cache.enter(0, 0)
+    keys, values = cache.update(torch.full((1, 1, 3, 2), torch.inf), torch.full((1, 1, 3, 2), torch.nan), 0)
+    assert keys.isfinite().all()
+    assert values.isfinite().all()
 
 
 def test_a_stopped_stage_is_named_after_the_timeout():

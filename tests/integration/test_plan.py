@@ -151,7 +151,7 @@ def test_the_explanation_names_every_loser_and_its_reason(box):
     ("arguments", "why"),
     [
         (("--explain", "nobody"), "[not_found]: there is no stage 'nobody'; there are: generator, second"),
-        (("--bound", "latency=1ms"), "is not a duration"),
+        (("--bound", "latency=1 moment"), "is not a duration"),
         (("--bound", "latency=0.001"), "no placement keeps latency_s 0.001"),
         (("--without", "sim:cpu"), "device sim:cpu is excluded"),
         (("--apply",), "[unreachable]"),

@@ -23,10 +23,10 @@ from benchmarks.setting import STATE, sample_models
 from edged.backend import Variant
 from edged.cli.layers_run import PROMPTS
 from edged.layers.assembly import Settings, assemble_synthetic
-from edged.layers.checkpoint import describe, library_config, weights
 from edged.layers.share import Share
 from edged.layers.spec import Synthetic
 from edged.layers.trial import PipelineSession, Ran, run, run_synthetic
+from edged.layers.weights.checkpoint import describe, library_config, weights
 from edged.plugins import load
 
 STAGE_S = 0.06

@@ -10,7 +10,7 @@ import msgspec
 
 from edged.backend import Device, TokenSession, Variant
 from edged.errors import BackendError, ConfigError
-from edged.layers.llama_split import described
+from edged.layers.planning.llama_split import described
 from edged_backends.llama_cpp_devices import BACKEND, NODES, cpu, gpu, without_support
 from edged_backends.llama_cpp_layout import Layout, confirm, divided, whole
 from edged_backends.llama_cpp_runtime import (

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from edged.backend import Device
 from edged.errors import BackendError, ConfigError, DeviceLost
-from edged.layers.gguf_header import read_header
-from edged.layers.llama_split import (
+from edged.layers.planning.llama_split import (
     BY_LAYER,
     CPU,
     LlamaSplit,
@@ -20,7 +19,8 @@ from edged.layers.llama_split import (
     split_for,
     wanted,
 )
-from edged.layers.partition import even
+from edged.layers.planning.partition import even
+from edged.layers.weights.gguf_header import read_header
 from edged_backends.llama_cpp_devices import found_under
 from edged_backends.llama_cpp_runtime import Accelerator, accelerators
 

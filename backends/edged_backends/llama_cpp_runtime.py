@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import llama_cpp as runtime
 from llama_cpp import llama_cpp as _bindings
 
-from edged.layers.llama_split import MAX_DEVICES, LlamaSplit
+from edged.layers.planning.llama_split import MAX_DEVICES, LlamaSplit
 
 __all__ = ["Accelerator", "accelerators", "explained", "free_model", "load_model", "overheard", "runtime"]
 

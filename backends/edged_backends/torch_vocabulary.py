@@ -13,8 +13,8 @@ from typing import Protocol
 from tokenizers import Tokenizer
 
 from edged.errors import BackendError
-from edged.layers.checkpoint import describe
-from edged.layers.random_checkpoint import PREFIX
+from edged.layers.weights.checkpoint import describe
+from edged.layers.weights.random_checkpoint import PREFIX
 from edged_backends.torch_vocabulary_folder import folder_parts
 from edged_backends.torch_vocabulary_gguf import gguf_parts
 from edged_backends.torch_vocabulary_pieces import Parts

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from edged.errors import BackendError, ConfigError
-from edged.layers.gguf_header import read_header
+from edged.layers.weights.gguf_header import read_header
 from edged_backends.torch_vocabulary_pieces import (
     Parts,
     byte_alphabet,

@@ -12,7 +12,7 @@ from edged.cli.layers_model import source_of
 from edged.cli.output import print_json, print_table, progress_bar, readable_seconds
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest
-from edged.layers.costs import LayerCosts
+from edged.layers.planning.costs import LayerCosts
 from edged.layers.share import DType
 
 
@@ -61,7 +61,7 @@ def measure(  # noqa: PLR0917 - one argument per option, passed by name
     from edged.plugins import load
 
     load("torch_pipeline")  # says which extra is missing
-    from edged.layers import measure as measuring
+    from edged.layers.planning import measure as measuring
 
     setting = measuring.Setting(source_of(session, model), device, dtype, micro_batch, context_tokens)
     with progress_bar() as bar:

@@ -43,8 +43,8 @@ def overlap(session: Session, /, model: str | None, as_json: bool, **options: An
     from edged.plugins import load
 
     load("torch_pipeline")  # it says what to install where torch is missing
-    from edged.layers.overlap_bench import OverlapBench, measure_overlap
-    from edged.layers.overlap_report import overlap_lines
+    from edged.layers.offload.bench import OverlapBench, measure_overlap
+    from edged.layers.offload.report import overlap_lines
 
     asked = {name: value for name, value in options.items() if value is not None}
     if "overlap_folder" in asked:

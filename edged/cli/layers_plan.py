@@ -13,10 +13,10 @@ from edged.cli.layers_table import UNNAMED, print_layer_plan
 from edged.cli.output import print_json, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest, ConfigError
-from edged.layers import plan as planner
-from edged.layers.costs import UNIT, LayerCosts, Sizes, estimated, sizes_of
-from edged.layers.plan import Candidate, Kind, Work
-from edged.layers.prospects import words
+from edged.layers.planning import plan as planner
+from edged.layers.planning.costs import UNIT, LayerCosts, Sizes, estimated, sizes_of
+from edged.layers.planning.plan import Candidate, Kind, Work
+from edged.layers.planning.prospects import words
 from edged.layers.schedule import Mode
 from edged.layers.share import Architecture, DType
 
@@ -117,7 +117,7 @@ def _sizes(session: Session, asked: Asked) -> tuple[Sizes, int]:
 
 
 def _architecture(session: Session, model: str) -> Architecture:
-    from edged.layers.checkpoint import describe
+    from edged.layers.weights.checkpoint import describe
 
     return describe(source_of(session, model))
 

@@ -37,8 +37,8 @@ def serve(session: Session, listen: str, model: str, device: str, threads: int) 
     names this host among its devices and says which layers it gets; when it ends or falls silent, the stage's
     memory is freed and the next may ask. Both hosts need the same model files.
     """
-    from edged.layers.fingerprint import identify
-    from edged.layers.serving import Offer, StageServer
+    from edged.layers.remote.serving import Offer, StageServer
+    from edged.layers.weights.fingerprint import identify
     from edged.peers.book import Book, check_endpoint
     from edged.peers.keys import key_file, read_keys
 

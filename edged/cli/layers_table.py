@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from edged.cli.output import print_table, readable_bytes, readable_seconds, visible
-from edged.layers.plan import LayerPlan, PlannedStage
+from edged.layers.planning.plan import LayerPlan, PlannedStage
 
 HEADINGS = ("STAGE", "DEVICE", "LAYERS", "FROM-TO", "ENDS", "WEIGHTS", "KV CACHE", "STEP")
 UNNAMED = "device:"

@@ -35,13 +35,13 @@ def main() -> int:
 
 def _serve(spec: StageSpec, told: FileIO) -> None:
     if is_elsewhere(spec.device):
-        from edged.layers.relay import run
+        from edged.layers.remote.relay import run
 
         run(spec, lambda loaded: _tell(told, loaded), os.environ)
         return
     from edged.layers.faults import Explained
     from edged.layers.follower import follow
-    from edged.layers.links import process_links
+    from edged.layers.links.opening import process_links
     from edged.layers.runners import build
 
     runner, loaded = build(spec)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from edged.layers.bubble import steady
 from edged.layers.meter import Meter
+from edged.layers.planning.bubble import steady
 from edged.layers.report import LayerReport, StageReport
 from edged.layers.spec import Loaded, StageSpec
 

@@ -11,17 +11,17 @@ import msgspec
 
 from edged.backend import parse_cores
 from edged.errors import ConfigError
-from edged.layers.checkpoint import describe
-from edged.layers.costs import estimated, sizes_of
-from edged.layers.elsewhere import check_elsewhere
 from edged.layers.head import HeadShape
 from edged.layers.meter import Meter
-from edged.layers.overlap import check_overlap
-from edged.layers.partition import Candidate, Load, even, shares, weighted
+from edged.layers.offload.overlap import check_overlap
 from edged.layers.pipeline import Pipeline, start
+from edged.layers.planning.costs import estimated, sizes_of
+from edged.layers.planning.partition import Candidate, Load, even, shares, weighted
+from edged.layers.remote.elsewhere import check_elsewhere
 from edged.layers.schedule import Mode, check
 from edged.layers.share import DType, Share
 from edged.layers.spec import Overlap, OverlapFrom, StageSpec, Synthetic, Transport, is_elsewhere
+from edged.layers.weights.checkpoint import describe
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 _PLACE = re.compile(r"cpu(:[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)?|cuda:[0-9]+|tcp://.+")

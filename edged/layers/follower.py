@@ -7,7 +7,7 @@ import time
 from msgspec.structs import replace
 
 from edged.errors import BackendError, DeviceLost
-from edged.layers.hops import Incoming, Outgoing
+from edged.layers.links.hops import Incoming, Outgoing
 from edged.layers.spec import StageSpec
 from edged.layers.stage import Runner
 from edged.layers.wire import Broken, End, Job, Timing
@@ -18,7 +18,9 @@ def follow(spec: StageSpec, runner: Runner, incoming: Incoming, outgoing: Outgoi
 
     In mode `seed` each send waits until it is taken.
     """
-    stage, last, blocking = spec.stage, spec.stage == spec.stages - 1, spec.mode == "seed"
+    stage, blocking = spec.stage, spec.mode == "seed"
+    # Behind its own `End` the first stage listens no more, and these sends would wait to be taken.
+    unheard = stage == spec.stages - 1 and spec.transport in {"gloo", "nccl"}
     sending_s = 0.0
     copied_s = 0.0
     while True:
@@ -26,8 +28,8 @@ def follow(spec: StageSpec, runner: Runner, incoming: Incoming, outgoing: Outgoi
         header, tensor = incoming.receive(None)
         began_s = time.monotonic()
         if not isinstance(header, Job) or tensor is None:
-            if isinstance(header, End) and last:
-                return  # the first stage has said it, and listens no more
+            if isinstance(header, End) and unheard:
+                return
             outgoing.send(header)
             if isinstance(header, End):
                 return

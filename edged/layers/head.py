@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from edged.backend import Sampling, TokenEvent
 from edged.errors import BackendError, DeviceLost
-from edged.layers.hops import HopTimeout, Message
-from edged.layers.links import Links
+from edged.layers.links.hops import HopTimeout, Message
+from edged.layers.links.opening import Links
 from edged.layers.meter import Meter
 from edged.layers.schedule import Mode, Turns, next_lane, portions
 from edged.layers.stage import Runner

@@ -16,9 +16,9 @@ from edged.layers.crew import Crew
 from edged.layers.faults import Explained
 from edged.layers.follower import follow
 from edged.layers.head import Head, HeadShape
-from edged.layers.hops import Channel
-from edged.layers.links import Links, process_links
-from edged.layers.meeting import Meeting
+from edged.layers.links.hops import Channel
+from edged.layers.links.meeting import Meeting
+from edged.layers.links.opening import Links, process_links
 from edged.layers.meter import Meter
 from edged.layers.runners import build
 from edged.layers.schedule import check

@@ -47,7 +47,7 @@ class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
     """Share of all stages' time, 0..1, in which they computed nothing although there was work: measured."""
     bubble_formula: float
     """The same by the formula for stages that take equally long and hops that cost nothing, with as many
-    micro-batches as had work at each moment: see `edged.layers.bubble.steady`."""
+    micro-batches as had work at each moment: see `edged.layers.planning.bubble.steady`."""
     bubble_unequal: float
     """By the formula for stages that take as long as these do."""
     stages: tuple[StageReport, ...]

@@ -10,16 +10,16 @@ import torch
 
 from edged.birth import pin
 from edged.errors import ConfigError
-from edged.layers.checkpoint import library_config, weights
 from edged.layers.faults import explained
-from edged.layers.offload import offloaded, shelf_for
-from edged.layers.offload_cache import CacheShape, OffloadedCache
-from edged.layers.overlap import check_overlap
+from edged.layers.offload.cache import CacheShape, OffloadedCache
+from edged.layers.offload.layers import offloaded, shelf_for
+from edged.layers.offload.overlap import check_overlap
+from edged.layers.offload.streams import Streams, streams_for
 from edged.layers.rows import Cache, RowCache
 from edged.layers.spec import Loaded, StageSpec
 from edged.layers.stage import Ends, Layers, LayerStage, Parts, Runner, StageShape, resident
-from edged.layers.streams import Streams, streams_for
 from edged.layers.synthetic import SyntheticStage
+from edged.layers.weights.checkpoint import library_config, weights
 
 
 def device_of(name: str) -> torch.device:

@@ -9,11 +9,11 @@ from typing import Protocol
 import msgspec
 
 from edged.backend import Sampling, TokenSession
-from edged.layers import bubble
 from edged.layers.assembly import Assembly
 from edged.layers.head import HeadShape
 from edged.layers.meter import Meter, StageTimes
 from edged.layers.pipeline import Pipeline
+from edged.layers.planning import bubble
 from edged.layers.spec import Loaded
 
 Progress = Callable[[int, int], None]

@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from edged.layers.meeting import sweep
+from edged.layers.links.meeting import sweep
 from edged.placement.probe import Command, Loaded, Loop, ProbeSpec, Refused, Reply, Run
 from edged.workers.process import oom_kills
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edged.layers.meeting import sweep
+from edged.layers.links.meeting import sweep
 from edged.workers.spec import WorkerSpec, to_json
 
 

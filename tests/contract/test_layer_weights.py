@@ -10,9 +10,9 @@ import pytest
 from edged_backends.torch_vocabulary import read_vocabulary
 
 from edged.backend import Variant
-from edged.layers.checkpoint import describe, library_config, weights
 from edged.layers.share import Share
-from edged.layers.tensor_names import gguf_name, wanted
+from edged.layers.weights.checkpoint import describe, library_config, weights
+from edged.layers.weights.tensor_names import gguf_name, wanted
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

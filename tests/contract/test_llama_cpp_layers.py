@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from edged.backend import Detailed, Device, TokenSession, Variant
 from edged.errors import BackendError, ConfigError
-from edged.layers.llama_split import BY_LAYER, CPU, LlamaSplit, assigned, read_back
+from edged.layers.planning.llama_split import BY_LAYER, CPU, LlamaSplit, assigned, read_back
 from edged.stages.generator import Generator
 from edged.testing.token_contract import generate
 

@@ -13,8 +13,8 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 from edged.backend import Sampling, Variant
 from edged.errors import ConfigError
-from edged.layers.checkpoint import library_config, weights
 from edged.layers.share import Share
+from edged.layers.weights.checkpoint import library_config, weights
 from edged.testing.token_contract import TokenContract, generate
 
 OPTIONS = {"max_sequences": 4, "context_tokens": 512, "devices": ["cpu", "cpu"]}

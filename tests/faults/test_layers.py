@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edged.backend import Variant
-from edged.layers.meeting import PREFIX
+from edged.layers.links.meeting import PREFIX
 from edged.layers.report import LayerReport
 from edged.report import WorkerStatus
 from edged.testing.daemon import RunningDaemon

@@ -18,11 +18,11 @@ import zmq
 from edged.backend import Sampling
 from edged.errors import BackendError, ConfigError
 from edged.layers.assembly import Settings, assemble
-from edged.layers.fingerprint import identify
 from edged.layers.pipeline import Pipeline
-from edged.layers.relay import task_of
-from edged.layers.remote import VERSION, Hello, Ping, Pong, Refused, Said, pack, unpack
-from edged.layers.serving import Offer, StageServer
+from edged.layers.remote.messages import VERSION, Hello, Ping, Pong, Refused, Said, pack, unpack
+from edged.layers.remote.relay import task_of
+from edged.layers.remote.serving import Offer, StageServer
+from edged.layers.weights.fingerprint import identify
 from edged.peers.book import Book, Peer
 from edged.peers.keys import key_file, make_keys
 from edged.testing.network import Cable, cable, refusal

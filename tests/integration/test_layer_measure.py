@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from edged.cli.root import edgectl
 from edged.errors import ConfigError
-from edged.layers import measure as measuring
-from edged.layers.costs import LayerCosts
+from edged.layers.planning import measure as measuring
+from edged.layers.planning.costs import LayerCosts
 from edged.layers.spec import Loaded, StageSpec
 from edged.layers.wire import Job
 

@@ -32,7 +32,8 @@ def edgectl(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_import() -> None:
     done = without_torch(
-        "import edged.daemon, edged.layers.plan, edged.layers.report, edged.workers.loop, edged.cli.root"
+        "import edged.daemon, edged.layers.planning.plan, edged.layers.report, edged.workers.loop\n"
+        "import edged.cli.root"
     )
     assert done.returncode == 0, done.stderr
 

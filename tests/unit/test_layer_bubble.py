@@ -10,7 +10,7 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged.layers import bubble
+from edged.layers.planning import bubble
 from edged.layers.schedule import Mode
 
 STAGES, MICRO_BATCHES, TOKENS = st.integers(1, 5), st.integers(1, 9), st.integers(1, 6)

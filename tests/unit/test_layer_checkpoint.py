@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.errors import BackendError, ConfigError
-from edged.layers.checkpoint import describe, library_config, open_checkpoint, weights
-from edged.layers.gguf_checkpoint import llama3_factors
-from edged.layers.gguf_header import read_header
-from edged.layers.gguf_weights import library_order
 from edged.layers.share import Share
-from edged.layers.tensor_names import wanted
+from edged.layers.weights.checkpoint import describe, library_config, open_checkpoint, weights
+from edged.layers.weights.gguf_checkpoint import llama3_factors
+from edged.layers.weights.gguf_header import read_header
+from edged.layers.weights.gguf_weights import library_order
+from edged.layers.weights.tensor_names import wanted
 from tests.unit.tiny_models import CLASSES, FAMILIES, SHAPE, as_gguf, interleaved, saved, tiny
 
 torch = pytest.importorskip("torch")
@@ -217,7 +217,7 @@ def test_a_single_file_is_read_with_the_settings_beside_it(llama: Path) -> None:
 
 def test_describing_imports_no_runtime(llama: Path, llama_gguf: Path) -> None:
     code = (
-        "import sys; from edged.layers.checkpoint import describe\n"
+        "import sys; from edged.layers.weights.checkpoint import describe\n"
         "for source in sys.argv[1:]: assert describe(source).layers in (3, 4)\n"
         "assert not {'torch', 'transformers', 'gguf', 'safetensors', 'numpy'} & set(sys.modules)"
     )

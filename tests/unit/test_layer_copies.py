@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from edged.layers import runners
+from edged.layers.offload.streams import InOrder, Mark, Transfer, Work
 from edged.layers.spec import StageSpec
 from edged.layers.stage import Runner
-from edged.layers.streams import InOrder, Mark, Transfer, Work
 
 from .layer_jobs import (
     COMBINATIONS,

@@ -10,8 +10,8 @@ import torch
 
 from edged.errors import BackendError
 from edged.layers import runners
-from edged.layers.shelf import DiskShelf, Layout, MemoryShelf
-from edged.layers.streams import CudaStreams
+from edged.layers.offload.shelf import DiskShelf, Layout, MemoryShelf
+from edged.layers.offload.streams import CudaStreams
 
 from .layer_jobs import (
     COMBINATIONS,

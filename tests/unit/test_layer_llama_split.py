@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.errors import BackendError, ConfigError
-from edged.layers.costs import UNIT, Sizes
-from edged.layers.llama_split import (
+from edged.layers.planning.costs import UNIT, Sizes
+from edged.layers.planning.llama_split import (
     BY_LAYER,
     CPU,
     WHOLE,
@@ -21,8 +21,8 @@ from edged.layers.llama_split import (
     split_for,
     wanted,
 )
-from edged.layers.plan import Candidate, even, plan
-from edged.layers.plan import Work as Planned
+from edged.layers.planning.plan import Candidate, even, plan
+from edged.layers.planning.plan import Work as Planned
 
 SPLITS = st.lists(st.integers(1, 24), min_size=1, max_size=16)
 

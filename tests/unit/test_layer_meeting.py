@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from edged.layers.meeting import PREFIX, Meeting, sweep
+from edged.layers.links.meeting import PREFIX, Meeting, sweep
 
-MAKE = "from edged.layers.meeting import Meeting; made = Meeting(); print(made.folder, flush=True); input()"
+MAKE = (
+    "from edged.layers.links.meeting import Meeting\n"
+    "made = Meeting()\nprint(made.folder, flush=True)\ninput()"
+)
 
 
 @pytest.fixture(autouse=True)

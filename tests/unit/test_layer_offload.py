@@ -12,9 +12,9 @@ from edged.backend import Sampling, Variant
 from edged.errors import BackendError, ConfigError
 from edged.layers import runners
 from edged.layers.assembly import Settings, assemble
+from edged.layers.offload.shelf import DiskShelf, MemoryShelf, Shelf
+from edged.layers.offload.streams import InOrder, Work
 from edged.layers.share import Share
-from edged.layers.shelf import DiskShelf, MemoryShelf, Shelf
-from edged.layers.streams import InOrder, Work
 from edged.layers.wire import Job, Row
 
 from .layer_jobs import (

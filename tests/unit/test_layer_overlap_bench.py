@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edged.errors import ConfigError
-from edged.layers.overlap_bench import OverlapBench, measure_overlap
-from edged.layers.overlap_report import (
+from edged.layers.offload.bench import OverlapBench, measure_overlap
+from edged.layers.offload.report import (
     CAUTION,
     PARTS,
     OverlapCase,

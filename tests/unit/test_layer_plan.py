@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.errors import ConfigError
-from edged.layers.bubble import around_s, period_s
-from edged.layers.costs import UNIT, LayerCosts, Sizes, estimated, sizes_of
-from edged.layers.partition import Load, Placed, stage_bytes, stage_seconds
-from edged.layers.plan import Candidate, LayerPlan, Work, even, plan, shares, weighted
-from edged.layers.prospects import words
+from edged.layers.planning.bubble import around_s, period_s
+from edged.layers.planning.costs import UNIT, LayerCosts, Sizes, estimated, sizes_of
+from edged.layers.planning.partition import Load, Placed, stage_bytes, stage_seconds
+from edged.layers.planning.plan import Candidate, LayerPlan, Work, even, plan, shares, weighted
+from edged.layers.planning.prospects import words
 from edged.layers.share import Architecture
 
 SMOLLM2 = Architecture(

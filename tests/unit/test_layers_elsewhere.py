@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.errors import ConfigError, ProtocolError
-from edged.layers.clocks import Clock
-from edged.layers.fingerprint import SAMPLE_BYTES, difference, identify
-from edged.layers.relay import peer_at
-from edged.layers.remote import Hop, Ping, pack, unpack
-from edged.layers.silence import Silence
+from edged.layers.links.silence import Silence
+from edged.layers.remote.clocks import Clock
+from edged.layers.remote.messages import Hop, Ping, pack, unpack
+from edged.layers.remote.relay import peer_at
+from edged.layers.weights.fingerprint import SAMPLE_BYTES, difference, identify
 from edged.layers.wire import Timing
 from edged.peers.book import Peer
 

@@ -57,11 +57,11 @@ PURE = (
     *(f"edged/peers/{name}.py" for name in ("identity", "messages", "offers", "quota", "seat", "task")),
     *(f"edged/bypass/{name}.py" for name in ("calibration", "learner", "policy")),
     *(f"edged/dispatch/{name}.py" for name in ("passing", "skipping")),
-    *(
-        f"edged/layers/{name}.py"
-        for name in ("bubble", "costs", "llama_split", "partition", "plan", "prospects")
-    ),
-    *(f"edged/layers/{name}.py" for name in ("clocks", "elsewhere", "remote", "silence")),
+    *(f"edged/layers/planning/{name}.py" for name in ("bubble", "costs", "llama_split")),
+    *(f"edged/layers/planning/{name}.py" for name in ("partition", "plan", "prospects")),
+    *(f"edged/layers/remote/{name}.py" for name in ("clocks", "elsewhere", "messages")),
+    "edged/layers/links/silence.py",
+    "edged/layers/schedule.py",
     "edged/dispatch/duty.py",
     "edged/documents/chunk.py",
     "edged/stages/citations.py",
@@ -78,7 +78,7 @@ ENVIRONMENT_READERS = {
     "edged/notify.py": "the service manager's protocol: NOTIFY_SOCKET, WATCHDOG_USEC",
     "edged/cli/root.py": "hands it to the session of a command",
     "edged/cli/output.py": "NO_COLOR",
-    "edged/layers/__main__.py": "systemd names the folder of credentials, where the key for other hosts may be",
+    "edged/layers/__main__.py": "systemd names the folder of credentials, with the key for other hosts",
     "edged/models/store.py": "downloads obey the user's settings of pip, npm and hubs",
     "edged/testing/daemon.py": "what a started daemon inherits",
     "backends/edged_backends/onnx_runtime.py": "switches the runtime's telemetry off",
@@ -87,7 +87,7 @@ ENVIRONMENT_READERS = {
     "backends/edged_backends/llama_cpp_runtime.py": "OpenMP reads its settings when the library is loaded",
 }
 ONLY_IMPORTER = {
-    "zmq": {"edged/transport/links.py", "edged/transport/curve.py", "edged/layers/pipes.py"},
+    "zmq": {"edged/transport/links.py", "edged/transport/curve.py", "edged/layers/links/pipes.py"},
     "psutil": {"edged/governor/sensors.py"},
     "openvino": {"backends/edged_backends/openvino_runtime.py"},
     "openvino_genai": {"backends/edged_backends/openvino_runtime.py"},

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from edged.errors import ConfigError
-from edged.layers.bubble import around_s, period_s
-from edged.layers.costs import LayerCosts, Sizes
+from edged.layers.planning.bubble import around_s, period_s
+from edged.layers.planning.costs import LayerCosts, Sizes
 from edged.layers.schedule import Mode
 from edged.layers.share import Share
 

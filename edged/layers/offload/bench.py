@@ -16,17 +16,17 @@ import msgspec
 import torch
 
 from edged.errors import ConfigError
-from edged.layers.checkpoint import describe, library_config, weights
 from edged.layers.faults import explained
-from edged.layers.offload import OffloadedLayers, shelf_for
-from edged.layers.overlap_report import CAUTION, PARTS, OverlapCase, OverlapReport, overlap_checks
+from edged.layers.offload.layers import OffloadedLayers, shelf_for
+from edged.layers.offload.report import CAUTION, PARTS, OverlapCase, OverlapReport, overlap_checks
+from edged.layers.offload.shelf import Shelf, shelve
+from edged.layers.offload.streams import streams_for
 from edged.layers.rows import RowCache
 from edged.layers.runners import device_of
 from edged.layers.share import Architecture, DType, Share
-from edged.layers.shelf import Shelf, shelve
 from edged.layers.spec import Overlap, OverlapFrom, StageSpec
 from edged.layers.stage import Ends, Layers, LayerStage, Parts, StageShape
-from edged.layers.streams import streams_for
+from edged.layers.weights.checkpoint import describe, library_config, weights
 from edged.layers.wire import Job, Row
 
 

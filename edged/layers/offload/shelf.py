@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from edged.errors import BackendError, ConfigError
-from edged.layers.streams import Transfer
+from edged.layers.offload.streams import Transfer
 
 _ALIGNED_BYTES = 256
 """As CUDA aligns what it allocates; a CPU's vector units want 64."""

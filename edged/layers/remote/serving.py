@@ -19,10 +19,11 @@ from msgspec.structs import replace
 
 from edged.errors import ConfigError, DeviceLost, EdgedError, ProtocolError
 from edged.layers.crew import Crew
-from edged.layers.fingerprint import difference
-from edged.layers.meeting import Meeting
-from edged.layers.pipes import Inlet, Outlet
-from edged.layers.remote import (
+from edged.layers.links.meeting import Meeting
+from edged.layers.links.pipes import Inlet, Outlet
+from edged.layers.links.silence import Silence
+from edged.layers.links.waiting import Waited, wait
+from edged.layers.remote.messages import (
     VERSION,
     Accepted,
     Hello,
@@ -37,9 +38,8 @@ from edged.layers.remote import (
     pack,
     unpack,
 )
-from edged.layers.silence import Silence
 from edged.layers.spec import StageSpec
-from edged.layers.waiting import Waited, wait
+from edged.layers.weights.fingerprint import difference
 from edged.layers.wire import End, decode
 from edged.peers.book import Book
 from edged.transport.curve import Beat, Gatekeeper, Heard, KeyPair, Server, context

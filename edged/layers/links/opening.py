@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from edged.layers.hops import Incoming, Outgoing
+from edged.layers.links.hops import Incoming, Outgoing
 from edged.layers.runners import device_of
 from edged.layers.spec import StageSpec
 
@@ -29,11 +29,11 @@ def process_links(
 ) -> Links:
     """Open the hops of a stage that has a process of its own; `watched` and `look` are the crew's."""
     if spec.transport == "zeromq":
-        from edged.layers.zeromq import ZeromqIncoming, ZeromqOutgoing
+        from edged.layers.links.zeromq import ZeromqIncoming, ZeromqOutgoing
 
         incoming = ZeromqIncoming(_address(spec, spec.stage), f"stage {spec.previous}", watched, look)
         return Links(incoming, ZeromqOutgoing(_address(spec, spec.next), f"stage {spec.next}"), _nothing)
-    from edged.layers.distributed import DistributedIncoming, DistributedOutgoing, join, leave
+    from edged.layers.links.distributed import DistributedIncoming, DistributedOutgoing, join, leave
 
     device, nccl = device_of(spec.device), spec.transport == "nccl"
     join(spec.stage, spec.stages, spec.meeting, nccl=nccl, device=device)

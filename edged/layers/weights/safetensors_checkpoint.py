@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edged.errors import BackendError, ConfigError
-from edged.layers.model_facts import Facts, facts_of
 from edged.layers.share import DType
+from edged.layers.weights.model_facts import Facts, facts_of
 
 if TYPE_CHECKING:
     import torch

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edged.errors import BackendError, ConfigError
-from edged.layers.gguf_checkpoint import GgufCheckpoint
-from edged.layers.model_facts import Facts, library_settings
-from edged.layers.random_checkpoint import PREFIX, RandomCheckpoint
-from edged.layers.safetensors_checkpoint import SafetensorsCheckpoint
 from edged.layers.share import Architecture, DType, Share
-from edged.layers.tensor_names import EMBEDDING, layer_parts, wanted
+from edged.layers.weights.gguf_checkpoint import GgufCheckpoint
+from edged.layers.weights.model_facts import Facts, library_settings
+from edged.layers.weights.random_checkpoint import PREFIX, RandomCheckpoint
+from edged.layers.weights.safetensors_checkpoint import SafetensorsCheckpoint
+from edged.layers.weights.tensor_names import EMBEDDING, layer_parts, wanted
 
 if TYPE_CHECKING:
     import torch

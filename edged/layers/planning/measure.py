@@ -17,12 +17,12 @@ import torch
 
 from edged.backend import Sampling
 from edged.errors import ConfigError
-from edged.layers.checkpoint import describe
-from edged.layers.costs import LayerCosts
+from edged.layers.planning.costs import LayerCosts
 from edged.layers.runners import build, device_of
 from edged.layers.share import DType, Share
 from edged.layers.spec import StageSpec
 from edged.layers.stage import Runner
+from edged.layers.weights.checkpoint import describe
 from edged.layers.wire import Job, Opened, Row
 
 MOST_LAYERS = 5

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from edged.errors import EdgedError
-from edged.layers.checkpoint import weights
-from edged.layers.shelf import DiskShelf, MemoryShelf, Shelf, shelve
+from edged.layers.offload.shelf import DiskShelf, MemoryShelf, Shelf, shelve
+from edged.layers.offload.streams import Mark, Streams, Work
 from edged.layers.spec import StageSpec
 from edged.layers.stage import Parts, filled
-from edged.layers.streams import Mark, Streams, Work
+from edged.layers.weights.checkpoint import weights
 
 
 class _Slot:

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 from msgspec.structs import replace
 
 from edged.errors import BackendError, ConfigError, DeviceLost, EdgedError
-from edged.layers.clocks import Clock
-from edged.layers.fingerprint import identify
-from edged.layers.pipes import Inlet, Outlet
-from edged.layers.remote import (
+from edged.layers.links.pipes import Inlet, Outlet
+from edged.layers.links.silence import Silence
+from edged.layers.links.waiting import wait
+from edged.layers.remote.clocks import Clock
+from edged.layers.remote.messages import (
     VERSION,
     Accepted,
     Hello,
@@ -32,9 +33,8 @@ from edged.layers.remote import (
     pack,
     unpack,
 )
-from edged.layers.silence import Silence
 from edged.layers.spec import Loaded, StageSpec
-from edged.layers.waiting import wait
+from edged.layers.weights.fingerprint import identify
 from edged.layers.wire import Broken, End, Header, Job, decode, encode
 from edged.peers.book import Book, Peer, check_endpoint
 from edged.peers.keys import key_file, read_keys

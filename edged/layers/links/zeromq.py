@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from edged.errors import BackendError
-from edged.layers.hops import HopTimeout, Message, described
-from edged.layers.pipes import Inlet, Outlet
+from edged.layers.links.hops import HopTimeout, Message, described
+from edged.layers.links.pipes import Inlet, Outlet
 from edged.layers.wire import Header, Job, decode, encode
 
 Watch = Callable[[], None]

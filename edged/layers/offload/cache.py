@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from edged.layers.offload.streams import Mark, Streams, Transfer, Work
 from edged.layers.rows import Places
-from edged.layers.streams import Mark, Streams, Transfer, Work
 from edged.layers.wire import Row
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edged.errors import ConfigError
-from edged.layers.remote import MOST_TOKENS
+from edged.layers.remote.messages import MOST_TOKENS
 from edged.layers.spec import is_elsewhere
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from edged.errors import ConfigError
-from edged.layers.checkpoint import open_checkpoint
-from edged.layers.random_checkpoint import PREFIX
-from edged.layers.remote import Identity
+from edged.layers.remote.messages import Identity
+from edged.layers.weights.checkpoint import open_checkpoint
+from edged.layers.weights.random_checkpoint import PREFIX
 
 SAMPLES = 64
 SAMPLE_BYTES = 1 << 16

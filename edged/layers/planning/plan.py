@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from edged.errors import ConfigError
-from edged.layers.bubble import formula, predicted, span_s
-from edged.layers.costs import ID_BYTES, UNIT, LayerCosts, Sizes
-from edged.layers.partition import (
+from edged.layers.planning.bubble import formula, predicted, span_s
+from edged.layers.planning.costs import ID_BYTES, UNIT, LayerCosts, Sizes
+from edged.layers.planning.partition import (
     Candidate,
     Load,
     Placed,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edged.layers.partition import mib
-from edged.layers.plan import LayerPlan
+from edged.layers.planning.partition import mib
+from edged.layers.planning.plan import LayerPlan
 
 
 def words(plan: LayerPlan) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     architecture: Architecture
     fingerprint: str
-    """See `edged.layers.fingerprint`."""
+    """See `edged.layers.weights.fingerprint`."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from edged.errors import ConfigError
-from edged.layers.model_facts import Facts, facts_of
 from edged.layers.share import DType
-from edged.layers.tensor_names import EMBEDDING, HEAD, NORM, layer_parts
+from edged.layers.weights.model_facts import Facts, facts_of
+from edged.layers.weights.tensor_names import EMBEDDING, HEAD, NORM, layer_parts
 
 if TYPE_CHECKING:
     import torch

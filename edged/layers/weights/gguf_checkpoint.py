@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edged.errors import BackendError, ConfigError
-from edged.layers.gguf_header import Entry, Header, read_header
-from edged.layers.gguf_weights import dequantised
-from edged.layers.model_facts import Facts, facts_of, unknown_family
 from edged.layers.share import DType
-from edged.layers.tensor_names import gguf_name
+from edged.layers.weights.gguf_header import Entry, Header, read_header
+from edged.layers.weights.gguf_weights import dequantised
+from edged.layers.weights.model_facts import Facts, facts_of, unknown_family
+from edged.layers.weights.tensor_names import gguf_name
 
 if TYPE_CHECKING:
     import torch

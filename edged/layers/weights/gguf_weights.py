@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edged.errors import BackendError, ConfigError
-from edged.layers.gguf_header import Entry
 from edged.layers.share import DType
+from edged.layers.weights.gguf_header import Entry
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from edged.errors import BackendError, ConfigError
-from edged.layers.hops import HopTimeout, Message, described
+from edged.layers.links.hops import HopTimeout, Message, described
 from edged.layers.wire import Header, Job, decode, encode
 
 FRAME_BYTES = 1024

@@ -1,0 +1,1 @@
+"""How stages reach each other: one direction at a time, by transport."""

@@ -1,0 +1,1 @@
+"""Stages with more layers than their device holds: weights and cache come and go."""

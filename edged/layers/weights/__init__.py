@@ -1,0 +1,1 @@
+"""The tensors of a share, from GGUF, safetensors or a seed."""

@@ -51,8 +51,6 @@ _WHOLE: dict[str, tuple[str, Callable[[LayerReport], float]]] = {
 def layer_families(stages: Sequence[StageStatus]) -> Iterator[Any]:
     """Yield the families of all layer pipelines; several workers of a stage are added up."""
     found = {stage.name: reports for stage in stages if (reports := _reports(stage))}
-    if not found:
-        return
     for name, (text, read) in _COUNTERS.items():
         yield _by_layer_stage(CounterMetricFamily, name, text, read, found)
     for name, (text, read) in _GAUGES.items():

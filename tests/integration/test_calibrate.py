@@ -260,7 +260,7 @@ def test_a_form_that_does_not_run_is_a_failure_and_the_others_are_measured(box, 
 def test_a_form_that_crashes_at_a_large_batch_keeps_its_small_ones(box, tmp_path):
     file = tmp_path / "faults.json"
     file.write_bytes(msgspec.json.encode({"crash": "abort", "after_items": 60}))
-    table = box(f"max_tokens = 4, decode_ms = 15, faults = '{file}'").measure("--stage", "generator")
+    table = box(f"max_tokens = 4, decode_ms = 50, faults = '{file}'").measure("--stage", "generator")
     assert {failure.code for failure in table.failures} == {"crashed"}
     assert all(failure.batch > 1 for failure in table.failures if failure.work == "typical")
     assert 1 in {point.batch for point in table.points}

@@ -42,9 +42,16 @@ class Meeting:
             self._descriptor = -1
 
 
+def _left() -> list[Path]:
+    try:
+        return list(Path(tempfile.gettempdir()).glob(PREFIX + "*"))
+    except OSError:  # no descriptor left: whoever sweeps next will see them
+        return []
+
+
 def sweep() -> None:
     """Remove the folders of ours whose maker is gone; what cannot be looked at is left alone."""
-    for folder in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
+    for folder in _left():
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:  # another user's, or gone

@@ -109,8 +109,8 @@ def steady(mode: Mode, stage_s: Sequence[float], micro_batches: int, hop_s: floa
     What `predicted` comes to when `tokens` grow without end: what a daemon is held against, whose answers
     join and leave without the pipeline ever being filled or emptied.
 
-    >>> steady("ring", (1, 1), 1), steady("ring", (1, 1), 2), steady("flush", (1, 1), 2)
-    (0.5, 0.0, 0.3333333333333333)
+    >>> steady("ring", (1, 1), 1), steady("ring", (1, 1), 2), steady("flush", (1, 1, 1), 2)
+    (0.5, 0.0, 0.5)
     """
     every_s = period_s(mode, around_s(stage_s, hop_s), max(stage_s), micro_batches)
     return measured([each * micro_batches for each in stage_s], every_s)

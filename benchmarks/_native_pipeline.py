@@ -61,7 +61,7 @@ def generated(model: object, batch: torch.Tensor, mask: torch.Tensor, tokens: in
         batch,
         attention_mask=mask,
         max_new_tokens=tokens,
-        min_new_tokens=tokens,
+        eos_token_id=None,
         do_sample=False,
         pad_token_id=PAD,
     )

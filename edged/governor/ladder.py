@@ -275,7 +275,7 @@ def _why_down(policy: Policy, state: State, signal: str) -> Cause:
     standing, scale = state.standings.get(signal, Standing()), scale_of(policy, signal)
     limits = scale.limits if scale else ()
     limit = max((each.enter for each in limits if each.rung <= standing.rung), default=None)
-    if standing.rung <= state.rung or limit is None:
+    if standing.rung <= state.heading or limit is None:
         return Cause("unavailable", signal, standing.value, standing.predicted)
     if standing.critical and scale:
         return Cause("critical", signal, standing.value, standing.predicted, scale.critical)

@@ -101,6 +101,17 @@ def test_a_critical_temperature_overtakes_a_step_that_is_under_way():
     assert [step.rung for step in world.steps] == [1, FLOOR]
 
 
+def test_heat_that_overtakes_an_operators_climb_is_told_as_heat():
+    world = World()
+    world.feel(CPU.critical, 3)
+    world.confirms = False
+    world.hear(Pinned(at_s=world.now, rung=0))
+    world.hear(Released(at_s=world.now))
+    world.feel(CPU.critical, 3)
+    step = world.steps[-1]
+    assert (step.rung, step.cause.why, step.cause.limit) == (FLOOR, "critical", CPU.critical)
+
+
 def climbing(hot_c: float) -> World:
     """On its way up to the second rung, which nobody confirms."""
     world = World()

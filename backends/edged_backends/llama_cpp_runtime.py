@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-# libgomp reads this once, when it is loaded: a spinning worker thread beside a busy neighbour stalls both.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from edged.birth import SPINS
+
+os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read once, when libgomp is loaded
 
 import llama_cpp as runtime
 from llama_cpp import llama_cpp as _bindings

@@ -6,6 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from edged.birth import SPINS
+
+os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read once, when libgomp is loaded
+
 import torch
 
 from edged.backend import Capabilities, Device, TokenSession, Variant

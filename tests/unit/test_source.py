@@ -84,7 +84,9 @@ ENVIRONMENT_READERS = {
     "backends/edged_backends/onnx_runtime.py": "switches the runtime's telemetry off",
     "edged/models/int8.py": "the same, in the process that quantises",
     "backends/edged_backends/openai_key.py": "systemd names the folder of credentials: CREDENTIALS_DIRECTORY",
-    "backends/edged_backends/llama_cpp_runtime.py": "OpenMP reads its settings when the library is loaded",
+    "edged/birth.py": "OpenMP reads its settings when the library is loaded",
+    "backends/edged_backends/llama_cpp_runtime.py": "the same, in a process that is no worker",
+    "backends/edged_backends/torch_pipeline.py": "the same",
 }
 ONLY_IMPORTER = {
     "zmq": {"edged/transport/links.py", "edged/transport/curve.py", "edged/layers/links/pipes.py"},

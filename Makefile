@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STATE := $(CURDIR)/.edged
+JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: setup setup-test demo test check lint types bench clean help
@@ -39,7 +40,7 @@ demo: setup
 	@EDGED_DEMO_STATE="$(STATE)" KEEP="$(KEEP)" $(BIN)/python examples/demo.py
 
 test: setup-test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: setup-test
 	@$(BIN)/ruff format --check .

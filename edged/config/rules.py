@@ -80,12 +80,19 @@ def _stage_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
         )
     for option, value in (("model", stage.model), ("variant", stage.variant), ("backend", stage.backend)):
         if value and not _NAME.fullmatch(value):
-            yield f"{name}.{option}", f"= {value!r} may hold only a-z, 0-9, '.', '_' and '-', at most 64"
+            yield f"{name}.{option}", _name_problem(option, value)
     if stage.device and (problem := _device_problem(stage.device)):
         yield f"{name}.device", f"= {stage.device!r} {problem}"
     if stage.bypass != "auto" and stage.kind != "reranker":
         yield f"{name}.bypass", f"= {stage.bypass!r} is for rerankers; this stage is a {stage.kind}"
     yield from _fallback_problems(f"{name}.fallback", stage)
+
+
+def _name_problem(option: str, value: str) -> str:
+    model, colon, variant = value.partition(":")
+    if option == "model" and colon and _NAME.fullmatch(model) and _NAME.fullmatch(variant):
+        return f"= {value!r} names a variant too; write model = {model!r} and variant = {variant!r}"
+    return f"= {value!r} may hold only a-z, 0-9, '.', '_' and '-', at most 64"
 
 
 def _fallback_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:

@@ -101,6 +101,15 @@ def test_the_value_and_the_limit_are_named(write):
         load(write("[daemon]\nlog_level = 'loud'\n"), HOME)
 
 
+def test_a_model_with_its_variant_is_told_where_the_variant_goes(write):
+    meant = "write model = 'smollm2-135m-instruct' and variant = 'q4_1'"
+    with pytest.raises(ConfigError, match=meant) as refusal:
+        load(write("[stages.generator]\nmodel = 'smollm2-135m-instruct:q4_1'\n"), HOME)
+    assert refusal.value.param == "stages.generator.model"
+    with pytest.raises(ConfigError, match="may hold only"):
+        load(write("[stages.generator]\nmodel = 'a:b:c'\n"), HOME)
+
+
 @pytest.mark.parametrize(
     ("text", "meant"),
     [("[queue]\nslotz = 8", "queue.slots"), ("[stages.generator]\nmodle = 'x'", "stages.generator.model")],

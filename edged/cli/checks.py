@@ -63,6 +63,18 @@ def absent(config: Config) -> Iterator[str]:
             )
 
 
+def unused(config: Config) -> Iterator[str]:
+    """Say of each generator that has more room for sequences than it may ever fill."""
+    for name, stage in config.stages.items():
+        room = stage.options.get("max_sequences")
+        if stage.kind == "generator" and stage.max_batch and isinstance(room, int) and room > stage.max_batch:
+            yield (
+                f"stages.{name}.options.max_sequences = {room}: the KV cache is for {room} sequences, and "
+                f"max_batch = {stage.max_batch} lets no more be decoded together; make both the same, or leave "
+                "max_batch out"
+            )
+
+
 def _here(store: ModelStore, stage: Stage) -> bool:
     """Whether a variant that the stage may use is here; without a name, any that its backend opens."""
     backend = stage.options.get("runtime", "") if stage.backend == "simulated" else stage.backend

@@ -18,12 +18,12 @@ def config() -> None:
 @with_session
 def check(session: Session, as_json: bool) -> None:
     """Check the configuration as the daemon would read it, with the models and backends that it names."""
-    from edged.cli.checks import absent, check_names
+    from edged.cli.checks import absent, check_names, unused
     from edged.config import locate
 
     check_names(session.config)
     file = locate(session.file, session.environment)
-    warnings = list(absent(session.config))
+    warnings = [*absent(session.config), *unused(session.config)]
     if as_json:
         print_json({"valid": True, "file": file, "warnings": warnings})
     else:

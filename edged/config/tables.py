@@ -96,7 +96,7 @@ class Stage(Table, frozen=True):
     """Processes; 0 switches the stage off. Left out: what the applied plan says, else 1."""
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     """Items of one micro-batch; for a generator, sequences decoded together. Left out: what the applied
-    plan says, else 8."""
+    plan says, else a generator's `options.max_sequences`, else 8."""
     max_wait_ms: Milliseconds = 0.0
     """How long an idle worker may wait for a fuller batch; 0: it takes at once what is there."""
     target_ms: Milliseconds = 0.0

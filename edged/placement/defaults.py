@@ -38,6 +38,8 @@ device, and on one device it is slower than the others."""
 
 DEVICE, WORKERS, MAX_BATCH = "cpu", 1, 8
 """Of a stage for which neither the operator nor a plan says anything."""
+MOST_BATCH = 1024
+"""What `max_batch` may be."""
 STUCK = 0.75
 """Of a stage's `timeout_s`: a layer pipeline names the part that is stuck before its worker is killed."""
 REMOTE = "remote"
@@ -62,12 +64,18 @@ def place(
         kind=stage.kind,
         backend=backend,
         device=stage.device or _device(backend, stage),
-        max_batch=stage.max_batch or MAX_BATCH,
+        max_batch=stage.max_batch or _batch(stage),
         variant=variant,
         options=own_options(backend, stage, config.daemon.state_dir / "cache") | stage.options,
         library=config.library.dir,
         stream_interval_ms=stage.stream_interval_ms,
     )
+
+
+def _batch(stage: Stage) -> int:
+    """The default; of a generator, as many as the operator gives a KV cache, so that none lies idle."""
+    wanted = stage.options.get("max_sequences") if stage.kind == "generator" else None
+    return wanted if isinstance(wanted, int) and 1 <= wanted <= MOST_BATCH else MAX_BATCH
 
 
 def own_options(backend: str, stage: Stage, cache_dir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 
 from edged.backend import Device, Variant
 from edged.catalogue import Catalogue
+from edged.cli.checks import unused
 from edged.config import Config, Stage
 from edged.layers.assembly import Settings
 from edged.models import ModelStore
@@ -114,3 +115,28 @@ def test_swaps_take_along_only_options_that_are_understood(store: ModelStore) ->
 
 def test_all_its_options_are_known() -> None:
     assert set(Settings.__struct_fields__) == LAYERED
+
+
+@pytest.mark.parametrize(
+    ("stage", "batch"),
+    [
+        ({"options": {"max_sequences": 16}}, 16),
+        ({"options": {"max_sequences": 2}}, 2),
+        ({"options": {"max_sequences": 16}, "max_batch": 4}, 4),
+        ({"options": {}}, 8),
+        ({"options": {"max_sequences": 5000}}, 8),
+        ({"options": {"max_sequences": "many"}}, 8),
+    ],
+)
+def test_room_in_the_cache_is_room_for_requests(store: ModelStore, stage: dict[str, object], batch: int):
+    spec = place("generator", generator(backend=PIPELINE, **stage), Config(), store)
+    assert spec.max_batch == batch, "a cache for more sequences than are ever let in lies idle"
+
+
+def test_a_cache_for_more_sequences_than_are_let_in_is_warned_of():
+    idle = generator(max_batch=8, options={"max_sequences": 16})
+    (warning,) = unused(Config(stages={"generator": idle}))
+    assert "stages.generator.options.max_sequences = 16" in warning
+    assert "max_batch = 8" in warning
+    for options, batch in (({"max_sequences": 16}, None), ({"max_sequences": 8}, 8), ({}, 8)):
+        assert not list(unused(Config(stages={"g": generator(max_batch=batch, options=options)})))

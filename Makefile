@@ -12,6 +12,7 @@ help:
 	@echo "make demo        set up, ingest the sample documents, answer three questions"
 	@echo "make demo KEEP=1 the same, and leave the daemon running"
 	@echo "make test        set up everything (compiles llama-cpp-python once) and run all tests"
+	@echo "make test JOBS=1 the same, one test file at a time"
 	@echo "make check       lint, types, import contracts, tests"
 	@echo "make bench       measure the rows of the benchmark table in full"
 	@echo "make clean       remove what these targets made"

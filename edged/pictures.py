@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,25 @@ def figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def check(path: Path) -> None:
+    """Raise what `save` would raise beside `path`, before there is anything to save.
+
+    `ConfigError` without matplotlib; `StorageError` when the files cannot be written there.
+    """
+    figure(1, 1)
+    for file in _files(path):
+        place = file if file.exists() else file.parent
+        if not file.parent.is_dir() or not os.access(place, os.W_OK) or file.is_dir():
+            raise StorageError(f"the plot cannot be written: {file} is not to be had; name a folder that is")
+
+
+def _files(path: Path) -> list[Path]:
+    return [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+
+
 def save(drawn: Any, path: Path) -> list[Path]:
     """Write a figure beside `path`; return both files. `StorageError` when they cannot be written."""
-    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    files = _files(path)
     try:
         for file in files:
             drawn.savefig(file, dpi=120)

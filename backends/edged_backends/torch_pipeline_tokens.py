@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -32,12 +33,17 @@ class PipelineTokenSession:
         self._known = vocabulary
         self._asked = 0
         self.meter = Meter(assembly.shape.stages)
-        self.shape = assembly.shape
-        self._specs = assembly.specs
+        self.assembly = assembly
         self._live: set[int] = set()
         self._pipeline: Pipeline | None = assembly.start(vocabulary.ends, self.meter)
         self.loaded = self._pipeline.loaded
         self.pids = self._pipeline.pids
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """See `Detailed.details`: devices that were asked for and have no stage, and why."""
+        left_out = [f"{each.device}: {each.why}" for each in self.assembly.left_out]
+        return {"left_out": left_out} if left_out else {}
 
     @property
     def free_sequences(self) -> int:
@@ -103,7 +109,9 @@ class PipelineTokenSession:
     def layer_report(self) -> LayerReport:
         """See `Layered.layer_report`."""
         self._open().look()
-        return account(self._specs, self.shape.micro_batches, self.loaded, self.pids, self.meter)
+        return account(
+            self.assembly.specs, self.assembly.shape.micro_batches, self.loaded, self.pids, self.meter
+        )
 
     def close(self) -> None:
         """End all stages; idempotent."""

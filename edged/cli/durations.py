@@ -32,4 +32,18 @@ class _Duration(click.ParamType[float]):
         return total_s
 
 
+class _NeedsUnit(_Duration):
+    """`60ms`, `2s`: a bare number, which may be meant in milliseconds, is refused, and so is nothing."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds, or say what is missing."""
+        if str(value).strip()[-1:].isdigit():
+            self.fail(f"{value!r} has no unit; write 60ms or 2s", param, ctx)
+        seconds = super().convert(value, param, ctx)
+        if seconds <= 0:
+            self.fail("a duration must be longer than nothing", param, ctx)
+        return seconds
+
+
 DURATION = _Duration()
+NEEDS_UNIT = _NeedsUnit()

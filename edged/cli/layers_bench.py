@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from edged.cli.durations import DURATION
+from edged import pictures
+from edged.cli.durations import NEEDS_UNIT
 from edged.cli.layers_model import source_of, variant_of
-from edged.cli.layers_run import PROMPTS, title_of
-from edged.cli.output import print_json, print_table, progress_bar
+from edged.cli.layers_ran import plotted
+from edged.cli.layers_run import PROMPTS
+from edged.cli.output import print_json, print_table, progress_bar, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
-from edged.layers.schedule import Mode
+from edged.errors import ConfigError
+from edged.layers.schedule import Mode, check
 from edged.layers.spec import Transport
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from edged.layers.meter import Meter
     from edged.layers.trial import PipelineSession, Ran
 
@@ -44,7 +51,7 @@ MOST = 64
         "edgectl layers bench --model smollm2-135m-instruct:q4_1 --stages 1,2 --plot pipeline.png",
     )
 )
-@click.option("--synthetic", type=DURATION, help="Stages that only wait so long: the schedule alone.")
+@click.option("--synthetic", type=NEEDS_UNIT, help="Stages that only wait so long: the schedule alone.")
 @click.option("--model", type=TEXT, metavar="MODEL", help="As for `edgectl layers run`.")
 @click.option("--stages", type=_Counts(), default="2,4", show_default=True)
 @click.option("--micro-batches", type=_Counts(), help="[one a stage]")
@@ -87,31 +94,50 @@ def bench(  # noqa: PLR0917 - one argument per option, passed by name
     source = source_of(session, model) if model else ""
     cases = [(mode, n, m) for mode in modes or ("ring",) for n in stages for m in micro_batches or (n,)]
     ran: list[Ran] = []
+    refused: list[dict[str, Any]] = []
     meter: Meter | None = None
+    if plot:
+        pictures.check(plot)
     with progress_bar() as bar:
-        for mode, count, batches in bar.track(cases, description="pipelines"):
-            if mode == "seed" and batches > count:
-                continue  # refused: it would hang
-            one, meter = _one(source, synthetic, mode, (count, batches), options)
-            ran.append(one)
-    files = _plotted(ran[-1], meter, plot) if plot and ran and meter else []
-    if as_json:
-        told = [{"tokens_per_s": each.tokens_per_s, "run": each} for each in ran]
-        print_json({"runs": told, "files": [str(file) for file in files]})
-        return
-    _print(ran)
-    for file in files:
-        click.echo(f"wrote {file}")
+        whole = bar.add_task("pipelines", total=len(cases))
+        tokens = bar.add_task("tokens")
+        for mode, count, batches in cases:
+            try:
+                check(mode, count, batches)
+            except ConfigError as error:
+                refused.append(
+                    {"mode": mode, "stages": count, "micro_batches": batches, "why": error.message}
+                )
+            else:
+                told = partial(_advance, bar, tokens)
+                one, meter = _one(source, synthetic, mode, (count, batches), options, told)
+                ran.append(one)
+            bar.advance(whole)
+    if not as_json:
+        _print(ran, refused)
+    files: list[Path] = []
+    try:  # a plot that fails is no reason to keep the figures back
+        files = plotted(ran[-1], meter, plot) if plot and ran and meter else []
+    finally:
+        if as_json:
+            runs = [{"tokens_per_s": each.tokens_per_s, "run": each} for each in ran]
+            print_json({"runs": runs, "refused": refused, "files": [str(file) for file in files]})
+    if not as_json:
+        for file in files:
+            click.echo(f"wrote {visible(str(file))}")
 
 
-def _plotted(ran: Ran, meter: Meter, path: Path) -> list[Path]:
-    from edged.layers import timeline
-
-    return timeline.save(meter.timeline or (), title_of(ran), path)
+def _advance(bar: Progress, task: TaskID, done: int, most: int) -> None:
+    bar.update(task, completed=done, total=most)
 
 
 def _one(
-    source: str, synthetic: float | None, mode: Mode, size: tuple[int, int], options: dict[str, Any]
+    source: str,
+    synthetic: float | None,
+    mode: Mode,
+    size: tuple[int, int],
+    options: dict[str, Any],
+    told: Callable[[int, int], None],
 ) -> tuple[Ran, Meter]:
     from edged.layers import trial
     from edged.layers.assembly import Settings, assemble_synthetic
@@ -130,13 +156,13 @@ def _one(
         meter = Meter(stages)
         meter.keep_timeline()
         assembly = assemble_synthetic(Synthetic(stage_s=synthetic), Settings(**settings), stages)
-        return trial.run_synthetic(assembly, options["tokens"], meter), meter
-    session = _session(source, settings | {"devices": ["cpu"] * stages})
+        return trial.run_synthetic(assembly, options["tokens"], meter, told), meter
+    session = _session(source, settings | {"devices": ["cpu"] * stages, "split": "even"})
     try:
         session.meter.keep_timeline()
         texts = [PROMPTS[number % len(PROMPTS)] for number in range(session.max_sequences)]
         prompts = [session.vocabulary.encode(text, special=False) for text in texts]
-        return trial.run(session, prompts, options["tokens"]), session.meter
+        return trial.run(session, prompts, options["tokens"], told), session.meter
     finally:
         session.close()
 
@@ -148,7 +174,7 @@ def _session(source: str, settings: dict[str, Any]) -> PipelineSession:
     return cast("PipelineSession", backend.open(variant_of(source), backend.devices()[0], settings))
 
 
-def _print(ran: list[Ran]) -> None:
+def _print(ran: Sequence[Ran], refused: Sequence[dict[str, Any]]) -> None:
     rows = [
         (
             each.mode,
@@ -164,3 +190,6 @@ def _print(ran: list[Ran]) -> None:
     ]
     headings = ("MODE", "STAGES", "MICRO-BATCHES", "SIZE", "BUBBLE", "FORMULA", "DIFFERENCE", "TOKENS/S")
     print_table(headings, rows)
+    for each in refused:
+        size = f"{each['mode']}, {each['stages']} stages, {each['micro_batches']} micro-batches"
+        click.echo(f"refused: {size}: {each['why']}")

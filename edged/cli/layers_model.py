@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import click
 
 from edged.backend import Variant
 from edged.cli.session import Session
-from edged.errors import BadRequest
 from edged.layers.spec import Overlap, OverlapFrom
 
 SEEDED = "random:"
 FILES = {".gguf", ".safetensors"}
+Split = Literal["even", "weighted"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -41,21 +42,38 @@ class Devices(NamedTuple):
 
     names: tuple[str, ...]
     layers: tuple[int, ...]
+    split: Split
 
     @classmethod
-    def of(cls, stages: int | None, devices: str | None, layers: str | None) -> Devices:
-        """Read the options; `--stages N` is N stages on the CPU."""
+    def of(
+        cls,
+        stages: int | None,
+        devices: str | None,
+        layers: str | None,
+        even: bool,
+        weighted: bool,
+    ) -> Devices:
+        """Read the options; `--stages N` is N stages on the CPU, evenly unless asked otherwise."""
         if (stages is None) == (devices is None):
             raise click.UsageError("give either --stages NUMBER or --devices NAME,...")
-        names = tuple(devices.split(",")) if devices else ("cpu",) * (stages or 1)
-        counts = layers.split(",") if layers else []
-        if not all(count.strip().isdigit() for count in counts):
-            raise BadRequest(f"--layers {layers!r} is no list of counts; write 8,8,7,7", param="--layers")
-        return cls(names, tuple(map(int, counts)))
+        if even + weighted + (layers is not None) > 1:
+            raise click.UsageError("give one of --even, --weighted and --layers COUNT,...")
+        names = ("cpu",) * (stages or 1) if devices is None else tuple(devices.split(","))
+        if not all(map(str.strip, names)):
+            raise click.UsageError(f"--devices {devices!r} lacks a name; write cpu,cuda:0")
+        split: Split = "even" if even or (stages and not weighted) else "weighted"
+        return cls(names, _counts(layers), split)
 
     def options(self) -> dict[str, Any]:
         """As options of the adapter."""
-        return {"devices": list(self.names), "layers": list(self.layers)}
+        return {"devices": list(self.names), "layers": list(self.layers), "split": self.split}
+
+
+def _counts(text: str | None) -> tuple[int, ...]:
+    counts = [] if text is None else text.split(",")
+    if not all(re.fullmatch(r"\s*0*[1-9][0-9]{0,8}\s*", count) for count in counts):
+        raise click.UsageError(f"--layers {text!r} is no list of counts of at least 1; write 8,8,7,7")
+    return tuple(map(int, counts))
 
 
 def source_of(session: Session, model: str) -> str:

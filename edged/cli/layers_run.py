@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import click
 
+from edged import pictures
 from edged.cli.layers_model import Devices, overlap_options, source_of, variant_of
-from edged.cli.output import print_json, print_table, progress_bar, readable_bytes, visible_text
+from edged.cli.layers_ran import held_by, plotted, print_answers, print_ran
+from edged.cli.output import print_json, progress_bar, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import ConfigError
 from edged.layers.schedule import Mode
 from edged.layers.spec import Transport
 
 if TYPE_CHECKING:
+    from edged.layers.assembly import Assembly
+    from edged.layers.meter import Meter
     from edged.layers.trial import PipelineSession, Ran
 
 PROMPTS = (
@@ -43,8 +47,13 @@ FAILED = 1
 )
 @click.option("--stages", type=click.IntRange(1, 64), help="So many stages on the CPU.")
 @click.option("--devices", type=TEXT, metavar="NAME,...", help="One stage each, in the order of the layers.")
-@click.option("--layers", type=TEXT, metavar="COUNT,...", help="Layers of each device  [balanced].")
-@click.option("--even", is_flag=True, help="Equal numbers of layers.")
+@click.option("--layers", type=TEXT, metavar="COUNT,...", help="Layers of each device.")
+@click.option("--even", is_flag=True, help="Equal numbers of layers  [with --stages].")
+@click.option(
+    "--weighted",
+    is_flag=True,
+    help="By estimated time; a device that does not help is left out  [with --devices].",
+)
 @click.option("--micro-batches", type=click.IntRange(1, 1024), help="Under way at a time  [one a stage].")
 @click.option("--max-sequences", type=click.IntRange(1, 1024), default=8, show_default=True)
 @click.option("--context-tokens", type=click.IntRange(16), default=512, show_default=True)
@@ -75,41 +84,57 @@ def run(
     **options: Any,
 ) -> int:
     """Answer prompts with a model laid over several devices, without the daemon."""
-    devices = Devices.of(options.pop("stages"), options.pop("devices"), options.pop("layers"))
-    settings = {key: value for key, value in options.items() if value is not None}
-    settings["split"] = "even" if settings.pop("even") else "weighted"
+    devices = Devices.of(*(options.pop(each) for each in ("stages", "devices", "layers", "even", "weighted")))
+    settings = {key: value for key, value in options.items() if value is not None} | devices.options()
     settings["state_dir"] = str(session.config.daemon.state_dir)
+    if plot:
+        pictures.check(plot)
     source = source_of(session, model)
     texts = prompts or PROMPTS
     if check:
         settings["dtype"] = "float32"  # in bfloat16 the shape of a batch can turn a token
-    ran, held, said = _answers(source, settings | devices.options(), texts, tokens, plot)
-    alone = {"devices": list(devices.names[:1]), "micro_batches": ran.micro_batches, "dtype": "float32"}
+    many = _answers(source, settings, texts, tokens, timeline=plot is not None)
+    alone = {"devices": list(devices.names[:1]), "micro_batches": many.ran.room, "dtype": "float32"}
     shape = {key: settings[key] for key in ("max_sequences", "context_tokens")}
-    single = _answers(source, shape | alone, texts, tokens, None)[0] if check else None
-    differing = _differing(ran.answers, single.answers) if single else []
-    if as_json:
-        told: dict[str, Any] = {"run": ran, "stages": held, "texts": said}
-        print_json(told | ({"identical": not differing, "differing": differing} if single else {}))
-    else:
-        _print(ran, held, list(zip(texts, said, strict=True)))
-        if single:
-            click.echo(f"one device gives {_verdict(differing, len(texts))}")
+    single = _answers(source, shape | alone, texts, tokens) if check else None
+    differing = _differing(many.ran.answers, single.ran.answers) if single else None
+    if not as_json:
+        _print(texts, many, differing)
+    files: list[Path] = []
+    try:  # a plot that fails is no reason to keep the answers back
+        files = plotted(many.ran, many.meter, plot) if plot else []
+    finally:
+        if as_json:
+            print_json(_told(texts, many, differing, files))
+    if not as_json:
+        for file in files:
+            click.echo(f"wrote {visible(str(file))}")
     return FAILED if differing else 0
 
 
+class Answered(NamedTuple):
+    """A run, by what, and its answers as text."""
+
+    ran: Ran
+    assembly: Assembly
+    meter: Meter
+    held: list[dict[str, Any]]
+    """By each stage."""
+    texts: list[str]
+
+
 def _answers(
-    source: str, settings: dict[str, Any], texts: Sequence[str], tokens: int, plot: Path | None
-) -> tuple[Ran, list[Any], list[str]]:
+    source: str, settings: dict[str, Any], texts: Sequence[str], tokens: int, *, timeline: bool = False
+) -> Answered:
     from edged.plugins import load
 
     backend = load("torch_pipeline")  # first: it says what to install where torch is missing
-    from edged.layers import timeline, trial
+    from edged.layers import trial
 
     variant = variant_of(source)
     session = cast("PipelineSession", backend.open(variant, backend.devices()[0], settings))
     try:
-        if plot:
+        if timeline:
             session.meter.keep_timeline()
         prompts = [session.vocabulary.encode(text, special=False) for text in texts]
         if not all(prompts):
@@ -117,16 +142,34 @@ def _answers(
         with progress_bar() as bar:
             task = bar.add_task("tokens", total=tokens * len(prompts))
             ran = trial.run(session, prompts, tokens, lambda done, _: bar.update(task, completed=done))
-        if plot:
-            timeline.save(session.meter.timeline or (), title_of(ran), plot)
-        return ran, list(session.loaded), [session.vocabulary.decode(answer) for answer in ran.answers]
+        said = [session.vocabulary.decode(answer) for answer in ran.answers]
+        held = held_by(session.assembly, session.loaded)
+        return Answered(ran, session.assembly, session.meter, held, said)
     finally:
         session.close()
 
 
-def title_of(ran: Ran) -> str:
-    """Name a run above its picture."""
-    return f"{ran.stages} stages, {ran.micro_batches} micro-batches, {ran.mode}: bubble {ran.bubble:.2f}"
+def _told(
+    texts: Sequence[str], many: Answered, differing: list[dict[str, int]] | None, files: Sequence[Path]
+) -> dict[str, Any]:
+    verdict = {} if differing is None else {"identical": not differing, "differing": differing}
+    return {
+        "run": many.ran,
+        "devices": [stage["device"] for stage in many.held],
+        "stages": many.held,
+        "left_out": many.assembly.left_out,
+        "prompts": texts,
+        "texts": many.texts,
+        "files": [str(file) for file in files],
+        **verdict,
+    }
+
+
+def _print(texts: Sequence[str], many: Answered, differing: list[dict[str, int]] | None) -> None:
+    print_answers(texts, many.texts)
+    print_ran(many.ran, many.held, many.assembly)
+    if differing is not None:
+        click.echo(f"one device gives {_verdict(differing, len(texts))}")
 
 
 def _differing(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> list[dict[str, int]]:
@@ -145,27 +188,3 @@ def _verdict(differing: Sequence[dict[str, int]], prompts: int) -> str:
         return f"the same tokens for all {prompts} prompts"
     places = ", ".join(f"prompt {each['prompt']} from token {each['token']}" for each in differing)
     return f"other tokens for {len(differing)} of {prompts} prompts: {places}"
-
-
-def _print(ran: Ran, held: Sequence[Any], said: Sequence[tuple[str, str]]) -> None:
-    for prompt, answer in said:
-        click.echo(f"{visible_text(prompt.strip())} {click.style(visible_text(answer.strip()), bold=True)}\n")
-    rows = [
-        (
-            str(stage.stage),
-            str(stage.layers),
-            readable_bytes(stage.weight_bytes),
-            readable_bytes(stage.cache_bytes),
-            f"{times.busy_s:.2f}",
-            f"{times.wait_receive_s:.2f}",
-            f"{times.wait_send_s:.2f}",
-            f"{times.copy_s:.2f}",
-        )
-        for stage, times in zip(held, ran.times, strict=True)
-    ]
-    headings = ("STAGE", "LAYERS", "WEIGHTS", "KV CACHE", "BUSY S", "WAIT IN S", "WAIT OUT S", "COPY S")
-    print_table(headings, rows)
-    click.echo(
-        f"{ran.tokens} tokens in {ran.seconds:.1f} s, {ran.tokens_per_s:.1f} tokens/s, bubble "
-        f"{ran.bubble:.2f} (equal stages, decode only: {ran.formula:.2f})"
-    )

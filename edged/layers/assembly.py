@@ -15,8 +15,9 @@ from edged.layers.head import HeadShape
 from edged.layers.meter import Meter
 from edged.layers.offload.overlap import check_overlap
 from edged.layers.pipeline import Pipeline, start
-from edged.layers.planning.costs import estimated, sizes_of
-from edged.layers.planning.partition import Candidate, Load, even, shares, weighted
+from edged.layers.planning.costs import Sizes, estimated, sizes_of
+from edged.layers.planning.partition import Candidate, even, shares
+from edged.layers.planning.plan import Dropped, Work, plan
 from edged.layers.remote.elsewhere import check_elsewhere
 from edged.layers.schedule import Mode, check
 from edged.layers.share import DType, Share
@@ -81,6 +82,8 @@ class Assembly(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     max_sequences: int
     """Of all micro-batches together, as asked for; the last micro-batch may have room for more."""
+    left_out: tuple[Dropped, ...] = ()
+    """Devices that were asked for and have no stage."""
 
     def start(self, ends: Callable[[int], bool], meter: Meter | None = None) -> Pipeline:
         """Start all stages; see `edged.layers.pipeline.start`."""
@@ -105,18 +108,30 @@ def assemble(source: str, settings: Settings, device: str = "cpu") -> Assembly:
         )
     dtype = _dtype(settings, devices)
     sizes = sizes_of(architecture, dtype, context_tokens)
+    left_out: tuple[Dropped, ...] = ()
     if settings.layers:
         placed = list(zip(devices, _given(settings.layers, devices, architecture.layers), strict=True))
     elif settings.split == "even":
         placed = list(zip(devices, even(architecture.layers, len(devices)), strict=True))
     else:
-        micro_batches = min(settings.micro_batches or len(devices), settings.max_sequences)
-        micro_batch = -(-settings.max_sequences // micro_batches)
-        load = Load(mode=settings.mode, micro_batches=micro_batches, sequences=settings.max_sequences)
-        costs = estimated(sizes, micro_batch)
-        found = weighted(sizes, costs, [Candidate(id=each) for each in devices], load)
-        placed = [(each.candidate.id, each.share) for each in found]
-    return _laid(source, settings, placed, dtype, context_tokens)
+        placed, left_out = _weighted(settings, devices, sizes)
+    laid = _laid(source, settings, placed, dtype, context_tokens)
+    return msgspec.structs.replace(laid, left_out=left_out)
+
+
+def _weighted(
+    settings: Settings, devices: Sequence[str], sizes: Sizes
+) -> tuple[list[tuple[str, Share]], tuple[Dropped, ...]]:
+    """Balance estimated seconds; returns also the devices that do not help, and why."""
+    micro_batches = min(settings.micro_batches or len(devices), settings.max_sequences)
+    work = Work(
+        mode="ring" if settings.mode == "seed" else settings.mode,  # it takes as long, and is checked later
+        micro_batches=micro_batches,
+        micro_batch=-(-settings.max_sequences // micro_batches),
+    )
+    costs = estimated(sizes, work.micro_batch)
+    found = plan(sizes, costs, [Candidate(id=each) for each in devices], work)
+    return [(stage.device, stage.share) for stage in found.stages], found.dropped
 
 
 def assemble_synthetic(synthetic: Synthetic, settings: Settings, stages: int) -> Assembly:

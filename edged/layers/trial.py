@@ -24,7 +24,7 @@ class PipelineSession(TokenSession, Protocol):
     """What the adapter `torch_pipeline` opens."""
 
     meter: Meter
-    shape: HeadShape
+    assembly: Assembly
     loaded: tuple[Loaded, ...]
 
 
@@ -34,13 +34,16 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     stages: int
     micro_batches: int
+    """That had work: no more than there were sequences."""
+    room: int
+    """Micro-batches that could have had some."""
     micro_batch: int
     answers: tuple[tuple[int, ...], ...]
     tokens: int
     seconds: float
     bubble: float
     formula: float
-    """For stages that take equally long, and answers of one length."""
+    """For stages that take equally long, answers of one length, and the micro-batches that had work."""
     times: tuple[StageTimes, ...]
 
     @property
@@ -70,7 +73,8 @@ def run(
                 live -= 1
                 live += sum(each is not None for each in _admitted(session, waiting, prompts, limits))
         progress(sum(map(len, answers)), sum(limits))
-    return _ran(session.shape, session.meter, answers, time.monotonic() - began_s, max(limits))
+    shape = session.assembly.shape
+    return _ran(shape, session.meter, answers, time.monotonic() - began_s, max(limits))
 
 
 def _admitted(
@@ -81,43 +85,53 @@ def _admitted(
         yield number
 
 
-def run_synthetic(assembly: Assembly, tokens: int, meter: Meter | None = None) -> Ran:
+def run_synthetic(
+    assembly: Assembly,
+    tokens: int,
+    meter: Meter | None = None,
+    progress: Progress = lambda _done, _most: None,
+) -> Ran:
     """Drive stages that only wait: every micro-batch full, `tokens` tokens of each sequence."""
     meter = meter or Meter(assembly.shape.stages)
     pipeline = assembly.start(lambda _token: False)
     try:
-        _driven(pipeline, assembly.max_sequences, 1)  # links connect at the first message
+        _driven(
+            pipeline, assembly.max_sequences, 1, lambda _done, _most: None
+        )  # links connect at the first message
         pipeline.head.meter = meter
         began_s = time.monotonic()
-        answers = _driven(pipeline, assembly.max_sequences, tokens)
+        answers = _driven(pipeline, assembly.max_sequences, tokens, progress)
         seconds = time.monotonic() - began_s
     finally:
         pipeline.close()
     return _ran(assembly.shape, meter, answers, seconds, tokens)
 
 
-def _driven(pipeline: Pipeline, sequences: int, tokens: int) -> list[list[int]]:
+def _driven(pipeline: Pipeline, sequences: int, tokens: int, progress: Progress) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in range(sequences)]
     for number in range(sequences):
         pipeline.head.start(number, (1,), Sampling(), tokens)
     while (events := pipeline.turn()) is not None:
         for event in events:
             answers[event.sequence] += event.tokens
+        progress(sum(map(len, answers)), sequences * tokens)
     return answers
 
 
 def _ran(
     shape: HeadShape, meter: Meter, answers: Sequence[Sequence[int]], seconds: float, tokens: int
 ) -> Ran:
+    working = min(shape.micro_batches, len(answers))  # a sequence joins the emptiest
     return Ran(
         mode=shape.mode,
         stages=shape.stages,
-        micro_batches=shape.micro_batches,
+        micro_batches=working,
+        room=shape.micro_batches,
         micro_batch=shape.micro_batch,
         answers=tuple(map(tuple, answers)),
         tokens=sum(map(len, answers)),
         seconds=seconds,
         bubble=meter.bubble(time.monotonic()),
-        formula=bubble.formula(shape.mode, shape.stages, shape.micro_batches, tokens),
+        formula=bubble.formula(shape.mode, shape.stages, working, tokens),
         times=tuple(meter.stages),
     )

@@ -52,6 +52,7 @@ def bury(ledger: Ledger, event: Died, now: float) -> list[Command]:
     if on_trial(stage, worker):
         return commands + call_off(ledger, stage, worker.fault or event.reason, worker.fault_code)
     stage.restarts += 1
+    stage.loss = worker.fault or event.reason
     if event.moved:
         return commands + replace(ledger, stage)
     if not worker.fruitful:
@@ -129,7 +130,7 @@ def retry_failed(ledger: Ledger, now: float) -> list[Command]:
 def replace(ledger: Ledger, stage: Stage) -> list[Command]:
     """Load beside, switch, drain, stop: the old workers serve until the new ones are ready."""
     stage.misfortunes.clear()
-    stage.failed = stage.trouble = ""
+    stage.failed = stage.trouble = stage.loss = ""
     stage.trial = None
     commands: list[Command] = []
     for worker in workers_of(ledger, stage):
@@ -146,6 +147,7 @@ def idle(ledger: Ledger, event: IdleAsked, now: float) -> list[Command]:
     stage.misfortunes.clear()
     stage.trial = None
     stage.failed, stage.trouble, stage.retry_at, stage.desired = event.reason, "", inf, event.wanted
+    stage.loss = ""
     commands: list[Command] = []
     for worker in workers_of(ledger, stage):
         if worker.state == "ready":

@@ -180,7 +180,7 @@ def _ready(ledger: Ledger, worker: Worker, message: Ready, now: float) -> list[C
     worker.state, worker.loaded, worker.credit = "ready", True, message.credit
     worker.load_s, worker.details = message.load_s, message.details
     stage = ledger.stages[worker.stage]
-    stage.failed = stage.trouble = ""
+    stage.failed = stage.trouble = stage.loss = ""
     stage.trial = None
     if stage.changed:
         stage.forget_costs()

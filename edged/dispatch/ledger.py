@@ -226,6 +226,8 @@ class Stage:
     """Why it gave up restarting; empty while it has not."""
     trouble: str = ""
     """What an operator should know although the stage works."""
+    loss: str = ""
+    """Why a worker died last, until one is ready again."""
     retry_at: float = 0.0
     misfortunes: deque[tuple[float, int]] = field(default_factory=deque)
     """When a worker died without having finished anything, and how much that weighs."""

@@ -87,10 +87,22 @@ def stage_state(ledger: Ledger, stage: Stage) -> Literal["ready", "starting", "d
     return "degraded" if ready else "starting"
 
 
+def stage_reason(ledger: Ledger, stage: Stage) -> str:
+    """Why a stage does not work, or what an operator should know although it does; empty: nothing."""
+    return stage.failed or "; ".join(filter(None, (_trouble(ledger, stage), _loss(ledger, stage))))
+
+
 def _trouble(ledger: Ledger, stage: Stage) -> str:
     """What is wrong with a stage that did not give up: its own trouble, else its workers'."""
     workers = (ledger.workers[name].trouble for name in sorted(stage.workers))
     return stage.trouble or "; ".join(dict.fromkeys(filter(None, workers)))
+
+
+def _loss(ledger: Ledger, stage: Stage) -> str:
+    """Why a stage lacks a worker that is started again."""
+    if not stage.loss or stage_state(ledger, stage) in {"ready", "off"}:
+        return ""
+    return f"a worker ended ({stage.loss}); another is started"
 
 
 def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> StageStatus:
@@ -101,7 +113,7 @@ def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> Stage
         name=stage.name,
         kind=kind,
         state=stage_state(ledger, stage),
-        reason=stage.failed or _trouble(ledger, stage),
+        reason=stage_reason(ledger, stage),
         model=spec.variant.model if spec else "",
         variant=spec.variant.name if spec else "",
         backend=spec.backend if spec else "",

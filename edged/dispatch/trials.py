@@ -49,7 +49,7 @@ def scale(ledger: Ledger, event: ScaleAsked, now: float) -> list[Command]:
 def _begin(stage: Stage, trial: Trial) -> None:
     stage.misfortunes.clear()
     trial.failed, trial.retry_at = stage.failed, stage.retry_at
-    stage.failed = stage.trouble = ""
+    stage.failed = stage.trouble = stage.loss = ""
     stage.trial, stage.called_off = trial, None
 
 

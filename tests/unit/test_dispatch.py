@@ -13,6 +13,7 @@ from edged.dispatch.events import (
     Ticked,
 )
 from edged.dispatch.forecast import wait_s
+from edged.dispatch.status import stage_reason
 from edged.errors import Overloaded, StageUnavailable
 from edged.messages import (
     Batch,
@@ -282,3 +283,18 @@ def test_a_client_that_leaves_frees_a_queued_request_at_once() -> None:
     world.event(Left(request))
     assert world.ledger.entry.used == 0
     assert world.terminals[request] == 0
+
+
+def test_why_a_worker_died_is_told_until_another_is_ready(world: World) -> None:
+    ledger = world.ledger
+    stage, lost = ledger.stages["speak"], world.worker("speak")
+    world.event(Spoke(lost, Fault("backend", "stage 1 of 2: host box-b has said nothing for 10 s")))
+    world.die(lost)
+    told = "a worker ended (stage 1 of 2: host box-b has said nothing for 10 s); another is started"
+    assert stage_reason(ledger, stage) == told
+    again = world.spawn("speak")
+    assert stage_reason(ledger, stage) == told
+    world.ready(again)
+    assert not stage_reason(ledger, stage)
+    world.die(again, killed=True)
+    assert stage_reason(ledger, stage) == "a worker ended (test); another is started"

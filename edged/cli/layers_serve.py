@@ -31,12 +31,13 @@ from edged.errors import ConfigError
 )
 @with_session
 def serve(session: Session, listen: str, model: str, device: str, threads: int) -> None:
-    """Hold a stage for a layer pipeline that runs on another host, until Ctrl-C.
+    """Hold a stage for a layer pipeline that runs on another host, until Ctrl-C, which is exit code 0.
 
     Only peers may ask (`edgectl peers add`, on both hosts), over an encrypted link, one at a time. The head
     names this host among its devices and says which layers it gets; when it ends or falls silent, the stage's
     memory is freed and the next may ask. Both hosts need the same model files.
     """
+    from edged.layers.places import check_here
     from edged.layers.remote.serving import Offer, StageServer
     from edged.layers.weights.fingerprint import identify
     from edged.peers.book import Book, check_endpoint
@@ -44,6 +45,7 @@ def serve(session: Session, listen: str, model: str, device: str, threads: int) 
 
     if find_spec("torch") is None:
         raise ConfigError("stages of a layer pipeline need torch; run: pip install 'edged[pipeline]'")
+    check_here(device)
     state_dir = session.config.daemon.state_dir
     keys = read_keys(key_file(state_dir, session.environment), session.environment)
     source = source_of(session, model)

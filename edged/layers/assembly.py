@@ -15,6 +15,7 @@ from edged.layers.head import HeadShape
 from edged.layers.meter import Meter
 from edged.layers.offload.overlap import check_overlap
 from edged.layers.pipeline import Pipeline, start
+from edged.layers.places import CORES, GPU
 from edged.layers.planning.costs import Sizes, estimated, sizes_of
 from edged.layers.planning.partition import Candidate, even, shares
 from edged.layers.planning.plan import Dropped, Work, plan
@@ -25,7 +26,7 @@ from edged.layers.spec import Overlap, OverlapFrom, StageSpec, Synthetic, Transp
 from edged.layers.weights.checkpoint import describe
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
-_PLACE = re.compile(r"cpu(:[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)?|cuda:[0-9]+|tcp://.+")
+_PLACE = re.compile(rf"{CORES}|{GPU}|tcp://.+")
 CONTEXT_TOKENS = 2048
 """Context where nothing else is asked for, if the model has as much."""
 

@@ -302,6 +302,26 @@ def test_one_head_at_a_time(stand, caller):
     wait_for(lambda: stand.said[-1].startswith("friend takes stage"), "the second head's stage")
 
 
+def test_a_head_that_asks_again_and_again_is_told_of_once(stand, caller):
+    first, second = caller(), caller()
+    first.say(first.hello)
+    wait_for(lambda: stand.heard("friend takes stage"), "the first head's stage")
+    for _ in range(3):
+        second.say(second.hello)
+        assert second.answer(Refused).code == "busy"
+    assert sum("refused friend" in each for each in stand.said) == 1
+
+
+def test_who_may_ask_is_told(tmp_path):
+    stand = Stand(tmp_path)
+    stand.server.stop()  # it comes to its end as soon as it listens
+    stand.server.run()
+    assert stand.said == [f"listens on {stand.endpoint} for 1 peer"]
+    stand.book.remove("friend")
+    stand.server.run()
+    assert stand.heard("for 0 peers: nobody may ask yet, `edgectl peers add NAME")
+
+
 @pytest.mark.parametrize("end", ["silent", "gone", "removed"])
 def test_a_head_that_is_lost_frees_the_stage(stand, caller, end):
     head = caller(silence_s=0.4 if end == "silent" else 4)

@@ -121,6 +121,8 @@ class StageServer:
         self._seat: Seat | None = None
         self._stopped = False
         self._refused, self._quiet_until_s = 0, 0.0
+        self._told: dict[str, tuple[str, float]] = {}
+        """By name: why a head was refused last, and until when that need not be said again."""
         self.messages = 0
         """That came in past the gate."""
 
@@ -142,7 +144,7 @@ class StageServer:
             undo.callback(server.close)
             server.bind(self._endpoint)
             undo.callback(self._leave, kill=True)
-            self._tell(f"listens on {self._endpoint} for {len(self._known)} peers")
+            self._tell(f"listens on {self._endpoint} for {_audience(len(self._known))}")
             while not self._stopped:
                 self._turn(gate, server)
 
@@ -208,9 +210,10 @@ class StageServer:
     def _welcome(self, server: Server, guest: _Guest, hello: Hello) -> None:
         refusal = self._refusal(hello)
         if refusal is not None:
-            self._tell(f"refused {guest.name}: {refusal.why}")
+            self._tell_refusal(guest.name, refusal.why)
             self._answer(server, guest, refusal)
             return
+        self._told.pop(guest.name, None)
         task = hello.task
         layers = f"layers {task.share.first} to {task.share.end - 1}"
         self._tell(f"{guest.name} takes stage {task.stage} of {task.stages}, {layers}, {task.dtype}")
@@ -221,6 +224,14 @@ class StageServer:
         except OSError as error:
             why = f"no process can be started: {error.strerror}"
             self._answer(server, guest, Refused(guest.session, "backend", why))
+
+    def _tell_refusal(self, name: str, why: str) -> None:
+        """Say it once a minute at most: a head asks again three times a second."""
+        now_s = time.monotonic()
+        last, quiet_until_s = self._told.get(name, ("", 0.0))
+        if why != last or now_s > quiet_until_s:
+            self._tell(f"refused {name}: {why}")
+            self._told[name] = why, now_s + QUIET_S
 
     def _refusal(self, hello: Hello) -> Refused | None:
         task, shape = hello.task, self._offer.identity.architecture
@@ -287,6 +298,13 @@ class StageServer:
     @staticmethod
     def _answer(server: Server, guest: _Guest, said: Said, payload: memoryview | bytes = b"") -> bool:
         return server.send(guest.route, pack(said, payload))
+
+
+def _audience(peers: int) -> str:
+    """Say how many may ask, and what to do where nobody may."""
+    if not peers:
+        return "0 peers: nobody may ask yet, `edgectl peers add NAME --key KEY` lets a head in"
+    return "1 peer" if peers == 1 else f"{peers} peers"
 
 
 def _gone(session: str, error: EdgedError) -> Refused:

@@ -1,0 +1,42 @@
+"""Whether a stage on this host can have a device, before anything is loaded there."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from edged.backend import parse_cores
+from edged.errors import ConfigError
+
+CORES = r"cpu(:[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*)?"
+GPU = r"cuda:[0-9]{1,5}"
+_HERE = re.compile(f"{CORES}|{GPU}")
+
+
+def check_here(device: str) -> None:
+    """Raise `ConfigError` for what is no device, or none that a process of this host can use."""
+    if not _HERE.fullmatch(device):
+        raise ConfigError(
+            f"{device!r} is not a device for a stage on this host; write cpu, cpu:0-1 or cuda:0",
+            param="device",
+        )
+    kind, _, which = device.partition(":")
+    if kind == "cuda":
+        from edged.layers.runners import device_of
+
+        device_of(device)
+    elif which and not set(parse_cores(which)) <= (usable := usable_cores()):
+        raise ConfigError(
+            f"device {device!r} names cores that no process may use here; usable: {sorted(usable)}",
+            param="device",
+        )
+
+
+def usable_cores() -> set[int]:
+    """Cores that a process of this one may be put on, wherever this one is pinned."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        return os.sched_getaffinity(0)
+    finally:
+        os.sched_setaffinity(0, before)

@@ -16,7 +16,7 @@ from edged.layers.spec import Loaded, StageSpec, is_elsewhere
 
 
 def main() -> int:
-    """Load the stage, say so, serve until told to leave; errors go to standard error, by stage."""
+    """Load the stage, say so, serve until told to leave; the first stage tells of errors."""
     spec = msgspec.json.decode(sys.stdin.buffer.readline(), type=StageSpec)
     settle(f"edged:layers-{spec.stage}", spec.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first stage, which ends the others
@@ -28,7 +28,6 @@ def main() -> int:
         _serve(spec, told)
     except EdgedError as error:
         told.write(_line(Loaded(stage=spec.stage, failed=error.message, code=_code(error))))
-        sys.stderr.write(f"stage {spec.stage} of the layer pipeline: {error.message}\n")
         return 1
     return 0
 

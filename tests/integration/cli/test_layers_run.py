@@ -103,6 +103,25 @@ def test_json_says_what_was_asked_and_who_answered(config: Path):
     assert not {"failed", "code"} & set(found["stages"][0])
 
 
+def test_a_stage_that_fails_is_told_once(config: Path, capfd: pytest.CaptureFixture[str]):
+    words = ("--devices", "cpu,tcp://127.0.0.1:9", "--even", "--tokens", "4", "--json")
+    found = typed(config, "run", "--model", MODEL, *words)
+    assert found.exit_code == 78
+    assert "peers keygen" in json.loads(found.stderr)["error"]["message"]
+    assert not capfd.readouterr().err
+
+
+# ------------------------------------------------------------------ serve
+
+
+@pytest.mark.parametrize("device", ["bogus", "cpu:0-9999", "cuda:99", "tcp://127.0.0.1:7701", "cpu:"])
+def test_a_device_that_is_not_there_is_not_served(config: Path, device: str):
+    words = ("--listen", "tcp://127.0.0.1:1", "--model", MODEL, "--device", device)
+    found = typed(config, "serve", *words)
+    assert found.exit_code == 78
+    assert f"device {device!r}" in found.stderr or f"{device!r} is not a device" in found.stderr
+
+
 # ------------------------------------------------------------------ pictures
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import click
 
 from edged.cli.layers_model import source_of
-from edged.cli.output import print_json
+from edged.cli.output import print_json, progress_bar
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.layers.share import DType
 from edged.layers.spec import OverlapFrom
@@ -40,6 +40,8 @@ def overlap(session: Session, /, model: str | None, as_json: bool, **options: An
 
     On a CPU the copies are plain calls, so that nothing overlaps: the figures then say nothing about speed.
     """
+    if options["overlap_folder"] is not None and options["overlap_from"] != "disk":
+        raise click.UsageError("--overlap-folder is for --overlap-from disk")
     from edged.plugins import load
 
     load("torch_pipeline")  # it says what to install where torch is missing
@@ -51,7 +53,11 @@ def overlap(session: Session, /, model: str | None, as_json: bool, **options: An
         asked["overlap_folder"] = str(asked["overlap_folder"])
     if model:
         asked["source"] = source_of(session, model)
-    report = measure_overlap(OverlapBench(**asked))
+    with progress_bar() as bar:
+        task = bar.add_task("rounds")
+        report = measure_overlap(
+            OverlapBench(**asked), lambda done, most: bar.update(task, completed=done, total=most)
+        )
     if as_json:
         print_json(report)
         return

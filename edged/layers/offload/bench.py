@@ -29,6 +29,8 @@ from edged.layers.stage import Ends, Layers, LayerStage, Parts, StageShape
 from edged.layers.weights.checkpoint import describe, library_config, weights
 from edged.layers.wire import Job, Row
 
+Progress = Callable[[int, int], None]
+
 
 class OverlapBench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is measured."""
@@ -49,8 +51,10 @@ class OverlapBench(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rounds: Annotated[int, msgspec.Meta(ge=1)] = 5
 
 
-def measure_overlap(settings: OverlapBench) -> OverlapReport:
+def measure_overlap(settings: OverlapBench, progress: Progress = lambda _done, _most: None) -> OverlapReport:
     """Measure all strategies in turn, their order reversed every round.
+
+    `progress` is called with the rounds of parts and strategies so far, and how many there will be.
 
     Raises `ConfigError` for a model of fewer than four layers, most of which the two rooms would hold.
     """
@@ -63,7 +67,7 @@ def measure_overlap(settings: OverlapBench) -> OverlapReport:
         )
     device = device_of(settings.device)
     with explained(0), _shelved(settings, architecture, device) as shelf:
-        bench = _Bench(settings, architecture, device, shelf)
+        bench = _Bench(settings, architecture, device, shelf, progress)
         try:
             return bench.report()
         finally:
@@ -94,9 +98,16 @@ class _Bench:
     """A stage for each case over the same shelf; their caches and rooms are their own."""
 
     def __init__(
-        self, settings: OverlapBench, architecture: Architecture, device: torch.device, shelf: Shelf
+        self,
+        settings: OverlapBench,
+        architecture: Architecture,
+        device: torch.device,
+        shelf: Shelf,
+        progress: Progress,
     ) -> None:
         self._settings = settings
+        self._progress = progress
+        self._done = 0
         self._shape = architecture
         self._device = device
         self._shelf = shelf
@@ -130,17 +141,19 @@ class _Bench:
 
     def report(self) -> OverlapReport:
         """Measure everything."""
-        load_s, compute_s = self._load_s(), self._compute_s()
+        load_s, compute_s, parts_s = self._load_s(), self._compute_s(1), self._compute_s(PARTS)
         cases = self._measured()
+        overlaps = self._device.type != "cpu"
         return OverlapReport(
             device=self._settings.device,
             layers=self._shape.layers,
             layer_bytes=self._shelf.layout.bytes if self._shelf.layout is not None else 0,
             load_s=load_s,
             compute_s=compute_s,
+            parts_s=parts_s,
             cases=cases,
-            checks=overlap_checks(cases, load_s, compute_s),
-            caution=CAUTION if self._device.type == "cpu" else "",
+            checks=overlap_checks(cases, load_s, compute_s, parts_s, overlaps=overlaps),
+            caution="" if overlaps else CAUTION,
         )
 
     def _load_s(self) -> float:
@@ -153,10 +166,10 @@ class _Bench:
 
         return self._timed(loads)
 
-    def _compute_s(self) -> float:
+    def _compute_s(self, parts: int) -> float:
         """Time compute alone: as many turns of a layer that is there, as there are layers."""
-        job, hidden = self._job(self._settings.rows)
-        stage = self._stage(_Still(self._layers[1], self._shape.layers), 1)
+        job, hidden = self._job(self._settings.rows * parts)
+        stage = self._stage(_Still(self._layers[1], self._shape.layers), parts)
         return self._timed(lambda: stage.run(job, hidden).cpu())
 
     def _timed(self, work: Callable[[], object]) -> float:
@@ -167,7 +180,13 @@ class _Bench:
             for _ in range(self._settings.jobs):
                 work()
             times.append((time.perf_counter() - began_s) / self._settings.jobs)
+            self._advance()
         return median(times)
+
+    def _advance(self) -> None:
+        """Tell of a round: of loads and of compute with one part and `PARTS`, or of a strategy."""
+        self._done += 1
+        self._progress(self._done, 3 * self._settings.rounds + len(self._cases) * (1 + self._settings.rounds))
 
     def _settle(self) -> None:
         """Wait for the stream of compute, which has waited for the loads."""
@@ -180,6 +199,7 @@ class _Bench:
             order = range(len(self._cases)) if number % 2 else reversed(range(len(self._cases)))
             for case in order:
                 found = self._round(case)
+                self._advance()
                 if number:  # the first one warms up
                     times[case].append(found)
         return tuple(self._case(number, each) for number, each in enumerate(times))

@@ -200,3 +200,12 @@ def test_progress_is_that_of_tokens(config: Path, monkeypatch: pytest.MonkeyPatc
     assert bench(config, "--synthetic", "1ms", "--stages", "2").exit_code == 0
     assert seen[-1] == (4, 4)
     assert len(seen) > 4
+
+
+# ------------------------------------------------------------------ overlap
+
+
+def test_a_folder_for_weights_that_stay_in_memory_is_refused(config: Path, tmp_path: Path):
+    found = typed(config, "overlap", "--overlap-folder", str(tmp_path))
+    assert found.exit_code == 2
+    assert "--overlap-from disk" in found.stderr

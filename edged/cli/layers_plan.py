@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import re
-from typing import IO, get_args
+from collections.abc import Sequence
+from typing import IO, Literal, NamedTuple, get_args
 
 import click
 import msgspec
 
+from edged.cli.layers_devices import DEVICES
 from edged.cli.layers_model import source_of
 from edged.cli.layers_table import UNNAMED, print_layer_plan
 from edged.cli.output import print_json, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest, ConfigError
 from edged.layers.planning import plan as planner
-from edged.layers.planning.costs import UNIT, LayerCosts, Sizes, estimated, sizes_of
-from edged.layers.planning.plan import Candidate, Kind, Work
+from edged.layers.planning.conditions import Planned, doubts
+from edged.layers.planning.costs import UNIT, LayerCosts, MeasuredCosts, Sizes, estimated, sizes_of
+from edged.layers.planning.options import options_of
+from edged.layers.planning.partition import MAX_CANDIDATES
+from edged.layers.planning.plan import Candidate, Work
 from edged.layers.planning.prospects import words
 from edged.layers.schedule import Mode
-from edged.layers.share import Architecture, DType
+from edged.layers.share import Architecture, DType, auto_dtype
 
 CONTEXT_TOKENS, TOKENS = 2048, 128
-GIB = 1 << 30
-_DEVICE = re.compile(
-    r"(?P<id>[^=@]+)(?:=(?P<speed>\d+(?:\.\d+)?))?(?:@(?P<memory>\d+(?:\.\d+)?)(?P<unit>MiB|GiB))?"
-)
+MOST_LAYERS = 1024
+MOST_SEQUENCES = 1024
+"""What a generator takes; see `edged.layers.assembly.Settings`."""
 Number = click.IntRange(1, 1 << 20)
+Sequences = click.IntRange(1, MOST_SEQUENCES)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,50 +38,75 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
     layers: int | None
     stages: int | None
-    devices: str | None
+    devices: tuple[Candidate, ...] | None
     micro_batches: int | None
     micro_batch: int
     context_tokens: int | None
     tokens: int
     requests: int | None
-    dtype: DType
+    dtype: DType | Literal["auto"]
     mode: Mode
-    kind: Kind | None
+    even: bool
+    weighted: bool
+
+    @property
+    def kind(self) -> planner.Kind:
+        """How layers are shared out; even where nothing is known of the devices."""
+        if self.even or self.weighted:
+            return "even" if self.even else "weighted"
+        return "weighted" if self.devices else "even"
+
+
+class Model(NamedTuple):
+    """What is known of a model."""
+
+    sizes: Sizes
+    context_tokens: int
+    """Of a sequence."""
+    architecture: Architecture | None
 
 
 @click.command(
     epilog=example(
         "edgectl layers plan --layers 30 --stages 4",
         "edgectl layers plan --model smollm2-135m-instruct:q4_1 --devices cuda:0,cuda:1 --micro-batch 8",
-        "edgectl layers plan --model ./model.gguf --devices cuda:0=4@8GiB,cpu=1@16GiB --requests 4",
+        "edgectl layers plan --model ./model.gguf --devices cpu=1@16GiB,cuda:0=4@8GiB --requests 4",
     )
 )
 @click.option(
     "--model", type=TEXT, metavar="MODEL", help="NAME[:VARIANT], a .gguf file or a folder of safetensors."
 )
-@click.option("--layers", type=Number, help="Instead of a model: so many layers that are all alike.")
-@click.option("--stages", type=Number, help="So many devices that are all alike.")
+@click.option(
+    "--layers",
+    type=click.IntRange(1, MOST_LAYERS),
+    help="Instead of a model: so many layers that are all alike.",
+)
+@click.option("--stages", type=click.IntRange(1, MAX_CANDIDATES), help="So many devices that are all alike.")
 @click.option(
     "--devices",
-    type=TEXT,
+    type=DEVICES,
     metavar="NAME[=SPEED][@SIZE],...",
     help="Devices in the order of the layers; relative speed, and memory for weights and KV cache.",
 )
-@click.option("--micro-batches", type=Number, help="Under way at a time  [one a device].")
-@click.option("--micro-batch", type=Number, default=1, show_default=True, help="Sequences of each.")
+@click.option("--micro-batches", type=Sequences, help="Under way at a time  [one a device].")
+@click.option("--micro-batch", type=Sequences, default=1, show_default=True, help="Sequences of each.")
 @click.option(
     "--context-tokens", type=Number, help=f"Prompt and answer  [the model's, at most {CONTEXT_TOKENS}]."
 )
 @click.option("--tokens", type=Number, default=TOKENS, show_default=True, help="Of these: of the answer.")
 @click.option("--requests", type=Number, help="Asked at the same time  [all that there is room for].")
 @click.option(
-    "--dtype", type=click.Choice(get_args(DType)), default="float32", show_default=True, help="Of weights."
+    "--dtype",
+    type=click.Choice(["auto", *get_args(DType)]),
+    default="auto",
+    show_default=True,
+    help="Of weights and KV cache: bfloat16 on GPUs alone, else float32.",
 )
 @click.option(
     "--mode", type=click.Choice(get_args(Mode)), default="ring", show_default=True, help="Order of the work."
 )
-@click.option("--even", "kind", flag_value="even", help="Equal numbers of layers  [with --stages].")
-@click.option("--weighted", "kind", flag_value="weighted", help="By cost and speed  [with --devices].")
+@click.option("--even", is_flag=True, help="Equal numbers of layers  [with --stages].")
+@click.option("--weighted", is_flag=True, help="By cost and speed  [with --devices].")
 @click.option(
     "--costs",
     "file",
@@ -92,28 +121,52 @@ def plan(session: Session, /, file: IO[bytes] | None, as_json: bool, **options: 
     Seconds come from --costs, or are estimated from bytes and memory bandwidth. A device that does not help
     is left out, unless the split is --even.
     """
-    asked = msgspec.convert(options, Asked)
-    sizes, most_tokens = _sizes(session, asked)
+    asked = Asked(**options)  # type: ignore[arg-type] # click gives them by these names
     candidates = _candidates(asked)
-    work = _work(asked, len(candidates), most_tokens)
-    kind = asked.kind or ("weighted" if asked.devices else "even")
-    made = planner.plan(sizes, _costs(sizes, work, file), candidates, work, kind)
+    model = _model(session, asked)
+    work = _work(asked, len(candidates), model.context_tokens)
+    costs, warnings = (_estimated(model.sizes, work), ()) if file is None else _costs(file, asked, model)
+    made = planner.plan(model.sizes, costs, candidates, work, asked.kind)
     said = words(made)
     if as_json:
-        print_json({**msgspec.to_builtins(made), "words": said})
+        named, refused = options_of(made) if asked.devices else ({}, {})
+        plain = {"model": asked.model, **msgspec.to_builtins(made), "words": said, "warnings": warnings}
+        print_json(plain | {"options": named, "not_possible": refused})
         return
     print_layer_plan(made, said)
+    for warning in warnings:
+        click.echo(f"warning: {visible(warning)}", err=True)
 
 
-def _sizes(session: Session, asked: Asked) -> tuple[Sizes, int]:
-    """What the parts weigh, and how many tokens a sequence can have; `ConfigError` for what is no model."""
+def _candidates(asked: Asked) -> Sequence[Candidate]:
+    """Devices, and what is asked of them; `UsageError` for what contradicts itself."""
     if (asked.model is None) == (asked.layers is None):
         raise click.UsageError("give either --model MODEL or --layers NUMBER")
+    if (asked.stages is None) == (asked.devices is None):
+        raise click.UsageError("give either --stages NUMBER or --devices NAME,...")
+    if asked.even and asked.weighted:
+        raise click.UsageError("give either --even or --weighted")
+    if asked.devices is None:
+        return [Candidate(id=f"{UNNAMED}{number}") for number in range(asked.stages or 0)]
+    if asked.model is None and any(each.memory_bytes for each in asked.devices):
+        raise click.UsageError("--layers says nothing of sizes; leave @SIZE out, or give --model MODEL")
+    return asked.devices
+
+
+def _model(session: Session, asked: Asked) -> Model:
+    """What the parts weigh, and how many tokens a sequence can have; `ConfigError` for what is no model."""
     if asked.model is None:
-        return Sizes(layers=asked.layers or 0), _context(asked, None)
+        return Model(Sizes(layers=asked.layers or 0), _context(asked, None), None)
     architecture = _architecture(session, asked.model)
     context_tokens = _context(asked, architecture)
-    return sizes_of(architecture, asked.dtype, context_tokens), context_tokens
+    return Model(sizes_of(architecture, _dtype(asked), context_tokens), context_tokens, architecture)
+
+
+def _dtype(asked: Asked) -> DType:
+    """What the engine would take; unnamed devices are planned as CPUs are."""
+    if asked.dtype != "auto":
+        return asked.dtype
+    return auto_dtype([each.id for each in asked.devices]) if asked.devices else "float32"
 
 
 def _architecture(session: Session, model: str) -> Architecture:
@@ -138,35 +191,17 @@ def _context(asked: Asked, architecture: Architecture | None) -> int:
     return wanted
 
 
-def _candidates(asked: Asked) -> list[Candidate]:
-    if (asked.stages is None) == (asked.devices is None):
-        raise click.UsageError("give either --stages NUMBER or --devices NAME,...")
-    if asked.devices is None:
-        return [Candidate(id=f"{UNNAMED}{number}") for number in range(asked.stages or 0)]
-    return [_candidate(part.strip()) for part in asked.devices.split(",")]
-
-
-def _candidate(text: str) -> Candidate:
-    """Read `cuda:0=4@24GiB`."""
-    found = _DEVICE.fullmatch(text)
-    if found is None or float(found["speed"] or 1) <= 0:
-        raise BadRequest(
-            f"{text!r} is no device: write NAME, NAME=SPEED, NAME@SIZE or NAME=SPEED@SIZE, as in "
-            "cuda:0=4@24GiB",
-            param="devices",
-        )
-    unit = GIB if found["unit"] == "GiB" else 1 << 20
-    return Candidate(
-        id=found["id"],
-        speed=float(found["speed"] or 1),
-        memory_bytes=int(float(found["memory"] or 0) * unit),
-    )
-
-
 def _work(asked: Asked, devices: int, context_tokens: int) -> Work:
+    micro_batches = asked.micro_batches or (1 if asked.mode == "naive" else devices)
+    if micro_batches * asked.micro_batch > MOST_SEQUENCES:
+        raise ConfigError(
+            f"{micro_batches} micro-batches of {asked.micro_batch} are {micro_batches * asked.micro_batch} "
+            f"sequences; a generator takes at most {MOST_SEQUENCES}",
+            param="micro_batch",
+        )
     return Work(
         mode=asked.mode,
-        micro_batches=asked.micro_batches or (1 if asked.mode == "naive" else devices),
+        micro_batches=micro_batches,
         micro_batch=asked.micro_batch,
         prompt_tokens=context_tokens - asked.tokens,
         tokens=asked.tokens,
@@ -174,10 +209,22 @@ def _work(asked: Asked, devices: int, context_tokens: int) -> Work:
     )
 
 
-def _costs(sizes: Sizes, work: Work, file: IO[bytes] | None) -> LayerCosts:
-    if file is None:
-        return estimated(sizes, work.micro_batch) if sizes.layer_bytes else UNIT
+def _estimated(sizes: Sizes, work: Work) -> LayerCosts:
+    return estimated(sizes, work.micro_batch) if sizes.layer_bytes else UNIT
+
+
+def _costs(file: IO[bytes], asked: Asked, model: Model) -> tuple[LayerCosts, Sequence[str]]:
+    """Read measured costs, with what speaks against them; `ConfigError` for those of another model."""
     try:
-        return msgspec.json.decode(file.read(), type=LayerCosts)
+        read = msgspec.json.decode(file.read(), type=MeasuredCosts)
     except msgspec.DecodeError as error:
         raise BadRequest(f"{visible(file.name)} holds no costs of layers: {error}", param="costs") from error
+    planned = Planned(
+        model=asked.model or "",
+        architecture=model.architecture,
+        dtype=model.sizes.dtype,
+        micro_batch=asked.micro_batch,
+        context_tokens=model.context_tokens,
+        candidates=asked.devices or (),
+    )
+    return read, doubts(read, planned)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import click
 
 from edged.cli.output import print_table, readable_bytes, readable_seconds, visible
+from edged.layers.planning.options import as_toml, options_of
 from edged.layers.planning.plan import LayerPlan, PlannedStage
+from edged.layers.planning.prospects import counted
 
 HEADINGS = ("STAGE", "DEVICE", "LAYERS", "FROM-TO", "ENDS", "WEIGHTS", "KV CACHE", "STEP")
 UNNAMED = "device:"
@@ -17,9 +18,11 @@ UNNAMED = "device:"
 
 def print_layer_plan(plan: LayerPlan, words: Sequence[str]) -> None:
     """Print stages, what moves between them, and what to expect."""
+    held = f" as {plan.dtype}" if plan.dtype else ""
     click.echo(
-        f"{plan.layers} layers over {len(plan.stages)} stages ({plan.kind}), mode {plan.mode}, "
-        f"{plan.micro_batches} micro-batches of {plan.micro_batch}"
+        f"{counted(plan.layers, 'layer')}{held} over {counted(len(plan.stages), 'stage')} ({plan.kind}), "
+        f"mode {plan.mode}, {counted(plan.micro_batches, 'micro-batch')} of {plan.micro_batch}, context of "
+        f"{counted(plan.context_tokens, 'token')}"
     )
     click.echo()
     known = plan.tokens_per_s is not None
@@ -51,18 +54,21 @@ def _row(number: int, stage: PlannedStage, known: bool) -> tuple[str, ...]:
 
 
 def _options(plan: LayerPlan) -> list[str]:
-    """Write the plan as a generator's options, for both engines; TOML writes lists as JSON does."""
-    names = [stage.device for stage in plan.stages]
-    if any(name.startswith(UNNAMED) for name in names) or len(names) == 1:
+    """Write the plan as a generator's options, for each engine that can run it."""
+    if any(stage.device.startswith(UNNAMED) for stage in plan.stages):
         return []
-    return [f"options: devices = {json.dumps(names)}, layers = {json.dumps(plan.sizes)}"]
+    found, refused = options_of(plan)
+    return [
+        *(f"for {name}: options = {as_toml(options)}" for name, options in found.items()),
+        *(f"not for {name}: {why}" for name, why in refused.items()),
+    ]
 
 
 def _figures(plan: LayerPlan) -> list[str]:
     lines = [
         (
             f"bubble: {plan.bubble:.1%} predicted; {plan.bubble_formula:.1%} for stages that are alike, with "
-            f"{plan.micro_batches} micro-batches under way"
+            f"{counted(plan.micro_batches, 'micro-batch')} under way"
         )
     ]
     if plan.decode_hop_bytes and len(plan.stages) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -10,6 +11,15 @@ Family = Literal["llama", "qwen2", "qwen3", "mistral"]
 DType = Literal["float32", "bfloat16", "float16"]
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def auto_dtype(devices: Sequence[str]) -> DType:
+    """Return what `auto` means on these devices: float32 where anything but a GPU of this host takes part.
+
+    >>> auto_dtype(["cuda:0", "cuda:1"]), auto_dtype(["cuda:0", "cpu"])
+    ('bfloat16', 'float32')
+    """
+    return "bfloat16" if all(device.startswith("cuda") for device in devices) else "float32"
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,39 @@ class LayerCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.stage_s + layers * self.layer_s + embedding * self.embedding_s + head * self.head_s
 
 
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    """What costs were measured on; they hold for nothing else."""
+
+    model: str
+    """As it was given."""
+    architecture: Architecture
+    device: str
+    dtype: DType
+    micro_batch: int
+    """Sequences."""
+    context_tokens: int
+    """Of each in the KV cache."""
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """Between which seconds the middle half of the rounds lay, of each part."""
+
+    layer_s: tuple[float, float]
+    embedding_s: tuple[float, float]
+    head_s: tuple[float, float]
+    stage_s: tuple[float, float]
+
+
+class MeasuredCosts(LayerCosts, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `edgectl layers measure` saves."""
+
+    head_s: Seconds
+    """Required: a head is worth several layers, and to leave it out would be the worst of estimates."""
+    conditions: Conditions | None = None
+    """None in a file that somebody wrote by hand."""
+    spread: Spread | None = None
+
+
 UNIT = LayerCosts(layer_s=1.0, measured=False)
 """Where nothing is known of a model but its number of layers."""
 
@@ -54,6 +87,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """Keys and values of one layer, for one sequence of the planned context."""
     hidden_bytes: int = 0
     """The hidden state of one token of one sequence."""
+    dtype: DType | None = None
+    """Of weights and caches; None where nothing is known but the number of layers."""
 
     def weights(self, share: Share) -> int:
         """Bytes of the weights of a stage."""
@@ -82,6 +117,7 @@ def sizes_of(architecture: Architecture, dtype: DType, context_tokens: int) -> S
         shared_bytes=matrix * architecture.tied,
         cache_bytes=architecture.cache_bytes(context_tokens, width),
         hidden_bytes=architecture.hidden * width,
+        dtype=dtype,
     )
 
 

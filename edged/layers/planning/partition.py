@@ -18,6 +18,8 @@ from edged.layers.share import Share
 EPSILON = 1e-9
 """Relative difference below which two times are one."""
 MAX_CANDIDATES = 64
+MAX_TRIED = 200_000
+"""Layers times devices squared, which the search's time grows with: some seconds."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +104,12 @@ def weighted(
     if not 1 <= len(candidates) <= MAX_CANDIDATES:
         raise ConfigError(
             f"{len(candidates)} devices cannot be planned; give 1 to {MAX_CANDIDATES}", param="devices"
+        )
+    if sizes.layers * len(candidates) ** 2 > MAX_TRIED:
+        raise ConfigError(
+            f"{sizes.layers} layers over {len(candidates)} devices take too long to be weighed against each "
+            "other; split evenly, or name fewer devices",
+            param="devices",
         )
     search = _Search(sizes, costs, candidates, load)
     found = search.best(range(len(candidates)))

@@ -22,7 +22,7 @@ from edged.layers.planning.partition import (
     weighted,
 )
 from edged.layers.schedule import Mode, check
-from edged.layers.share import Share
+from edged.layers.share import DType, Share
 
 __all__ = ["Candidate", "LayerPlan", "PlannedStage", "Work", "even", "plan", "shares", "weighted"]
 
@@ -54,6 +54,11 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         return self.places if self.requests is None else min(self.requests, self.places)
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait for others to end."""
+        return max(0, (self.requests or 0) - self.places)
+
+    @property
     def live(self) -> int:
         """Micro-batches that there are requests for."""
         return -(-self.served // self.micro_batch)
@@ -82,6 +87,8 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a pipeline looks like, and what is predicted of it."""
 
     kind: Kind
+    dtype: DType | None
+    """Of weights and KV cache; None where only the number of layers is known."""
     layers: int
     sizes: tuple[int, ...]
     """Decoder layers of each stage."""
@@ -90,10 +97,16 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode
     micro_batches: int
     micro_batch: int
+    max_sequences: int
+    """That all micro-batches together have a KV cache for."""
+    context_tokens: int
+    """Prompt and answer of each."""
     prompt_tokens: int
     tokens: int
     requests: int
     """Under way at the same time, as planned."""
+    waiting: int
+    """Requests beyond those: they wait for a place."""
     measured: bool
     """Whether the seconds were measured; else they are estimates, and only their ratios mean something."""
     decode_hop_bytes: int
@@ -139,6 +152,7 @@ def plan(
     span = span_s(work.mode, stage_s, work.live, work.tokens, costs.hop_s)
     return LayerPlan(
         kind=kind,
+        dtype=sizes.dtype,
         layers=sizes.layers,
         sizes=tuple(each.share.layers for each in stages),
         stages=stages,
@@ -150,9 +164,12 @@ def plan(
         mode=work.mode,
         micro_batches=work.micro_batches,
         micro_batch=work.micro_batch,
+        max_sequences=work.places,
+        context_tokens=work.prompt_tokens + work.tokens,
         prompt_tokens=work.prompt_tokens,
         tokens=work.tokens,
         requests=work.served,
+        waiting=work.waiting,
         measured=costs.measured,
         decode_hop_bytes=work.micro_batch * sizes.hidden_bytes,
         prefill_hop_bytes=work.micro_batch * work.prompt_tokens * sizes.hidden_bytes,

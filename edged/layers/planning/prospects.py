@@ -10,7 +10,16 @@ from edged.layers.planning.plan import LayerPlan
 
 def words(plan: LayerPlan) -> tuple[str, ...]:
     """Say what to expect of a plan: memory, speed for the planned requests, and what the figures rest on."""
-    return (*_memory(plan), *_speed(plan), *_footing(plan))
+    return (*_memory(plan), *_waiting(plan), *_speed(plan), *_footing(plan))
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "stage"), counted(2, "stage"), counted(2, "micro-batch")
+    ('1 stage', '2 stages', '2 micro-batches')
+    """
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def _memory(plan: LayerPlan) -> Iterator[str]:
@@ -18,8 +27,22 @@ def _memory(plan: LayerPlan) -> Iterator[str]:
     if any(held):
         kept = max(stage.weight_bytes + stage.cache_bytes for stage in plan.stages)
         yield f"memory: no device holds more than {mib(kept)} of weights and KV cache"
+        yield (
+            f"memory: weights and KV cache as {plan.dtype}, as torch_pipeline unpacks them; llama_cpp keeps "
+            "weights as they are in the file"
+        )
     if plan.fits_alone is False:
         yield "memory: no single one of these devices has room for the whole model: the split makes it run"
+
+
+def _waiting(plan: LayerPlan) -> Iterator[str]:
+    if plan.waiting:
+        room = f"{counted(plan.micro_batches, 'micro-batch')} of {plan.micro_batch}"
+        yield (
+            f"requests: of {plan.requests + plan.waiting} at a time, {plan.waiting} "
+            f"{'waits' if plan.waiting == 1 else 'wait'} for the others: there is room for {room}; raise "
+            "--micro-batches or --micro-batch"
+        )
 
 
 def _speed(plan: LayerPlan) -> Iterator[str]:
@@ -27,7 +50,7 @@ def _speed(plan: LayerPlan) -> Iterator[str]:
     if count == 1:
         yield f"speed: one stage on {plan.stages[0].device} is best for this; nothing is split"
         return
-    at_a_time = f"{plan.requests} request{'s' * (plan.requests > 1)} at a time"
+    at_a_time = f"{counted(plan.requests, 'request')} at a time"
     live = plan.micro_batches - plan.spare_micro_batches
     if live == 1 or plan.mode == "naive":
         yield (

@@ -70,7 +70,7 @@ def test_more_stages_than_layers_are_refused():
 
 
 def test_a_table_for_people(tiny: str):
-    found = typed("--model", tiny, "--devices", "cuda:0=4@1GiB,cpu=1@512MiB", "--requests", "1", "--even")
+    found = typed("--model", tiny, "--devices", "cpu=4@1GiB,cuda:0=1@512MiB", "--requests", "1", "--even")
     assert found.exit_code == 0, found.output
     for expected in (
         "cuda:0",
@@ -79,7 +79,9 @@ def test_a_table_for_people(tiny: str):
         "bubble:",
         "256 bytes a token",
         "8 bytes of ids",
-        'options: devices = ["cuda:0", "cpu"], layers = [3, 3]',
+        "6 layers as float32 over 2 stages (even)",
+        'for torch_pipeline: options = { devices = ["cpu", "cuda:0"], layers = [3, 3], mode = "ring", ',
+        'for llama_cpp: options = { devices = ["cpu", "cuda:0"], layers = [3, 3], max_sequences = 2, ',
         "not speed",
     ):
         assert expected in found.stdout
@@ -87,7 +89,7 @@ def test_a_table_for_people(tiny: str):
 
 def test_figures_follow_the_options(tiny: str):
     found = as_json(
-        *("--model", tiny, "--devices", "a,b,c", "--micro-batch", "2", "--context-tokens", "256"),
+        *("--model", tiny, "--devices", "cuda:0,cuda:1,cpu", "--micro-batch", "2", "--context-tokens", "256"),
         *("--tokens", "56", "--dtype", "bfloat16", "--mode", "flush", "--even"),
     )
     assert (found["mode"], found["kind"], found["micro_batches"]) == ("flush", "even", 3)
@@ -101,6 +103,8 @@ def test_figures_follow_the_options(tiny: str):
 def test_measured_costs_decide(tiny: str, tmp_path: Path):
     costs = tmp_path / "costs.json"
     costs.write_text('{"layer_s": 0.001, "head_s": 0.004}')
+    told = typed("--model", tiny, "--devices", "cpu,cpu", "--costs", str(costs))
+    assert "warning: the costs do not say what they were measured for" in told.stderr
     found = as_json("--model", tiny, "--devices", "cpu,cpu", "--costs", str(costs))
     assert found["measured"]
     assert found["sizes"] == [5, 1]
@@ -113,9 +117,21 @@ def test_measured_costs_decide(tiny: str, tmp_path: Path):
         (["--stages", "2"], 2, "either --model"),
         (["--layers", "4"], 2, "either --stages"),
         (["--layers", "4", "--stages", "2", "--devices", "cpu"], 2, "either --stages"),
-        (["--layers", "4", "--devices", "cpu=fast"], 1, "'cpu=fast' is no device"),
-        (["--layers", "4", "--devices", "cpu=0"], 1, "'cpu=0' is no device"),
-        (["--layers", "4", "--devices", "cpu,"], 1, "'' is no device"),
+        (["--layers", "4", "--devices", "cpu=fast"], 2, "'cpu=fast' is no device"),
+        (["--layers", "4", "--devices", "cpu=0"], 2, "'cpu=0' is no device"),
+        (["--layers", "4", "--devices", "cpu,"], 2, "'' is no device"),
+        (["--layers", "4", "--devices", ""], 2, "'' is no device"),
+        (["--layers", "4", "--devices", "cuda:0@0GiB"], 2, "is no device"),
+        (["--layers", "4", "--devices", "foo:7,cpu"], 2, "'foo:7' is the name of no device"),
+        (["--layers", "4", "--devices", "cuda"], 2, "'cuda' is the name of no device"),
+        (["--layers", "4", "--devices", "cpu:3-1"], 2, "'cpu:3-1' is the name of no device"),
+        (["--layers", "99", "--devices", ",".join(["cpu"] * 65)], 2, "1 to 64"),
+        (["--layers", "4", "--devices", "cpu@1GiB,cpu"], 2, "leave @SIZE out"),
+        (["--layers", "4", "--stages", "2", "--even", "--weighted"], 2, "either --even or --weighted"),
+        (["--layers", "1048576", "--stages", "2"], 2, "'--layers'"),
+        (["--layers", "99", "--stages", "65"], 2, "'--stages'"),
+        (["--layers", "1024", "--stages", "64", "--weighted"], 78, "too long to be weighed"),
+        (["--layers", "4", "--stages", "2", "--micro-batch", "1024"], 78, "at most 1024"),
         (["--layers", "4", "--stages", "2", "--tokens", "4000"], 78, "tokens = 4000 leaves no room"),
         (["--layers", "4", "--stages", "2", "--mode", "seed", "--micro-batches", "3"], 78, "at most 2"),
         (["--model", "no-such-model", "--stages", "2"], 1, "no-such-model"),
@@ -128,6 +144,59 @@ def test_what_is_refused(words: list[str], code: int, message: str):
     assert message in found.stderr
 
 
+def test_options_repeat_the_plan(tiny: str):
+    found = as_json(
+        *("--model", tiny, "--devices", "cuda:0,cpu", "--micro-batches", "3", "--micro-batch", "2"),
+        *("--context-tokens", "256", "--mode", "flush", "--even"),
+    )
+    assert found["options"] == {
+        "torch_pipeline": {
+            "devices": ["cuda:0", "cpu"],
+            "layers": [3, 3],
+            "mode": "flush",
+            "micro_batches": 3,
+            "max_sequences": 6,
+            "context_tokens": 256,
+            "dtype": "float32",
+        }
+    }
+    assert "name it first" in found["not_possible"]["llama_cpp"]
+    assert (found["model"], found["dtype"], found["context_tokens"]) == (tiny, "float32", 256)
+
+
+def test_what_torch_cannot_use_is_not_offered_to_it(tiny: str):
+    found = as_json("--model", tiny, "--devices", "igpu,cuda:0", "--even")
+    assert list(found["options"]) == ["llama_cpp"]
+    assert "igpu" in found["not_possible"]["torch_pipeline"]
+    found = as_json("--model", tiny, "--devices", "cpu,tcp://10.0.0.2:7701", "--even")
+    assert list(found["options"]) == ["torch_pipeline"]
+    assert as_json("--model", tiny, "--stages", "2")["options"] == {}
+
+
+@pytest.mark.parametrize(
+    ("devices", "dtype"), [("cuda:0,cuda:1", "bfloat16"), ("cuda:0,cpu", "float32"), ("cpu,cpu", "float32")]
+)
+def test_weights_are_planned_as_the_engine_would_hold_them(tiny: str, devices: str, dtype: str):
+    found = as_json("--model", tiny, "--devices", devices, "--even")
+    assert found["dtype"] == dtype
+    assert any(f"as {dtype}" in line for line in found["words"])
+    explicit = as_json("--model", tiny, "--devices", devices, "--even", "--dtype", dtype)
+    assert explicit["stages"] == found["stages"]
+    assert as_json("--layers", "4", "--stages", "2")["dtype"] is None
+
+
+def test_requests_without_a_place_are_told_to_wait(tiny: str):
+    found = as_json("--model", tiny, "--devices", "cpu,cpu", "--requests", "4")
+    assert (found["requests"], found["waiting"]) == (2, 2)
+    assert any("of 4 at a time, 2 wait" in line for line in found["words"])
+
+
+def test_one_is_one():
+    assert typed("--layers", "30", "--devices", "cpu").stdout.startswith(
+        "30 layers over 1 stage (weighted), mode ring, 1 micro-batch of 1, context of 2048 tokens\n"
+    )
+
+
 def test_a_context_beyond_the_models_is_refused(tiny: str):
     found = typed("--model", tiny, "--stages", "2", "--context-tokens", "1024")
     assert found.exit_code == 78
@@ -136,7 +205,12 @@ def test_a_context_beyond_the_models_is_refused(tiny: str):
 
 def test_costs_that_are_none_are_refused(tiny: str, tmp_path: Path):
     costs = tmp_path / "costs.json"
-    for text in ("{", '{"layer_s": 1, "layers": 2}', '{"layer_s": 0}'):
+    for text in (
+        "{",
+        '{"layer_s": 1, "head_s": 1, "layers": 2}',
+        '{"layer_s": 0, "head_s": 1}',
+        '{"layer_s": 1}',
+    ):
         costs.write_text(text)
         found = typed("--model", tiny, "--stages", "2", "--costs", str(costs))
         assert found.exit_code == 1

@@ -185,6 +185,6 @@ def _differing(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> 
 
 def _verdict(differing: Sequence[dict[str, int]], prompts: int) -> str:
     if not differing:
-        return f"the same tokens for all {prompts} prompts"
+        return "the same tokens" + (f" for all {prompts} prompts" if prompts > 1 else "")
     places = ", ".join(f"prompt {each['prompt']} from token {each['token']}" for each in differing)
     return f"other tokens for {len(differing)} of {prompts} prompts: {places}"

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from edged.cli.root import edgectl
 from edged.errors import ConfigError
 from edged.layers.planning import measure as measuring
-from edged.layers.planning.costs import LayerCosts
+from edged.layers.planning.costs import Spread
 from edged.layers.spec import Loaded, StageSpec
 from edged.layers.wire import Job
 
@@ -67,7 +67,10 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
 def test_parts_are_told_apart_and_the_first_runs_do_not_count(workers: list[Worker]):
     seen: list[tuple[int, int]] = []
     found = measuring.measure(SETTING, 4, lambda done, of: seen.append((done, of)))
-    assert found == LayerCosts(layer_s=2.0, embedding_s=3.0, head_s=7.0, stage_s=0.5)
+    assert (found.layer_s, found.embedding_s, found.head_s, found.stage_s) == (2.0, 3.0, 7.0, 0.5)
+    assert found.spread == Spread(
+        layer_s=(2.0, 2.0), embedding_s=(3.0, 3.0), head_s=(7.0, 7.0), stage_s=(0.5, 0.5)
+    )
     assert seen[-1] == (4, 4)
     assert all(worker.closed for worker in workers)
     for worker in workers:
@@ -87,9 +90,30 @@ def test_what_was_measured_is_what_the_plan_uses(tmp_path: Path):
     assert measured.exit_code == 0, measured.output
     assert json.loads(measured.stdout) == json.loads(saved.read_text())
     words = ["layers", "plan", "--model", TINY, "--devices", "cpu,cpu", "--costs", str(saved)]
-    planned = CliRunner().invoke(edgectl, [*words, "--tokens", "8", "--json"])
+    planned = CliRunner().invoke(edgectl, [*words, "--tokens", "8", "--context-tokens", "64", "--json"])
     assert planned.exit_code == 0, planned.output
     assert json.loads(planned.stdout)["measured"]
+    assert json.loads(planned.stdout)["warnings"] == []
+    conditions = json.loads(saved.read_text())["conditions"]
+    assert (conditions["model"], conditions["device"], conditions["dtype"]) == (TINY, "cpu", "float32")
+    assert (conditions["micro_batch"], conditions["context_tokens"]) == (1, 64)
+
+
+def test_people_are_told_units_conditions_spread_and_the_file(tmp_path: Path):
+    saved = tmp_path / "costs.json"
+    words = ["layers", "measure", "--model", TINY, "--micro-batch", "2", "--rounds", "3"]
+    told = CliRunner().invoke(edgectl, [*words, "--save", str(saved)])
+    assert told.exit_code == 0, told.output
+    assert "on cpu as float32: decode steps of a micro-batch of 2 sequences behind 255 tokens" in told.stdout
+    for expected in ("MS A STEP", "MIDDLE HALF OF THE ROUNDS", f"wrote {saved}"):
+        assert expected in told.stdout
+
+
+def test_a_context_beyond_the_models_is_refused():
+    words = ["layers", "measure", "--model", TINY, "--context-tokens", "512"]
+    found = CliRunner().invoke(edgectl, words)
+    assert found.exit_code == 78
+    assert "exceeds the model's 256" in found.stderr
 
 
 def test_a_device_that_torch_does_not_see_is_refused():
@@ -98,7 +122,10 @@ def test_a_device_that_torch_does_not_see_is_refused():
     assert "cuda:63" in found.stderr
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path):
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("measured for nothing"))
     words = [
         "layers",
         "measure",

@@ -9,7 +9,7 @@ lower quartile counts, since neighbours only ever make a step longer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import quantiles
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ import torch
 
 from edged.backend import Sampling
 from edged.errors import ConfigError
-from edged.layers.planning.costs import LayerCosts
+from edged.layers.planning.costs import Conditions, MeasuredCosts, Spread
 from edged.layers.runners import build, device_of
-from edged.layers.share import DType, Share
+from edged.layers.share import Architecture, DType, Share
 from edged.layers.spec import StageSpec
 from edged.layers.stage import Runner
 from edged.layers.weights.checkpoint import describe
@@ -27,6 +27,8 @@ from edged.layers.wire import Job, Opened, Row
 
 MOST_LAYERS = 5
 WARM_UP = 3
+SHORTEST_S = 1e-9
+"""Of a layer, where the clock tells nothing apart: costs have to be more than nothing."""
 Progress = Callable[[int, int], None]
 """Called with the rounds done and their number."""
 
@@ -41,6 +43,8 @@ class Setting(NamedTuple):
     micro_batch: int
     context_tokens: int
     """Tokens that each sequence has in the KV cache."""
+    model: str = ""
+    """As it was asked for; the source where that is empty."""
 
 
 class _Probe(NamedTuple):
@@ -48,12 +52,13 @@ class _Probe(NamedTuple):
     tensor: torch.Tensor
 
 
-def measure(setting: Setting, rounds: int, progress: Progress = lambda _done, _of: None) -> LayerCosts:
+def measure(setting: Setting, rounds: int, progress: Progress = lambda _done, _of: None) -> MeasuredCosts:
     """Measure decode steps on one device; hops are not measured.
 
     Raises `ConfigError` for models of fewer than two layers, and what loading a stage raises.
     """
-    layers = describe(setting.source).layers
+    architecture = describe(setting.source)
+    layers = architecture.layers
     if layers <= 1:
         raise ConfigError(f"{setting.source} has {layers} layer: costs are told apart from 2 layers on")
     several = min(MOST_LAYERS, layers)
@@ -65,16 +70,50 @@ def measure(setting: Setting, rounds: int, progress: Progress = lambda _done, _o
     }
     probes = {name: _probe(setting, share) for name, share in shares.items()}
     try:
-        seconds = _quartiles(setting, probes, rounds, progress)
+        took = _timed(setting, probes, rounds, progress)
     finally:
         for probe in probes.values():
             probe.runner.close()
+    parts = _told_apart({name: quantiles(each, n=4)[0] for name, each in took.items()}, several)
+    names = took.keys()
+    rounds_s = [
+        _told_apart(dict(zip(names, each, strict=True)), several) for each in zip(*took.values(), strict=True)
+    ]
+    return MeasuredCosts(
+        layer_s=max(parts["layer_s"], SHORTEST_S),
+        embedding_s=parts["embedding_s"],
+        head_s=parts["head_s"],
+        stage_s=parts["stage_s"],
+        spread=Spread(**{name: _middle_half([each[name] for each in rounds_s]) for name in parts}),
+        conditions=_conditions(setting, architecture),
+    )
+
+
+def _told_apart(seconds: dict[str, float], several: int) -> dict[str, float]:
+    """Turn seconds of the four stages to those of the parts; noise makes nothing faster than nothing."""
     layer_s = (seconds["several"] - seconds["one"]) / (several - 1)
-    return LayerCosts(
-        layer_s=max(layer_s, 1e-9),
-        embedding_s=max(0.0, seconds["embedding"] - seconds["one"]),
-        head_s=max(0.0, seconds["head"] - seconds["one"]),
-        stage_s=max(0.0, seconds["one"] - layer_s),
+    parts = {
+        "layer_s": layer_s,
+        "embedding_s": seconds["embedding"] - seconds["one"],
+        "head_s": seconds["head"] - seconds["one"],
+        "stage_s": seconds["one"] - layer_s,
+    }
+    return {name: max(0.0, each) for name, each in parts.items()}
+
+
+def _middle_half(seconds: Sequence[float]) -> tuple[float, float]:
+    low, _, high = quantiles(seconds, n=4, method="inclusive")
+    return low, high
+
+
+def _conditions(setting: Setting, architecture: Architecture) -> Conditions:
+    return Conditions(
+        model=setting.model or setting.source,
+        architecture=architecture,
+        device=setting.device,
+        dtype=setting.dtype,
+        micro_batch=setting.micro_batch,
+        context_tokens=setting.context_tokens,
     )
 
 
@@ -97,9 +136,10 @@ def _probe(setting: Setting, share: Share) -> _Probe:
     return _Probe(runner, torch.full(shape, 0.01, dtype=getattr(torch, setting.dtype)))
 
 
-def _quartiles(
+def _timed(
     setting: Setting, probes: dict[str, _Probe], rounds: int, progress: Progress
-) -> dict[str, float]:
+) -> dict[str, list[float]]:
+    """Let the stages take turns; returns the seconds of every round."""
     last = setting.context_tokens - 1
     rows = tuple(Row(slot, last, 1, emit=True) for slot in range(setting.micro_batch))
     first = Job(number=0, lane=0, rows=rows, opened=tuple(Opened(row.slot, Sampling()) for row in rows))
@@ -110,7 +150,7 @@ def _quartiles(
         for name, probe in probes.items():
             took[name].append(_once(probe, job if number else first, device))
         progress(max(0, number + 1 - WARM_UP), rounds)
-    return {name: quantiles(each[WARM_UP:], n=4)[0] for name, each in took.items()}
+    return {name: each[WARM_UP:] for name, each in took.items()}
 
 
 def _once(probe: _Probe, job: Job, device: torch.device) -> float:

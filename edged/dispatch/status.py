@@ -102,7 +102,7 @@ def _loss(ledger: Ledger, stage: Stage) -> str:
     """Why a stage lacks a worker that is started again."""
     if not stage.loss or stage_state(ledger, stage) in {"ready", "off"}:
         return ""
-    return f"a worker ended ({stage.loss}); another is started"
+    return f"another worker is started; the last one ended: {stage.loss}"
 
 
 def _stage(dispatcher: Dispatcher, stage: Stage, kind: str, now: float) -> StageStatus:

@@ -290,11 +290,11 @@ def test_why_a_worker_died_is_told_until_another_is_ready(world: World) -> None:
     stage, lost = ledger.stages["speak"], world.worker("speak")
     world.event(Spoke(lost, Fault("backend", "stage 1 of 2: host box-b has said nothing for 10 s")))
     world.die(lost)
-    told = "a worker ended (stage 1 of 2: host box-b has said nothing for 10 s); another is started"
+    told = "another worker is started; the last one ended: stage 1 of 2: host box-b has said nothing for 10 s"
     assert stage_reason(ledger, stage) == told
     again = world.spawn("speak")
     assert stage_reason(ledger, stage) == told
     world.ready(again)
     assert not stage_reason(ledger, stage)
     world.die(again, killed=True)
-    assert stage_reason(ledger, stage) == "a worker ended (test); another is started"
+    assert stage_reason(ledger, stage) == "another worker is started; the last one ended: test"

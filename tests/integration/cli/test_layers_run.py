@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from edged.backend import Detailed
+from edged.cli.layers_model import variant_of
 from edged.cli.root import edgectl
+from edged.plugins import load
 
 MODEL = "random:llama:layers=5,hidden=64,heads=4,kv=2,intermediate=128,vocabulary=512,seed=1"
 SMALL = ("--transport", "threads", "--tokens", "4", "--context-tokens", "128")
@@ -58,6 +61,16 @@ def test_a_device_without_a_stage_is_named(config: Path, words: tuple[str, ...])
     assert found["left_out"][0]["device"] == "cpu"
     said = run(config, *words, "--prompt", "a").stdout
     assert f"left out: cpu: {found['left_out'][0]['why']}" in said
+
+
+def test_the_daemon_is_told_of_a_device_without_a_stage():
+    backend = load("torch_pipeline")
+    asked = {"transport": "threads", "context_tokens": 128}
+    for devices, known in ((["cpu"] * 6, {"left_out"}), (["cpu"] * 2, set())):
+        session = backend.open(variant_of(MODEL), backend.devices()[0], asked | {"devices": devices})
+        session.close()
+        assert isinstance(session, Detailed)
+        assert set(session.details) == known
 
 
 @pytest.mark.parametrize(

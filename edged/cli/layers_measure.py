@@ -18,6 +18,7 @@ from edged.layers.planning.prospects import counted
 from edged.layers.share import DType, auto_dtype
 
 PARTS = ("layer", "embedding", "head", "stage")
+LOST = "less than the noise"
 CONTEXT_TOKENS = 2048
 """As of a plan that names none."""
 
@@ -108,18 +109,18 @@ def _print(found: MeasuredCosts, rounds: int) -> None:
     rows = []
     for name in PARTS:
         low_s, high_s = getattr(found.spread, f"{name}_s", (0.0, 0.0))
-        spread = f"{_milliseconds(low_s)}-{_milliseconds(high_s)}"
-        rows.append((name, _milliseconds(getattr(found, f"{name}_s")), spread))
+        spread = f"{_milliseconds(low_s) or 0} to {_milliseconds(high_s) or 0}"
+        rows.append((name, _milliseconds(getattr(found, f"{name}_s")) or LOST, spread))
     print_table(("PART", "MS A STEP", "MIDDLE HALF OF THE ROUNDS"), rows)
 
 
 def _milliseconds(seconds: float) -> str:
     """Write three figures, however little it is.
 
-    >>> _milliseconds(0.0123456), _milliseconds(4.2e-06), _milliseconds(0.0)
-    ('12.3', '0.0042', '0')
+    >>> _milliseconds(0.0123456), _milliseconds(4.2e-06), _milliseconds(-1e-05)
+    ('12.3', '0.0042', '-0.01')
     """
-    return f"{1000 * seconds:.3g}"
+    return f"{1000 * seconds:.3g}" if seconds else ""
 
 
 def _check(path: Path) -> None:

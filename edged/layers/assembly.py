@@ -21,7 +21,7 @@ from edged.layers.planning.partition import Candidate, even, shares
 from edged.layers.planning.plan import Dropped, Work, plan
 from edged.layers.remote.elsewhere import check_elsewhere
 from edged.layers.schedule import Mode, check
-from edged.layers.share import DType, Share
+from edged.layers.share import DType, Share, auto_dtype
 from edged.layers.spec import Overlap, OverlapFrom, StageSpec, Synthetic, Transport, is_elsewhere
 from edged.layers.weights.checkpoint import describe
 
@@ -203,9 +203,7 @@ def _given(layers: Sequence[int], devices: Sequence[str], total: int) -> tuple[S
 
 
 def _dtype(settings: Settings, devices: Sequence[str]) -> DType:
-    if settings.dtype != "auto":
-        return settings.dtype
-    return "bfloat16" if all(device.startswith("cuda") for device in devices) else "float32"
+    return auto_dtype(devices) if settings.dtype == "auto" else settings.dtype
 
 
 def _transport(settings: Settings, devices: Sequence[str]) -> Transport:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from edged.cli.root import edgectl
 from edged.errors import ConfigError
 from edged.layers.planning import measure as measuring
-from edged.layers.planning.costs import Spread
+from edged.layers.planning.costs import MeasuredCosts, Spread
 from edged.layers.spec import Loaded, StageSpec
 from edged.layers.wire import Job
 
@@ -139,3 +139,19 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(
     found = CliRunner().invoke(edgectl, words)
     assert found.exit_code == 1
     assert "cannot write" in found.stderr
+
+
+def test_a_part_that_noise_hides_is_said_to_be_hidden(monkeypatch: pytest.MonkeyPatch):
+    zero = MeasuredCosts(
+        layer_s=0.002,
+        head_s=0.0000042,
+        spread=Spread(
+            layer_s=(0.0015, 0.0025), embedding_s=(-1e-5, 1e-5), head_s=(0.0, 1e-5), stage_s=(0.0, 0.0)
+        ),
+    )
+    monkeypatch.setattr(measuring, "measure", lambda *_: zero)
+    told = CliRunner().invoke(edgectl, ["layers", "measure", "--model", TINY])
+    rows = [" ".join(line.split()) for line in told.stdout.splitlines()]
+    assert "layer 2 1.5 to 2.5" in rows
+    assert "embedding less than the noise -0.01 to 0.01" in rows
+    assert "head 0.0042 0 to 0.01" in rows

@@ -51,7 +51,10 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """Between which seconds the middle half of the rounds lay, of each part."""
+    """Between which seconds the middle half of the rounds lay, of each part.
+
+    They are differences of what stages took, so that noise can put them below zero.
+    """
 
     layer_s: tuple[float, float]
     embedding_s: tuple[float, float]

@@ -81,24 +81,23 @@ def measure(setting: Setting, rounds: int, progress: Progress = lambda _done, _o
     ]
     return MeasuredCosts(
         layer_s=max(parts["layer_s"], SHORTEST_S),
-        embedding_s=parts["embedding_s"],
-        head_s=parts["head_s"],
-        stage_s=parts["stage_s"],
+        embedding_s=max(0.0, parts["embedding_s"]),
+        head_s=max(0.0, parts["head_s"]),
+        stage_s=max(0.0, parts["stage_s"]),
         spread=Spread(**{name: _middle_half([each[name] for each in rounds_s]) for name in parts}),
         conditions=_conditions(setting, architecture),
     )
 
 
 def _told_apart(seconds: dict[str, float], several: int) -> dict[str, float]:
-    """Turn seconds of the four stages to those of the parts; noise makes nothing faster than nothing."""
+    """Turn seconds of the four stages to those of the parts; below zero where noise outweighs a part."""
     layer_s = (seconds["several"] - seconds["one"]) / (several - 1)
-    parts = {
+    return {
         "layer_s": layer_s,
         "embedding_s": seconds["embedding"] - seconds["one"],
         "head_s": seconds["head"] - seconds["one"],
         "stage_s": seconds["one"] - layer_s,
     }
-    return {name: max(0.0, each) for name, each in parts.items()}
 
 
 def _middle_half(seconds: Sequence[float]) -> tuple[float, float]:

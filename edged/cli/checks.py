@@ -70,8 +70,8 @@ def unused(config: Config) -> Iterator[str]:
         if stage.kind == "generator" and stage.max_batch and isinstance(room, int) and room > stage.max_batch:
             yield (
                 f"stages.{name}.options.max_sequences = {room}: the KV cache is for {room} sequences, and "
-                f"max_batch = {stage.max_batch} lets no more be decoded together; make both the same, or leave "
-                "max_batch out"
+                f"max_batch = {stage.max_batch} lets no more be decoded together; make both the same, or "
+                "leave max_batch out"
             )
 
 

@@ -93,7 +93,9 @@ def bench(  # noqa: PLR0917 - one argument per option, passed by name
     load("torch_pipeline")  # it says what to install where torch is missing
     source = source_of(session, model) if model else ""
     asked: tuple[Mode, ...] = modes or ("ring",)
-    cases = [(mode, n, m) for mode in asked for n in stages for m in micro_batches or (n,)]
+    cases: list[tuple[Mode, int, int]] = [
+        (mode, n, m) for mode in asked for n in stages for m in micro_batches or (n,)
+    ]
     ran: list[Ran] = []
     refused: list[dict[str, Any]] = []
     meter: Meter | None = None

@@ -65,7 +65,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 class MeasuredCosts(LayerCosts, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `edgectl layers measure` saves."""
 
-    head_s: Seconds
+    head_s: Seconds  # pyright: ignore[reportGeneralTypeIssues] # required here: fields go by name
     """Required: a head is worth several layers, and to leave it out would be the worst of estimates."""
     conditions: Conditions | None = None
     """None in a file that somebody wrote by hand."""

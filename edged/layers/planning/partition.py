@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heapreplace
+from math import inf
 from typing import NamedTuple
 
 import msgspec
@@ -18,7 +20,7 @@ from edged.layers.share import Share
 EPSILON = 1e-9
 """Relative difference below which two times are one."""
 MAX_CANDIDATES = 64
-MAX_TRIED = 200_000
+MAX_TRIED = 100_000
 """Layers times devices squared, which the search's time grows with: some seconds."""
 
 
@@ -96,8 +98,7 @@ def weighted(
 
     With as many micro-batches as stages, or more, that time is the busiest stage's: the least maximum. With
     fewer, the way through all stages counts, and with `flush` a mixture. A device without which that time is
-    no longer is left out, the slowest first. Of equals the shorter way wins, then the more even split. Exact
-    for the busiest stage, and for the rest while hops and `stage_s` do not decide which devices to use.
+    no longer is left out, the slowest first. Of equals the one with fewer stages wins, then the shorter way.
 
     Raises `ConfigError` when the model fits no partition, with what is missing.
     """
@@ -184,18 +185,22 @@ class _Search:
         if counts is None:
             return
         self._judge(rows, counts)
-        shortest = _fastest_first(rows, [row.most for row in rows], self._sizes.layers)
+        shortest = _shortest_way(rows, [row.most for row in rows], self._sizes.layers, self._costs.hop_s)
+        if shortest is None:
+            return
+        least_s = sum(_used(rows, shortest))
         limits = sorted({row.base_s + count * row.layer_s for row in rows for count in _counts(row)})
-        busiest_s = max(_seconds(rows, counts))
+        busiest_s = max(_used(rows, counts))
         for limit_s in limits[bisect_left(limits, busiest_s * (1 - EPSILON)) :]:
-            if self._hopeless(_least_way_s(rows, shortest), limit_s):
+            if self._hopeless(least_s, limit_s):
                 return
-            self._judge(
-                rows, _fastest_first(rows, [row.most_within(limit_s) for row in rows], self._sizes.layers)
-            )
+            most = [row.most_within(limit_s) for row in rows]
+            found = _shortest_way(rows, most, self._sizes.layers, self._costs.hop_s)
+            if found is not None:
+                self._judge(rows, found)
 
     def _judge(self, rows: list[_Row], counts: list[int]) -> None:
-        used_s = [each for each, count in zip(_seconds(rows, counts), counts, strict=True) if count]
+        used_s = _used(rows, counts)
         through_s = sum(used_s)
         spread = sum(each * each for each in used_s)
         key = (self._price(used_s), float(len(used_s)), through_s, spread)
@@ -220,16 +225,9 @@ def _counts(row: _Row) -> Iterable[int]:
     return range(row.least, row.most + 1)
 
 
-def _seconds(rows: Sequence[_Row], counts: Sequence[int]) -> list[float]:
-    return [row.base_s + count * row.layer_s for row, count in zip(rows, counts, strict=True)]
-
-
-def _least_way_s(rows: Sequence[_Row], shortest: Sequence[int]) -> float:
-    """Return what all stages take together at least: a device in the middle may stay without a stage."""
-    return sum(
-        count * row.layer_s + (row.base_s if row.least else 0.0)
-        for row, count in zip(rows, shortest, strict=True)
-    )
+def _used(rows: Sequence[_Row], counts: Sequence[int]) -> list[float]:
+    """Return the seconds of each stage; a device without layers is none."""
+    return [row.base_s + count * row.layer_s for row, count in zip(rows, counts, strict=True) if count]
 
 
 def _balanced(rows: Sequence[_Row], layers: int) -> list[int] | None:
@@ -249,7 +247,7 @@ def _balanced(rows: Sequence[_Row], layers: int) -> list[int] | None:
         counts[place] += 1
         row = rows[place]
         full = counts[place] >= row.most
-        after = float("inf") if full else row.base_s + (counts[place] + 1) * row.layer_s
+        after = inf if full else row.base_s + (counts[place] + 1) * row.layer_s
         heapreplace(heap, (after, place))
     return counts
 
@@ -258,18 +256,47 @@ def _offers(rows: Sequence[_Row], counts: Sequence[int]) -> Iterator[tuple[int, 
     """Yield each device and how long its stage would be with one layer more."""
     for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
         full = count >= row.most
-        yield place, float("inf") if full else row.base_s + (count + 1) * row.layer_s
+        yield place, inf if full else row.base_s + (count + 1) * row.layer_s
 
 
-def _fastest_first(rows: Sequence[_Row], most: Sequence[int], layers: int) -> list[int]:
-    """Fill the fastest devices up to `most`, so that all stages together take the least time."""
-    counts = [row.least for row in rows]
-    left = layers - sum(counts)
-    for place in sorted(range(len(rows)), key=lambda place: rows[place].layer_s):
-        taken = max(0, min(left, most[place] - counts[place]))
-        counts[place] += taken
-        left -= taken
-    return counts
+def _shortest_way(rows: Sequence[_Row], most: Sequence[int], layers: int, hop_s: float) -> list[int] | None:
+    """Return how many layers each device takes, so that all stages together take the least time.
+
+    Exact: after each device, the least time is known for every number of layers that are laid by then. Only
+    the ends need a stage; a device without one costs nothing. None when `most` of each is too little.
+    """
+    costs_s = [0.0] + [inf] * layers
+    choices: list[list[int]] = []
+    for row, top in zip(rows, most, strict=True):
+        costs_s, taken = _with(row, top, costs_s, hop_s)
+        choices.append(taken)
+    if costs_s[layers] == inf:
+        return None
+    counts: list[int] = []
+    for taken in reversed(choices):
+        counts.append(taken[layers])
+        layers -= taken[layers]
+    return counts[::-1]
+
+
+def _with(row: _Row, most: int, costs_s: list[float], hop_s: float) -> tuple[list[float], list[int]]:
+    """Let one more device take 0 to `most` layers: the least time by layers laid, and how many it takes then.
+
+    A window holds the numbers of layers before it from which it can still be reached, the cheapest first.
+    """
+    after_s = [inf] * len(costs_s) if row.least else list(costs_s)
+    taken = [0] * len(costs_s)
+    window: deque[tuple[float, int]] = deque()
+    for laid in range(1, len(costs_s)):
+        value_s = costs_s[laid - 1] - (laid - 1) * row.layer_s
+        while window and window[-1][0] >= value_s:
+            window.pop()
+        window.append((value_s, laid - 1))
+        while window and window[0][1] < laid - most:
+            window.popleft()
+        if window and (total_s := window[0][0] + laid * row.layer_s + row.base_s + hop_s) < after_s[laid]:
+            after_s[laid], taken[laid] = total_s, laid - window[0][1]
+    return after_s, taken
 
 
 def _less(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -84,7 +84,8 @@ class ThermalModel:
     def _ahead(self, horizon_s: float, load: float, fit: Fit) -> float:
         settles_c = _plausible(fit.ambient_c + fit.rise_c * (_share(load) or 0.0))
         now_c = settles_c if self.celsius is None else self.celsius
-        return settles_c + (now_c - settles_c) * exp(-max(horizon_s, 0.0) / fit.tau_s)
+        ahead_c = settles_c + (now_c - settles_c) * exp(-max(horizon_s, 0.0) / fit.tau_s)
+        return min(max(ahead_c, min(now_c, settles_c)), max(now_c, settles_c))  # rounding leads out of them
 
     def _pass_time(self, load: float | None, elapsed_s: float) -> None:
         self._load = self._load if load is None else load

@@ -6,7 +6,7 @@ STATE := $(CURDIR)/.edged
 JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup setup-test demo test check lint types bench clean help
+.PHONY: setup setup-test demo test check lint types bench clean help explore
 
 help:
 	@echo "make demo        set up, ingest the sample documents, answer three questions"
@@ -14,6 +14,7 @@ help:
 	@echo "make test        set up everything (compiles llama-cpp-python once) and run all tests"
 	@echo "make test JOBS=1 the same, one test file at a time"
 	@echo "make check       lint, types, import contracts, tests"
+	@echo "make explore     the property tests with new examples (those of make test are always the same)"
 	@echo "make bench       measure the rows of the benchmark table in full"
 	@echo "make clean       remove what these targets made"
 
@@ -42,6 +43,9 @@ demo: setup
 
 test: setup-test
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+explore: setup-test
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --hypothesis-profile default --hypothesis-show-statistics tests/unit
 
 lint: setup-test
 	@$(BIN)/ruff format --check .

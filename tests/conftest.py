@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from edged.backend import Variant
@@ -17,6 +18,9 @@ from edged.catalogue import Catalogue
 from edged.models import ModelStore
 
 MODELS = Path(__file__).parents[1] / ".edged" / "models"
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")  # `--hypothesis-profile default` looks further: `make explore`
 
 
 def pytest_configure() -> None:

@@ -6,17 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
+import torch
+import transformers
 from edged_backends.torch_vocabulary import read_vocabulary
 
 from edged.backend import Variant
 from edged.layers.share import Share
 from edged.layers.weights.checkpoint import describe, library_config, weights
 from edged.layers.weights.tensor_names import gguf_name, wanted
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-gguf = pytest.importorskip("gguf")
 
 SHARES = (Share(first=0, end=2, embedding=True), Share(first=17, end=18), Share(first=29, end=30, head=True))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from edged_backends.llama_cpp_runtime import free_model, runtime
 from edged_backends.llama_cpp_vocabulary import LlamaVocabulary
@@ -109,7 +110,6 @@ def test_a_stray_token_is_refused(both: tuple[Any, Any]) -> None:
 
 # ------------------------------------------------------------------ sentencepiece, written for the test
 
-gguf = pytest.importorskip("gguf")
 PIECES = ["▁", "▁the", "t", "h", "e", "th", "▁t", "he", "ca", "fé", "c", "a", "f", "é", "▁ca", "▁café", "s"]
 
 

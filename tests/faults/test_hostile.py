@@ -73,7 +73,7 @@ def test_forged_words_about_the_work_of_others_change_nothing(play: Play, seed: 
         for actor in honest:
             actor.say(Ready(4, 1, 0.0, {}))
             stand.serve(actor)
-        done = 0
+        done = lies = 0
 
         async def ask(number: int) -> None:
             nonlocal done
@@ -84,17 +84,25 @@ def test_forged_words_about_the_work_of_others_change_nothing(play: Play, seed: 
             assert text == "t"
             done += 1
 
+        def heard() -> bool:
+            return lies - stand.ledger.stale < 500
+
         async def lie() -> None:
+            nonlocal lies
             while done < 120:
-                evil.say(forgeries(stand, chooser))
+                message = forgeries(stand, chooser)
+                evil.say(message)
+                lies += not isinstance(message, Pong)
                 await asyncio.sleep(0)
+                # A full pipe would block this thread, and the dispatcher on it.
+                await stand.until(heard, "the lies to be heard")
 
         liar = asyncio.ensure_future(lie())
         for first in range(0, 120, 6):
             await asyncio.gather(*(ask(first + n) for n in range(6)))
         await liar
         await stand.until(lambda: not stand.ledger.requests, "the end of all requests")
-        assert stand.ledger.stale > 100
+        await stand.until(lambda: stand.ledger.stale == lies > 100, "the end of all lies")
         assert stand.ledger.entry.used == 0
         assert set(stand.ledger.workers) == set(stand.actors), "an honest worker was punished"
 

@@ -145,7 +145,7 @@ def test_a_member_that_climbs_is_refused(member: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["--index-url=x", "a b", "a;b", "../a", "@evil", "a==1", "git+https://x/y", "a\n--pre"]
+    "package", ["--target=x", "a b", "a;b", "../a", "@evil", "a==1", "git+https://x/y", "a\n--pre"]
 )
 def test_a_package_name_is_no_option_of_the_client(package: str) -> None:
     with pytest.raises(msgspec.ValidationError):

@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,11 +26,6 @@ from edged.layers.weights.gguf_header import read_header
 from edged.layers.weights.gguf_weights import library_order
 from edged.layers.weights.tensor_names import wanted
 from tests.unit.tiny_models import CLASSES, FAMILIES, SHAPE, as_gguf, interleaved, saved, tiny
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-gguf = pytest.importorskip("gguf")
-safetensors = pytest.importorskip("safetensors.torch")
 
 WHOLE = Share(first=0, end=3, embedding=True, head=True)
 SHARES = (Share(first=0, end=1, embedding=True), Share(first=1, end=2), Share(first=2, end=3, head=True))
@@ -290,7 +289,7 @@ def test_a_missing_package_is_named_with_its_extra(
 
 
 def test_missing_misshapen_and_unknown_tensors_are_named(llama: Path, tmp_path: Path) -> None:
-    whole = safetensors.load_file(llama / "model.safetensors")
+    whole = safetensors.torch.load_file(llama / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     spoiled = {
         f"no tensor {name}": {key: value for key, value in whole.items() if key != name},
@@ -302,7 +301,7 @@ def test_missing_misshapen_and_unknown_tensors_are_named(llama: Path, tmp_path: 
     }
     for said, tensors in spoiled.items():
         folder = _edited(llama, tmp_path / said[:8])
-        safetensors.save_file(tensors, folder / "model.safetensors")
+        safetensors.torch.save_file(tensors, folder / "model.safetensors")
         with pytest.raises(BackendError, match=said):
             dict(weights(folder, SHARES[1], "float32"))
         assert dict(weights(folder, SHARES[0], "float32")), "another stage is not concerned"

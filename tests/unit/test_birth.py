@@ -10,13 +10,27 @@ import pytest
 
 from edged.birth import SPINS
 
+SETTLE = (
+    "import os, {module}; from edged.birth import settle; settle('edged:test', os.getppid()); import faiss"
+)
 
-@pytest.mark.parametrize("module", ["edged_backends.llama_cpp_runtime", "edged_backends.torch_pipeline"])
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import edged_backends.llama_cpp_runtime",
+        "import edged_backends.torch_pipeline",
+        *(
+            SETTLE.format(module=each)
+            for each in ("edged.workers.__main__", "edged.layers.__main__", "edged.placement.probe")
+        ),
+    ],
+)
 @pytest.mark.parametrize(("given", "expected"), [({}, SPINS), ({"GOMP_SPINCOUNT": "70"}, "70")])
-def test_the_threads_of_openmp_wait_briefly_unless_the_operator_says_otherwise(module, given, expected):
+def test_the_threads_of_openmp_wait_briefly_unless_the_operator_says_otherwise(code, given, expected):
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     shown = subprocess.run(
-        [sys.executable, "-c", f"import {module}"],
+        [sys.executable, "-c", code],
         env=environment | {"OMP_DISPLAY_ENV": "verbose"} | given,
         capture_output=True,
         text=True,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from edged.errors import ConfigError, StorageError
+from edged.writable import obstacle
 
 
 def figure(width: float, height: float) -> Any:
@@ -27,9 +27,8 @@ def check(path: Path) -> None:
     """
     figure(1, 1)
     for file in _files(path):
-        place = file if file.exists() else file.parent
-        if not file.parent.is_dir() or not os.access(place, os.W_OK) or file.is_dir():
-            raise StorageError(f"the plot cannot be written: {file} is not to be had; name a folder that is")
+        if why := obstacle(file):
+            raise StorageError(f"the plot cannot be written: {file}: {why}")
 
 
 def _files(path: Path) -> list[Path]:

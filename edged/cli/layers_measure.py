@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,6 +15,7 @@ from edged.errors import BadRequest, ConfigError
 from edged.layers.planning.costs import MeasuredCosts
 from edged.layers.planning.prospects import counted
 from edged.layers.share import DType, auto_dtype
+from edged.writable import obstacle
 
 PARTS = ("layer", "embedding", "head", "stage")
 LOST = "less than the noise"
@@ -67,8 +67,8 @@ def measure(  # noqa: PLR0917 - one argument per option, passed by name
     Only these are loaded, so that a model too large for the device can be measured on it. Speeds of other
     devices, for `layers plan --devices NAME=SPEED`, are the ratios of their layer times.
     """
-    if save is not None:
-        _check(save)
+    if save is not None and (why := obstacle(save)):
+        raise BadRequest(f"cannot write {save}: {why}", param="save")
     from edged.plugins import load
 
     load("torch_pipeline")  # says which extra is missing
@@ -121,14 +121,6 @@ def _milliseconds(seconds: float) -> str:
     ('12.3', '0.0042', '-0.01')
     """
     return f"{1000 * seconds:.3g}" if seconds else ""
-
-
-def _check(path: Path) -> None:
-    """Refuse what cannot be written before anything is measured for it."""
-    folder = path.parent
-    if not (os.access(path, os.W_OK) if path.exists() else os.access(folder, os.W_OK | os.X_OK)):
-        why = "no such folder" if not folder.is_dir() else "permission denied"
-        raise BadRequest(f"cannot write {path}: {why}", param="save")
 
 
 def _save(costs: MeasuredCosts, path: Path) -> None:

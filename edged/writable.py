@@ -1,0 +1,16 @@
+"""Whether a file can be written, asked before there is anything to write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def obstacle(file: Path) -> str:
+    """Say why a file cannot be written or replaced; empty when it can be."""
+    if not file.parent.is_dir():
+        return "no such folder"
+    if file.is_dir():
+        return "it is a folder"
+    free = os.access(file, os.W_OK) if file.exists() else os.access(file.parent, os.W_OK | os.X_OK)
+    return "" if free else "permission denied"

@@ -12,9 +12,9 @@ import click
 from edged import pictures
 from edged.cli.durations import NEEDS_UNIT
 from edged.cli.layers_model import source_of, variant_of
-from edged.cli.layers_ran import plotted
+from edged.cli.layers_ran import plotted, print_plotted
 from edged.cli.layers_run import PROMPTS
-from edged.cli.output import print_json, print_table, progress_bar, visible
+from edged.cli.output import print_table, progress_bar
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import ConfigError
 from edged.layers.schedule import Mode, check
@@ -118,16 +118,15 @@ def bench(  # noqa: PLR0917 - one argument per option, passed by name
             bar.advance(whole)
     if not as_json:
         _print(ran, refused)
-    files: list[Path] = []
-    try:  # a plot that fails is no reason to keep the figures back
-        files = plotted(ran[-1], meter, plot) if plot and ran and meter else []
-    finally:
-        if as_json:
-            runs = [{"tokens_per_s": each.tokens_per_s, "run": each} for each in ran]
-            print_json({"runs": runs, "refused": refused, "files": [str(file) for file in files]})
-    if not as_json:
-        for file in files:
-            click.echo(f"wrote {visible(str(file))}")
+    print_plotted(
+        lambda: plotted(ran[-1], meter, plot) if plot and ran and meter else [],
+        partial(_told, ran, refused) if as_json else None,
+    )
+
+
+def _told(ran: Sequence[Ran], refused: Sequence[dict[str, Any]], files: Sequence[Path]) -> dict[str, Any]:
+    runs = [{"tokens_per_s": each.tokens_per_s, "run": each} for each in ran]
+    return {"runs": runs, "refused": refused, "files": [str(file) for file in files]}
 
 
 def _advance(bar: Progress, task: TaskID, done: int, most: int) -> None:

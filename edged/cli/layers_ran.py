@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from edged.cli.output import print_table, readable_bytes, visible, visible_text
+from edged.cli.output import print_json, print_table, readable_bytes, visible, visible_text
 
 if TYPE_CHECKING:
     from edged.layers.assembly import Assembly
@@ -36,6 +36,24 @@ def plotted(ran: Ran, meter: Meter, path: Path) -> list[Path]:
     from edged.layers import timeline
 
     return timeline.save(meter.timeline or (), title_of(ran), path)
+
+
+def print_plotted(
+    draw: Callable[[], Sequence[Path]], told: Callable[[Sequence[Path]], dict[str, Any]] | None
+) -> None:
+    """Draw, then name the files, or print as JSON what is `told` with them.
+
+    A plot that fails is no reason to keep the answers back.
+    """
+    files: Sequence[Path] = ()
+    try:
+        files = draw()
+    finally:
+        if told is not None:
+            print_json(told(files))
+    if told is None:
+        for file in files:
+            click.echo(f"wrote {visible(str(file))}")
 
 
 def held_by(assembly: Assembly, loaded: Sequence[Loaded]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
@@ -10,8 +11,8 @@ import click
 
 from edged import pictures
 from edged.cli.layers_model import Devices, overlap_options, source_of, variant_of
-from edged.cli.layers_ran import held_by, plotted, print_answers, print_ran
-from edged.cli.output import print_json, progress_bar, visible
+from edged.cli.layers_ran import held_by, plotted, print_answers, print_plotted, print_ran
+from edged.cli.output import progress_bar
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import ConfigError
 from edged.layers.schedule import Mode
@@ -100,15 +101,10 @@ def run(
     differing = _differing(many.ran.answers, single.ran.answers) if single else None
     if not as_json:
         _print(texts, many, differing)
-    files: list[Path] = []
-    try:  # a plot that fails is no reason to keep the answers back
-        files = plotted(many.ran, many.meter, plot) if plot else []
-    finally:
-        if as_json:
-            print_json(_told(texts, many, differing, files))
-    if not as_json:
-        for file in files:
-            click.echo(f"wrote {visible(str(file))}")
+    print_plotted(
+        lambda: plotted(many.ran, many.meter, plot) if plot else [],
+        partial(_told, texts, many, differing) if as_json else None,
+    )
     return FAILED if differing else 0
 
 

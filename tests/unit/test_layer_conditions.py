@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 
-from edged.cli.root import edgectl
 from edged.errors import ConfigError
 from edged.layers.planning.conditions import UNKNOWN, Planned, doubts
 from edged.layers.planning.costs import Conditions, MeasuredCosts
@@ -78,37 +74,3 @@ def test_costs_without_conditions_and_plans_without_a_model_are_doubted() -> Non
     assert doubts(MeasuredCosts(layer_s=1, head_s=1), PLANNED) == (UNKNOWN,)
     (doubt,) = doubted(architecture=None)
     assert "those of small" in doubt
-
-
-def test_the_command_warns_and_refuses(tmp_path: Path) -> None:
-    file, model = tmp_path / "costs.json", tmp_path / "model"
-    model.mkdir()
-    file.write_bytes(msgspec.json.encode(COSTS))
-    described = {
-        "model_type": "llama",
-        "num_hidden_layers": 6,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 1000,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-    }
-
-    def typed(*words: str) -> Result:
-        (model / "config.json").write_text(json.dumps(described))
-        asked = ["layers", "plan", "--model", str(model), "--devices", "cpu,cpu", "--costs", str(file)]
-        return CliRunner().invoke(edgectl, [*asked, *words])
-
-    assert typed("--micro-batch", "4").stderr == ""
-    warned = typed()
-    assert warned.exit_code == 0
-    assert "warning: the costs were measured with micro_batch = 4, and 1 is planned" in warned.stderr
-    assert "micro_batch = 4" in json.loads(typed("--json").stdout)["warnings"][0]
-    described["intermediate_size"] = 256
-    refused = typed("--micro-batch", "4")
-    assert refused.exit_code == 78
-    assert "the costs were measured for small" in refused.stderr

@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from edged.backend import Variant
 from edged.cli.root import edgectl
+from edged.layers.planning.costs import Conditions, MeasuredCosts
+from edged.layers.weights.checkpoint import describe
 
 TINY = {
     "model_type": "llama",
@@ -247,3 +250,26 @@ def test_an_error_of_a_command_that_prints_json_is_json():
     error = json.loads(result.stderr)["error"]
     assert (error["code"], error["param"], error["retry_after_s"]) == ("config", "stages", None)
     assert "stages = 3" in error["message"]
+
+
+def test_costs_measured_under_other_conditions_are_doubted_and_those_of_another_model_refused(tiny: str):
+    under = Conditions(
+        model="small",
+        architecture=describe(tiny),
+        device="cpu",
+        dtype="float32",
+        micro_batch=4,
+        context_tokens=512,
+    )
+    file = Path(tiny) / "costs.json"
+    file.write_bytes(msgspec.json.encode(MeasuredCosts(layer_s=0.001, head_s=0.004, conditions=under)))
+    asked = ("--model", tiny, "--devices", "cpu,cpu", "--costs", str(file))
+    assert typed(*asked, "--micro-batch", "4").stderr == ""
+    warned = typed(*asked)
+    assert warned.exit_code == 0
+    assert "warning: the costs were measured with micro_batch = 4, and 1 is planned" in warned.stderr
+    assert "micro_batch = 4" in as_json(*asked)["warnings"][0]
+    (Path(tiny) / "config.json").write_text(json.dumps(TINY | {"intermediate_size": 256}))
+    refused = typed(*asked, "--micro-batch", "4")
+    assert refused.exit_code == 78
+    assert "the costs were measured for small" in refused.stderr

@@ -11,6 +11,7 @@ from edged.cli.durations import DURATION
 from edged.cli.output import print_json, print_table, readable_seconds
 from edged.cli.session import TEXT, Session, example, json_option, valid, with_session
 from edged.errors import BadRequest
+from edged.plurals import counted
 
 if TYPE_CHECKING:
     from edged.load.plot import Run
@@ -124,7 +125,7 @@ def _run(
     is_open = isinstance(load, float)
     samples: list[Sample] = []
     stopped = False
-    name = f"{load:g}/s" if is_open else f"{load} clients"
+    name = f"{load:g}/s" if is_open else counted(int(load), "client")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with progress_bar(*columns) as progress:
         task = progress.add_task(name, total=duration_s)

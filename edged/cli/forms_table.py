@@ -11,6 +11,7 @@ import msgspec
 from edged.cli.output import print_table, readable_bytes, readable_seconds, visible
 from edged.placement.staleness import DISTURBING
 from edged.placement.table import Form, Point, Table
+from edged.plurals import counted
 
 HEADINGS = ("STAGE", "VARIANT", "BACKEND", "DEVICE", "THREADS", "OPTIONS", "ALONE", "FIRST", "BATCH")
 PRICES = ("EACH", "CPU EACH", "MEMORY", "ROUNDS", "SPREAD")
@@ -101,6 +102,6 @@ def _options(form: Form) -> str:
 
 
 def _short(form: Form) -> str:
-    threads = f"{form.threads} threads" if form.threads else ""
+    threads = counted(form.threads, "thread") if form.threads else ""
     parts = (form.stage, form.variant, form.backend, form.device, threads, _options(form))
     return " ".join(filter(None, parts))

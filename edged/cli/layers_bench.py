@@ -19,6 +19,7 @@ from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import ConfigError
 from edged.layers.schedule import Mode, check
 from edged.layers.spec import Transport
+from edged.plurals import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -193,5 +194,5 @@ def _print(ran: Sequence[Ran], refused: Sequence[dict[str, Any]]) -> None:
     headings = ("MODE", "STAGES", "MICRO-BATCHES", "SIZE", "BUBBLE", "FORMULA", "DIFFERENCE", "TOKENS/S")
     print_table(headings, rows)
     for each in refused:
-        size = f"{each['mode']}, {each['stages']} stages, {each['micro_batches']} micro-batches"
-        click.echo(f"refused: {size}: {each['why']}")
+        stages, batches = counted(each["stages"], "stage"), counted(each["micro_batches"], "micro-batch")
+        click.echo(f"refused: {each['mode']}, {stages}, {batches}: {each['why']}")

@@ -13,8 +13,8 @@ from edged.cli.output import print_json, print_table, progress_bar, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest, ConfigError
 from edged.layers.planning.costs import MeasuredCosts
-from edged.layers.planning.prospects import counted
 from edged.layers.share import DType, auto_dtype
+from edged.plurals import counted
 from edged.writable import obstacle
 
 PARTS = ("layer", "embedding", "head", "stage")

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from edged.cli.output import print_json, print_table, readable_bytes, visible, visible_text
+from edged.plurals import counted
 
 if TYPE_CHECKING:
     from edged.layers.assembly import Assembly
@@ -22,13 +23,13 @@ HEADINGS = ("STAGE", "DEVICE", "LAYERS", "WEIGHTS", "KV CACHE", "BUSY S", "WAIT 
 
 def title_of(ran: Ran) -> str:
     """Name a run above its picture."""
-    return f"{ran.stages} stages, {micro_batches(ran)}, {ran.mode}: bubble {ran.bubble:.2f}"
+    return f"{counted(ran.stages, 'stage')}, {micro_batches(ran)}, {ran.mode}: bubble {ran.bubble:.2f}"
 
 
 def micro_batches(ran: Ran) -> str:
     """Say how many had work, and how many could have had some."""
-    noun = "micro-batch" if ran.micro_batches == 1 else "micro-batches"
-    return f"{ran.micro_batches} {noun}" + (f" of {ran.room}" if ran.room > ran.micro_batches else "")
+    said = counted(ran.micro_batches, "micro-batch")
+    return f"{said} of {ran.room}" if ran.room > ran.micro_batches else said
 
 
 def plotted(ran: Ran, meter: Meter, path: Path) -> list[Path]:

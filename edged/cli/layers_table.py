@@ -9,7 +9,7 @@ import click
 from edged.cli.output import print_table, readable_bytes, readable_seconds, visible
 from edged.layers.planning.options import as_toml, options_of
 from edged.layers.planning.plan import LayerPlan, PlannedStage
-from edged.layers.planning.prospects import counted
+from edged.plurals import counted
 
 HEADINGS = ("STAGE", "DEVICE", "LAYERS", "FROM-TO", "ENDS", "WEIGHTS", "KV CACHE", "STEP")
 UNNAMED = "device:"

@@ -10,6 +10,7 @@ import msgspec
 
 from edged.cli.durations import DURATION
 from edged.cli.output import print_json, print_table, readable_seconds, visible
+from edged.plurals import counted
 
 if TYPE_CHECKING:
     from edged.config import Config
@@ -129,8 +130,8 @@ def load_of(asked: WhatIf, route: tuple[str, ...]) -> Load:
 
 
 def _print(plan: Plan, machine: Machine, load: Load, found: Prediction) -> None:
-    who = f"{load.clients} clients" if load.clients else f"{load.rate_per_s:g} requests per second"
-    click.echo(f"plan {plan.id} on {machine.cores} cores under {who}, simulated:")
+    who = counted(load.clients, "client") if load.clients else f"{load.rate_per_s:g} requests per second"
+    click.echo(f"plan {plan.id} on {counted(machine.cores, 'core')} under {who}, simulated:")
     click.echo()
     print_table(HEADINGS, [_row(name, found) for name in found.stages])
     click.echo()

@@ -10,6 +10,7 @@ from edged import pictures
 from edged.load.report import Report
 from edged.load.sample import Sample
 from edged.pictures import figure
+from edged.plurals import counted
 
 Run = tuple[Report, Sequence[Sample]]
 
@@ -32,7 +33,7 @@ def label(report: Report) -> str:
     """Name a run: by its rate or by its clients."""
     if report.rate_per_s is not None:
         return f"{report.rate_per_s:g}/s"
-    return f"{report.clients} client{'s' if report.clients > 1 else ''}"
+    return counted(report.clients, "client")
 
 
 def _latency(axes: Any, runs: Sequence[Run]) -> None:

@@ -25,6 +25,7 @@ from edged.placement.prices import Option, Prices
 from edged.placement.search import Found, Machine, Task, best
 from edged.placement.table import Choice, Form, Plan, Table
 from edged.placement.verdicts import Verdict, reason, verdicts, with_dominance
+from edged.plurals import counted
 
 
 class Planner:
@@ -183,5 +184,5 @@ def label(form: Form) -> str:
     'openvino cpu q4_0, 2 threads'
     """
     parts = [f"{form.backend} {form.device} {form.variant}"]
-    parts += [f"{form.threads} thread{'s' * (form.threads > 1)}"] if form.threads else []
+    parts += [counted(form.threads, "thread")] if form.threads else []
     return ", ".join(parts + [f"{name} = {str(value).lower()}" for name, value in form.options])

@@ -11,6 +11,7 @@ from edged.dispatch.leases import Mode
 from edged.placement.prices import Offer, Option
 from edged.placement.search import Found
 from edged.placement.table import Form
+from edged.plurals import counted
 
 Fate = Literal["chosen", "lost", "dominated", "ruled out"]
 PERCENT = 100
@@ -157,6 +158,6 @@ def _criteria(option: Option) -> tuple[float, ...]:
 
 def _named(option: Option) -> str:
     form = option.form
-    threads = f"{form.threads} thread{'s' * (form.threads > 1)}, " if form.threads else ""
-    workers = f"{option.workers} worker{'s' * (option.workers > 1)}"
+    threads = f"{counted(form.threads, 'thread')}, " if form.threads else ""
+    workers = counted(option.workers, "worker")
     return f"{form.backend} {form.variant} with {threads}batch {option.batch}, {workers}"

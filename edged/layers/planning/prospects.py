@@ -6,20 +6,12 @@ from collections.abc import Iterator
 
 from edged.layers.planning.partition import mib
 from edged.layers.planning.plan import LayerPlan
+from edged.plurals import counted
 
 
 def words(plan: LayerPlan) -> tuple[str, ...]:
     """Say what to expect of a plan: memory, speed for the planned requests, and what the figures rest on."""
     return (*_memory(plan), *_waiting(plan), *_speed(plan), *_footing(plan))
-
-
-def counted(number: int, noun: str) -> str:
-    """Write a number of things.
-
-    >>> counted(1, "stage"), counted(2, "stage"), counted(2, "micro-batch")
-    ('1 stage', '2 stages', '2 micro-batches')
-    """
-    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def _memory(plan: LayerPlan) -> Iterator[str]:

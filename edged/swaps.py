@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from edged.config import Config, Stage
+from edged.config.tables import MOST_WORKERS
 from edged.dispatch.dispatcher import Dispatcher
 from edged.dispatch.events import ScaleAsked, TrialAsked
 from edged.dispatch.ledger import Worker
 from edged.errors import AlreadyRunning, BadRequest, EdgedError, NotFound, StageUnavailable
 from edged.footprints import Footprints
 from edged.models.store import ModelStore
-from edged.placement.applied import MOST_WORKERS, AppliedPlan, Step, difference
+from edged.placement.applied import AppliedPlan, Step, difference
 from edged.placement.overrides import overridden
 from edged.placement.room import Room
 from edged.placement.table import Plan

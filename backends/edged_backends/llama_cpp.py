@@ -10,7 +10,7 @@ import msgspec
 
 from edged.backend import Device, TokenSession, Variant
 from edged.errors import BackendError, ConfigError
-from edged.layers.planning.llama_split import described
+from edged.layers.planning.llama_split import MAX_SEQUENCES, described
 from edged_backends.llama_cpp_devices import BACKEND, NODES, cpu, gpu, without_support
 from edged_backends.llama_cpp_layout import Layout, confirm, divided, whole
 from edged_backends.llama_cpp_runtime import (
@@ -44,7 +44,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     context_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Prompt and answer of one sequence; 0 means the model's, at most 2048. Every sequence has its own
     KV cache of this size, taken at load."""
-    max_sequences: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    max_sequences: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEQUENCES)] = 8
     batch_tokens: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 256
     """Most tokens of one step while no answer runs: larger reads prompts faster."""
     running_batch_tokens: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 48

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edged.backend import Capabilities, Device
+from edged.layers.planning.llama_split import MAX_SEQUENCES
 from edged_backends.llama_cpp_runtime import Accelerator, accelerators
 
 BACKEND = "llama_cpp"
@@ -23,7 +24,7 @@ def cpu() -> Device:
         name=_processor(),
         backend=BACKEND,
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        capabilities=Capabilities(dtypes=_DTYPES, max_sequences=256),
+        capabilities=Capabilities(dtypes=_DTYPES, max_sequences=MAX_SEQUENCES),
     )
 
 
@@ -44,7 +45,7 @@ def gpu(accelerator: Accelerator) -> Device:
         name=f"{accelerator.description} ({accelerator.name})",
         backend=BACKEND,
         memory_bytes=accelerator.memory_bytes,
-        capabilities=Capabilities(dtypes=_DTYPES, max_sequences=256),
+        capabilities=Capabilities(dtypes=_DTYPES, max_sequences=MAX_SEQUENCES),
     )
 
 

@@ -7,16 +7,13 @@ import re
 import click
 
 from edged.backend import parse_cores
+from edged.layers.devices import LLAMA, TORCH
 from edged.layers.planning.partition import MAX_CANDIDATES, Candidate
 
 MIB = 1 << 20
 UNITS = {"MiB": MIB, "GiB": MIB << 10}
 _WRITTEN = re.compile(
     r"(?P<id>[^=@]+)(?:=(?P<speed>\d+(?:\.\d+)?))?(?:@(?P<memory>\d+(?:\.\d+)?)(?P<unit>MiB|GiB))?"
-)
-_CORES = r"[0-9]{1,4}(-[0-9]{1,4})?"
-_NAME = re.compile(
-    rf"cpu(:{_CORES})?|cuda:[0-9]{{1,3}}|gpu:[0-9]{{1,3}}|igpu(:[0-9]{{1,3}})?|tcp://[^\s/]+:[0-9]{{1,5}}"
 )
 
 
@@ -46,7 +43,8 @@ class _Devices(click.ParamType[tuple[Candidate, ...]]):
                 ctx,
             )
         name = found["id"]
-        if not _NAME.fullmatch(name) or (name.startswith("cpu:") and not parse_cores(name[4:])):
+        known = TORCH.fullmatch(name) or LLAMA.fullmatch(name)
+        if not known or (name.startswith("cpu:") and not parse_cores(name[4:])):
             self.fail(
                 f"{name!r} is the name of no device; write cpu, cpu:0-1, cuda:0, gpu:0, igpu or "
                 "tcp://HOST:PORT",

@@ -12,6 +12,7 @@ from edged.cli.layers_model import source_of
 from edged.cli.output import print_json, print_table, progress_bar, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest, ConfigError
+from edged.layers.limits import CONTEXT_TOKENS
 from edged.layers.planning.costs import MeasuredCosts
 from edged.layers.share import DType, auto_dtype
 from edged.plurals import counted
@@ -19,8 +20,6 @@ from edged.writable import obstacle
 
 PARTS = ("layer", "embedding", "head", "stage")
 LOST = "less than the noise"
-CONTEXT_TOKENS = 2048
-"""As of a plan that names none."""
 
 
 @click.command(

@@ -14,6 +14,7 @@ from edged.cli.layers_table import UNNAMED, print_layer_plan
 from edged.cli.output import print_json, visible
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import BadRequest, ConfigError
+from edged.layers.limits import CONTEXT_TOKENS, MOST_SEQUENCES
 from edged.layers.planning import plan as planner
 from edged.layers.planning.conditions import Planned, doubts
 from edged.layers.planning.costs import UNIT, LayerCosts, MeasuredCosts, Sizes, estimated, sizes_of
@@ -24,10 +25,8 @@ from edged.layers.planning.prospects import words
 from edged.layers.schedule import Mode
 from edged.layers.share import Architecture, DType, auto_dtype
 
-CONTEXT_TOKENS, TOKENS = 2048, 128
+TOKENS = 128
 MOST_LAYERS = 1024
-MOST_SEQUENCES = 1024
-"""What a generator takes; see `edged.layers.assembly.Settings`."""
 Number = click.IntRange(1, 1 << 20)
 Sequences = click.IntRange(1, MOST_SEQUENCES)
 

@@ -15,6 +15,7 @@ from edged.cli.layers_ran import held_by, plotted, print_answers, print_plotted,
 from edged.cli.output import progress_bar
 from edged.cli.session import TEXT, Session, example, json_option, with_session
 from edged.errors import ConfigError
+from edged.layers.limits import MOST_SEQUENCES
 from edged.layers.schedule import Mode
 from edged.layers.spec import Transport
 
@@ -55,8 +56,10 @@ FAILED = 1
     is_flag=True,
     help="By estimated time; a device that does not help is left out  [with --devices].",
 )
-@click.option("--micro-batches", type=click.IntRange(1, 1024), help="Under way at a time  [one a stage].")
-@click.option("--max-sequences", type=click.IntRange(1, 1024), default=8, show_default=True)
+@click.option(
+    "--micro-batches", type=click.IntRange(1, MOST_SEQUENCES), help="Under way at a time  [one a stage]."
+)
+@click.option("--max-sequences", type=click.IntRange(1, MOST_SEQUENCES), default=8, show_default=True)
 @click.option("--context-tokens", type=click.IntRange(16), default=512, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=16, show_default=True, help="Of each answer.")
 @click.option("--prompt", "prompts", type=TEXT, multiple=True, help="Repeatable  [eight of unlike length].")

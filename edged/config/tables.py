@@ -13,6 +13,8 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Bypass = Literal["off", "auto", "benefit", "always"]
+MOST_WORKERS, MOST_BATCH = 64, 1024
+"""Of a stage, whoever asks: the file, a plan or a swap."""
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,9 +94,9 @@ class Stage(Table, frozen=True):
     device: str = ""
     """`cpu`, `cpu:0-1` (a core set), `igpu`, `npu`, `cuda:0`: see `edgectl devices`. Empty means what the
     applied plan says, else `cpu`."""
-    workers: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
+    workers: Annotated[int, msgspec.Meta(ge=0, le=MOST_WORKERS)] | None = None
     """Processes; 0 switches the stage off. Left out: what the applied plan says, else 1."""
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=MOST_BATCH)] | None = None
     """Items of one micro-batch; for a generator, sequences decoded together. Left out: what the applied
     plan says, else a generator's `options.max_sequences`, else 8."""
     max_wait_ms: Milliseconds = 0.0

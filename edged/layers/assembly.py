@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
@@ -11,11 +10,12 @@ import msgspec
 
 from edged.backend import parse_cores
 from edged.errors import ConfigError
+from edged.layers.devices import TORCH
 from edged.layers.head import HeadShape
+from edged.layers.limits import CONTEXT_TOKENS, MOST_SEQUENCES
 from edged.layers.meter import Meter
 from edged.layers.offload.overlap import check_overlap
 from edged.layers.pipeline import Pipeline, start
-from edged.layers.places import CORES, GPU
 from edged.layers.planning.costs import Sizes, estimated, sizes_of
 from edged.layers.planning.partition import Candidate, even, shares
 from edged.layers.planning.plan import Dropped, Work, plan
@@ -26,9 +26,6 @@ from edged.layers.spec import Overlap, OverlapFrom, StageSpec, Synthetic, Transp
 from edged.layers.weights.checkpoint import describe
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1024)]
-_PLACE = re.compile(rf"{CORES}|{GPU}|tcp://.+")
-CONTEXT_TOKENS = 2048
-"""Context where nothing else is asked for, if the model has as much."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How stages reach each other; `auto` is NCCL between different GPUs, else ZeroMQ between processes."""
     micro_batches: Count = 0
     """0 means one a stage."""
-    max_sequences: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
+    max_sequences: Annotated[int, msgspec.Meta(ge=1, le=MOST_SEQUENCES)] = 8
     """Over all micro-batches."""
     context_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Prompt and answer of one sequence; 0 means the model's, at most 2048."""
@@ -94,7 +91,7 @@ class Assembly(msgspec.Struct, frozen=True, kw_only=True):
 def assemble(source: str, settings: Settings, device: str = "cpu") -> Assembly:
     """Lay a model over devices; raises `ConfigError` for what cannot work."""
     devices = settings.devices or (device,)
-    if unknown := [each for each in devices if not _PLACE.fullmatch(each)]:
+    if unknown := [each for each in devices if not TORCH.fullmatch(each)]:
         raise ConfigError(
             f"{unknown[0]!r} is not a device of a layer pipeline; write cpu, cpu:0-1, cuda:0 or tcp://HOST:PORT",
             param="devices",

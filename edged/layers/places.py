@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 
 from edged.backend import parse_cores
 from edged.errors import ConfigError
-
-CORES = r"cpu(:[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*)?"
-GPU = r"cuda:[0-9]{1,5}"
-_HERE = re.compile(f"{CORES}|{GPU}")
+from edged.layers.devices import HERE
 
 
 def check_here(device: str) -> None:
     """Raise `ConfigError` for what is no device, or none that a process of this host can use."""
-    if not _HERE.fullmatch(device):
+    if not HERE.fullmatch(device):
         raise ConfigError(
             f"{device!r} is not a device for a stage on this host; write cpu, cpu:0-1 or cuda:0",
             param="device",

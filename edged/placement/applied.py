@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edged.config import Config, Stage
+from edged.config.tables import MOST_BATCH, MOST_WORKERS
 from edged.dispatch.leases import Mode, chosen
 from edged.errors import BadRequest, EdgedError, NotFound, StorageError
 from edged.models.store import ModelStore
@@ -30,8 +31,6 @@ from edged.workers.spec import StageSpec
 
 logger = logging.getLogger("edged.placement")
 
-MOST_WORKERS, MOST_BATCH = 64, 1024
-"""As in `[stages]`."""
 OWN_OPTIONS = frozenset({"cache_dir", "state_dir", "timeout_s"})
 """Set by us for every stage of a backend; no news to an operator."""
 

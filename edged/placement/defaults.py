@@ -15,6 +15,7 @@ import msgspec
 
 from edged.backend import Variant
 from edged.config import Config, Stage
+from edged.config.tables import MOST_BATCH
 from edged.errors import ConfigError
 from edged.layers.spec import is_elsewhere
 from edged.models.store import ModelStore
@@ -38,8 +39,6 @@ device, and on one device it is slower than the others."""
 
 DEVICE, WORKERS, MAX_BATCH = "cpu", 1, 8
 """Of a stage for which neither the operator nor a plan says anything."""
-MOST_BATCH = 1024
-"""What `max_batch` may be."""
 STUCK = 0.75
 """Of a stage's `timeout_s`: a layer pipeline names the part that is stuck before its worker is killed."""
 REMOTE = "remote"

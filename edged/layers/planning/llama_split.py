@@ -27,6 +27,8 @@ WHOLE, BY_LAYER = 0, 1
 """`LLAMA_SPLIT_MODE_NONE` and `..._LAYER` of llama.h."""
 MAX_DEVICES = 16
 """`llama_max_devices()`: the length of `tensor_split`."""
+MAX_SEQUENCES = 256
+"""`llama_max_parallel_sequences()`."""
 _ASSIGNED = re.compile(r"load_tensors: layer\s+(\d+) assigned to device ([^,\s]+)")
 
 

@@ -7,19 +7,15 @@ import re
 from typing import Any
 
 from edged.errors import ConfigError
-from edged.layers.planning.llama_split import from_stages
+from edged.layers.devices import LLAMA, TORCH
+from edged.layers.planning.llama_split import MAX_SEQUENCES, from_stages
 from edged.layers.planning.plan import LayerPlan
-
-LLAMA_SEQUENCES = 256
-"""What the llama_cpp backend takes at most."""
-_LLAMA = re.compile(r"cpu(:.*)?|cuda:[0-9]+|gpu:[0-9]+|igpu(:[0-9]+)?")
-_TORCH = re.compile(r"cpu(:.*)?|cuda:[0-9]+|tcp://.+")
 
 
 def pipeline_options(plan: LayerPlan) -> dict[str, Any]:
     """Return the options for the backend `torch_pipeline`; `ConfigError` says why there are none."""
     devices = [stage.device for stage in plan.stages]
-    _check(devices, _TORCH, "torch has no device of that name")
+    _check(devices, TORCH, "torch has no device of that name")
     if not devices[0].startswith(("cpu", "cuda")):
         raise ConfigError(f"the first stage is on the host of the daemon, not at {devices[0]}")
     kept = {"dtype": plan.dtype} if plan.dtype else {}
@@ -37,9 +33,9 @@ def pipeline_options(plan: LayerPlan) -> dict[str, Any]:
 def llama_options(plan: LayerPlan) -> dict[str, Any]:
     """Return the options for the backend `llama_cpp`, which knows no micro-batches; else `ConfigError`."""
     stages = [(stage.device, stage.share) for stage in plan.stages]
-    _check([device for device, _ in stages], _LLAMA, "llama.cpp has no device of that name")
-    if plan.max_sequences > LLAMA_SEQUENCES:
-        raise ConfigError(f"{plan.max_sequences} sequences; llama_cpp takes at most {LLAMA_SEQUENCES}")
+    _check([device for device, _ in stages], LLAMA, "llama.cpp has no device of that name")
+    if plan.max_sequences > MAX_SEQUENCES:
+        raise ConfigError(f"{plan.max_sequences} sequences; llama_cpp takes at most {MAX_SEQUENCES}")
     devices, layers = from_stages(stages)
     return {
         "devices": list(devices),

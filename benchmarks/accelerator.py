@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from benchmarks.asking import asking
 from benchmarks.measurement import Row, percentile, say
 from benchmarks.reliability import CLIENTS, SEED
-from benchmarks.setting import QUESTIONS, STATE, sample_models
+from benchmarks.setting import ALONE, QUESTIONS, STATE, sample_models
 from edged.catalogue import Catalogue
 from edged.client import Client
 from edged.errors import EdgedError
@@ -37,11 +37,7 @@ state_dir = "{{state}}"
 [placement]
 lost_first_s = 0.2
 lost_longest_s = 0.2
-[stages.retriever]
-workers = 0
-[stages.reranker]
-workers = 0
-[stages.generator]
+{ALONE}[stages.generator]
 model = "{MODEL}"
 variant = "{VARIANT}"
 backend = "simulated"

@@ -25,6 +25,7 @@ import msgspec
 import psutil
 from msgspec.structs import replace
 
+from benchmarks.setting import ALONE
 from edged.config import Governor
 from edged.errors import EdgedError
 from edged.governor.plant import DEVICE, SCENARIOS, STEP_S, Plant, Scenario
@@ -340,8 +341,7 @@ def _sum_up(
 
 def hover(centre_c: float, start_c: float, compression: float, seconds: float, period_s: float) -> int:
     """Changes while a reading hovers by ±2 °C around a limit, behind a rest beside it."""
-    stage = "[stages.retriever]\nworkers = 0\n[stages.reranker]\nworkers = 0\n[stages.generator]\n"
-    stage += "backend = 'simulated'\ndevice = 'sim:cpu'\n"
+    stage = f"{ALONE}[stages.generator]\nbackend = 'simulated'\ndevice = 'sim:cpu'\n"
     with (
         tempfile.TemporaryDirectory() as folder,
         daemon_in(Path(folder), hurried(compression) + stage) as (daemon, tree, sensor),

@@ -26,7 +26,7 @@ import msgspec
 from benchmarks._engines import CONTEXT_TOKENS, Engine, Load, Result
 from benchmarks._streams import Order
 from benchmarks.measurement import Row, percentile, say, spread
-from benchmarks.setting import ROOT, STATE, sample_models
+from benchmarks.setting import ALONE, ROOT, STATE, sample_models
 from benchmarks.throughput import daemon_cpu_s
 from edged.catalogue import Catalogue
 from edged.governor.sensors import cpu_s
@@ -80,7 +80,7 @@ def config(backend: str, sequences: int, *, exact: bool) -> str:
     """A daemon with a generator and nothing else."""
     options = f"exact = {str(exact).lower()}, context_tokens = {CONTEXT_TOKENS}"
     return (
-        f"[daemon]\nstate_dir = '{STATE}'\n[stages.retriever]\nworkers = 0\n[stages.reranker]\nworkers = 0\n"
+        f"[daemon]\nstate_dir = '{STATE}'\n{ALONE}"
         f"[stages.generator]\nmodel = '{MODEL}'\nbackend = '{backend}'\nvariant = '{VARIANTS[backend]}'\n"
         f"max_batch = {sequences}\noptions = {{ {options}, threads = {threads()} }}\n"
     )

@@ -19,24 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import Row, say, spread
-from benchmarks.setting import real_config, sample_state
+from benchmarks.setting import ALONE, real_config, sample_state
 from edged.client import Client
 from edged.testing.daemon import RunningDaemon, running
 
 TIMEOUT_S = 2.0
 STAGES = ("retriever", "reranker", "generator")
 REAL = "".join(f"[stages.{name}]\ntimeout_s = {TIMEOUT_S}\n" for name in STAGES)
-SIMULATED = """
-[stages.retriever]
-workers = 0
-[stages.reranker]
-workers = 0
+SIMULATED = (
+    ALONE
+    + """
 [stages.generator]
 backend = "simulated"
 device = "sim:cpu"
 timeout_s = {timeout_s}
 options = {{ decode_ms = 5, max_tokens = 20, faults = "{faults}" }}
 """
+)
 
 
 def _chat(client: Client) -> object:

@@ -29,7 +29,7 @@ from benchmarks.cabinet import (
 )
 from benchmarks.measurement import Row, say
 from benchmarks.mixes import distinct
-from benchmarks.setting import STATE, rag_library
+from benchmarks.setting import ALONE, STATE, rag_library
 from edged.governor.bands import policy_of
 from edged.governor.effects import effects
 
@@ -64,7 +64,7 @@ def real_box() -> Box:
 def brief_box() -> Box:
     """A generator of declared cost, which burns a core: starts at once and answers often."""
     return Box(
-        stages="[stages.retriever]\nworkers = 0\n[stages.reranker]\nworkers = 0\n[stages.generator]\n"
+        stages=f"{ALONE}[stages.generator]\n"
         "backend = 'simulated'\ndevice = 'sim:cpu'\noptions = { per_item_ms = 1.0, busy = true }\n",
         model="generator",
         questions=("What does a steady red light mean?",),

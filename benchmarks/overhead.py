@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measurement import Row, percentile, say, spread
-from benchmarks.setting import QUESTIONS, real_config, sample_state
+from benchmarks.setting import NONE_BUILT_IN, QUESTIONS, real_config, sample_state
 from edged.catalogue import Catalogue
 from edged.client import Client
 from edged.config import Config
@@ -27,16 +27,7 @@ from edged.stages.factory import build
 from edged.stages.tensor import encode_tensors
 from edged.testing.daemon import running
 
-EMPTY_STAGES = """
-[stages.retriever]
-workers = 0
-[stages.reranker]
-workers = 0
-[stages.generator]
-workers = 0
-[pipelines.empty]
-stages = ["first", "second", "third"]
-""" + "".join(
+EMPTY_STAGES = f"{NONE_BUILT_IN}[pipelines.empty]\nstages = ['first', 'second', 'third']\n" + "".join(
     f"[stages.{name}]\nkind = 'tensor'\nbackend = 'simulated'\ndevice = 'sim:cpu'\n"
     "options = { passthrough = true }\n"
     for name in ("first", "second", "third")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from benchmarks._hostile_peers import NAMES, Target, attacks
 from benchmarks.measurement import Row, percentile, say, spread
-from benchmarks.setting import sample_models
+from benchmarks.setting import ALONE, sample_models
 from edged.catalogue import Catalogue
 from edged.models.store import ModelStore
 from edged.peers.book import Book, Peer
@@ -34,10 +34,9 @@ PROMPTS = (
     "List the planets and say something about each.",
     "Describe a walk through a forest in autumn.",
 )
-OFF = "".join(f"[stages.{name}]\nworkers = 0\n" for name in ("retriever", "reranker"))
 MODEL = "smollm2-135m-instruct"
 REAL = (
-    f"{OFF}[stages.generator]\nmodel = '{MODEL}'\nbackend = 'openvino'\nmax_batch = 4\n"
+    f"{ALONE}[stages.generator]\nmodel = '{MODEL}'\nbackend = 'openvino'\nmax_batch = 4\n"
     "options = { exact = true, threads = 1 }\n"
 )
 IMPATIENT = "first_wait_s = 0.3\nlongest_wait_s = 0.5\n"
@@ -165,7 +164,7 @@ def fortress() -> Iterator[tuple[RunningDaemon, Target]]:
         keys = make_keys(key_file(folder / "state", {}), replace=False)
         Book(folder / "state").add(Peer(name="friend", key=friend.public))
         endpoint = "tcp://127.0.0.1:17443"
-        config = f"[peers]\nenabled = true\nlisten = '{endpoint}'\n{OFF}"
+        config = f"[peers]\nenabled = true\nlisten = '{endpoint}'\n{ALONE}"
         generator = "[stages.generator]\nbackend = 'simulated'\ndevice = 'sim:cpu'\n"
         with running(folder, config + generator) as daemon:
             yield daemon, Target(endpoint, keys.public, friend)

@@ -15,7 +15,7 @@ import msgspec
 from benchmarks import rag
 from benchmarks.load import Result
 from benchmarks.measurement import say
-from benchmarks.setting import STATE, RagLibrary, rag_library
+from benchmarks.setting import NONE_BUILT_IN, STATE, RagLibrary, rag_library
 from benchmarks.throughput import BATCH
 from edged.config import Config
 from edged.config import load as load_config
@@ -266,7 +266,6 @@ def on_cores(cores: Iterable[int]) -> tuple[str, ...]:
 
 COSTS_MS = {"first": ("cpu", 16, 8), "second": ("gpu", 40, 40), "third": ("npu", 24, 16)}
 """Simulated device, milliseconds of a run and of each item in it: long beside what a hop costs."""
-OFF = "".join(f"[stages.{name}]\nworkers = 0\n" for name in ("retriever", "reranker", "generator"))
 ROUTE = "[pipelines.all]\nstages = ['first', 'second', 'third']\n"
 
 
@@ -274,7 +273,7 @@ def simulated_toml(batches: Sequence[int]) -> str:
     """Three simulated devices with declared costs, which are slept, at these batches."""
     stages = zip(COSTS_MS.items(), batches, strict=True)
     return (
-        OFF
+        NONE_BUILT_IN
         + ROUTE
         + "".join(
             f"[stages.{name}]\nkind = 'tensor'\nbackend = 'simulated'\ndevice = 'sim:{device}'\n"

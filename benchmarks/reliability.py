@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import Row, percentile, say, spread
-from benchmarks.setting import QUESTIONS, real_config, sample_state
+from benchmarks.setting import ALONE, QUESTIONS, real_config, sample_state
 from edged.client import Client
 from edged.errors import EdgedError
 from edged.replies import Delta, Final
@@ -174,19 +174,18 @@ def _replaced(stage: str, old_pid: int) -> Callable[[Any], bool]:
     return ready
 
 
-OVERLOAD = """
+OVERLOAD = (
+    ALONE
+    + """
 [queue]
 slots = 8
-[stages.retriever]
-workers = 0
-[stages.reranker]
-workers = 0
 [stages.generator]
 backend = "simulated"
 device = "sim:cpu"
 max_batch = 4
 options = { decode_ms = 5, max_tokens = 20 }
 """
+)
 
 
 def overload(quick: bool) -> tuple[float, dict[str, Any]]:

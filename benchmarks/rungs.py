@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from benchmarks import retrieval
 from benchmarks.collections import hotpotqa
 from benchmarks.measurement import Row, say
-from benchmarks.setting import STATE, rag_library, real_config
+from benchmarks.setting import ALONE, STATE, rag_library, real_config
 from edged.catalogue import Catalogue
 from edged.documents import index
 from edged.documents.library import Library
@@ -183,8 +183,7 @@ def _of_people(question: retrieval.Question) -> Question:
 
 def _made(folder: Path, count: int) -> tuple[list[Question], int]:
     """What `edgectl ladder measure` would ask about this library, by the default generator."""
-    alone = "[stages.retriever]\nworkers = 0\n[stages.reranker]\nworkers = 0\n"
-    with tempfile.TemporaryDirectory() as place, running(Path(place), real_config(STATE, alone)) as daemon:
+    with tempfile.TemporaryDirectory() as place, running(Path(place), real_config(STATE, ALONE)) as daemon:
         found = invented(daemon.client, "generator", folder, count=count, seed=0, budget_s=300.0)
     return list(found.questions), found.by_words
 

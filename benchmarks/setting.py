@@ -16,6 +16,9 @@ from edged.documents import index
 from edged.models.store import ModelStore
 from edged.stages.encoder import Encoder
 
+ALONE = "[stages.retriever]\nworkers = 0\n[stages.reranker]\nworkers = 0\n"
+"""TOML of a daemon with no built-in stage but the generator, whose own table may follow."""
+NONE_BUILT_IN = f"{ALONE}[stages.generator]\nworkers = 0\n"
 ROOT = Path(__file__).parents[1]
 STATE = ROOT / ".edged"
 """Models and caches, shared with the demo and the tests."""

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.direct import Cost, Script
 from benchmarks.measurement import Row, percentile, say, spread
 from benchmarks.overhead import RawClient
-from benchmarks.setting import STATE, RagLibrary, rag_library
+from benchmarks.setting import NONE_BUILT_IN, STATE, RagLibrary, rag_library
 from edged.config import Config
 from edged.config import load as load_config
 from edged.governor.sensors import cpu_s
@@ -123,16 +123,7 @@ def daemon_cpu_s(daemon: RunningDaemon) -> float:
 
 COSTS_MS = {"first": ("cpu", 4, 2), "second": ("gpu", 10, 10), "third": ("npu", 6, 4)}
 """Simulated device, milliseconds of a run and of each item in it; the second is the slowest at any batch."""
-SIMULATED = """
-[stages.retriever]
-workers = 0
-[stages.reranker]
-workers = 0
-[stages.generator]
-workers = 0
-[pipelines.all]
-stages = ["first", "second", "third"]
-""" + "".join(
+SIMULATED = f"{NONE_BUILT_IN}[pipelines.all]\nstages = ['first', 'second', 'third']\n" + "".join(
     f"[stages.{name}]\nkind = 'tensor'\nbackend = 'simulated'\ndevice = 'sim:{device}'\nmax_batch = {BATCH}\n"
     f"options = {{ fixed_ms = {fixed}, per_item_ms = {item} }}\n"
     for name, (device, fixed, item) in COSTS_MS.items()

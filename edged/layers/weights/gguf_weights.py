@@ -29,7 +29,7 @@ def dequantised(path: Path, name: str, entry: Entry, dtype: DType, heads: int = 
         kind = constants.GGMLQuantizationType(entry.type)
         rows = _rows(path, entry, *constants.GGML_QUANT_SIZES[kind])
         return _filled(rows, entry, heads, lambda packed: quants.dequantize(packed, kind), dtype)
-    except (NotImplementedError, KeyError, ValueError) as error:
+    except (NotImplementedError, KeyError, ValueError) as error:  # gguf has no public list of what it unpacks
         raise BackendError(
             f"{path}: gguf cannot dequantise {name} (type {entry.type}): {error}; take the model in another "
             "quantisation, e.g. Q4_K or Q8_0"

@@ -124,6 +124,13 @@ def test_a_stage_that_fails_is_told_once(config: Path, capfd: pytest.CaptureFixt
     assert not capfd.readouterr().err
 
 
+@pytest.mark.parametrize("device", ["tcp://127.0.0.1", "tcp://", "cuda", "gpu:0", "cpu:0-"])
+def test_what_is_no_device_of_a_pipeline_is_refused_before_anything_starts(config: Path, device: str):
+    found = typed(config, "run", "--model", MODEL, "--devices", f"cpu,{device}")
+    assert found.exit_code == 78
+    assert f"{device!r} is not a device of a layer pipeline" in found.stderr
+
+
 # ------------------------------------------------------------------ serve
 
 

@@ -163,6 +163,8 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     variant: str = ""
     backend: str = ""
     device: str = ""
+    options: dict[str, Any] = {}
+    """By option; None: without it."""
 
 
 class SwapReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,6 +74,7 @@ def _does(rung: Rung) -> Iterator[str]:
     )
     yield from (text.format(count) for count, text in counts if count)
     yield from (f"{stage} {variant}" for stage, variant in rung.variants.items())
+    yield from (f"{stage} frugal" for stage in rung.frugal)
     flags = (
         (rung.bypass_rerank, "no reranking"),
         (rung.peer, "generation by a peer"),

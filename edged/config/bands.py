@@ -70,7 +70,7 @@ def _ladder_problems(governor: Governor, config: Config) -> Problems:
     if governor.floor and governor.floor not in names:
         yield "governor.floor", f"= {governor.floor!r} is not a rung; rungs: {', '.join(names)}"
     for rung in governor.ladder:
-        if unknown := sorted(set(rung.variants) - set(config.stages)):
+        if unknown := sorted({*rung.variants, *rung.frugal} - set(config.stages)):
             known = ", ".join(config.stages)
             yield "governor.ladder", f"{rung.name!r}: {unknown[0]!r} is not a stage; stages: {known}"
 

@@ -43,7 +43,9 @@ def load(
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of `edged.toml`, for editors and linters."""
-    described = msgspec.json.schema(Config, schema_hook=_path_schema)
+    described = msgspec.json.decode(
+        msgspec.json.encode(msgspec.json.schema(Config, schema_hook=_path_schema))
+    )
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "edged.toml", **described}
 
 

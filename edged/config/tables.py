@@ -169,6 +169,8 @@ class Rung(Table, frozen=True):
     """Most new tokens of an answer; 0: as asked."""
     variants: dict[Name, str] = {}
     """Variant by stage; `lighter` means the next lighter one that is present."""
+    frugal: tuple[Name, ...] = ()
+    """Stages that compute with as few CPU seconds as they can: half of their threads, and not `exact`."""
     bypass_benefit: bool = False
     """Leave the reranker out for questions whose margin after retrieval says that it would change little."""
     bypass_rerank: bool = False
@@ -214,7 +216,11 @@ def _ladder() -> tuple[Rung, ...]:
         Rung(name="full"),
         Rung(name="fewer-passages", candidates=10, keep=2, bypass_benefit=True),
         Rung(name="shorter-answers", answer_tokens=96),
-        Rung(name="lighter-models", variants={"generator": "lighter", "reranker": "lighter"}),
+        Rung(
+            name="lighter-models",
+            variants={"generator": "lighter", "reranker": "lighter"},
+            frugal=("generator",),
+        ),
         Rung(name="no-rerank", bypass_rerank=True),
         Rung(name="peer", peer=True),
         Rung(name="shed-batch", shed_batch=True),

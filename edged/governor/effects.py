@@ -27,7 +27,16 @@ UNMOVED = 0.5
 """Share of the questions whose reranking changes little (row B1)."""
 LIGHTER = 0.85
 """Work of a lighter variant, in proportion. Assumed."""
-QUALITY = {"passages": 0.98, "answer": 0.97, "variants": 0.97, "benefit": 0.995, "rerank": 0.93}
+FRUGAL = 0.5
+"""Work of a frugal generator, in proportion: docs/decisions/0034-frugal-stages.md."""
+QUALITY = {
+    "passages": 0.98,
+    "answer": 0.97,
+    "variants": 0.97,
+    "frugal": 0.99,
+    "benefit": 0.995,
+    "rerank": 0.93,
+}
 """Factors of quality, by what is taken away. Assumed, until `cost` and `quality` are measured."""
 
 
@@ -61,7 +70,9 @@ def settings(ladder: Sequence[Rung], rung: int, without: Collection[int] = ()) -
 
 def _both(whole: Rung, more: Rung) -> Rung:
     said = {name: value for name, value in asdict(more).items() if value != getattr(_NOTHING, name)}
-    return replace(whole, **said | {"variants": whole.variants | more.variants})
+    frugal = tuple(dict.fromkeys((*whole.frugal, *more.frugal)))
+    merged = {"variants": whole.variants | more.variants, "frugal": frugal}
+    return replace(whole, **said | merged)
 
 
 _NOTHING = Rung(name="nothing")
@@ -102,7 +113,8 @@ def _work(rung: Rung) -> float:
     rerank = moved * RERANK * _cut(rung.candidates, CANDIDATES) * lighter
     prefill = PREFILL * (1 - PASSAGES_IN_PROMPT + PASSAGES_IN_PROMPT * _cut(rung.keep, KEEP))
     decode = DECODE * (UNCUT + (1 - UNCUT) * _cut(rung.answer_tokens, ANSWER_TOKENS))
-    generate = 0.0 if rung.peer else (prefill + decode) * lighter
+    frugal = FRUGAL if rung.frugal else 1.0
+    generate = 0.0 if rung.peer else (prefill + decode) * lighter * frugal
     return SEARCH + rerank + generate
 
 
@@ -115,6 +127,7 @@ def _worth(rung: Rung) -> float:
         "passages": bool(rung.candidates or rung.keep),
         "answer": bool(rung.answer_tokens),
         "variants": bool(rung.variants),
+        "frugal": bool(rung.frugal),
         "benefit": rung.bypass_benefit and not rung.bypass_rerank,
         "rerank": rung.bypass_rerank,
     }

@@ -30,11 +30,12 @@ from edged.governor.force import InForce
 from edged.governor.heard import heard
 from edged.governor.history import History
 from edged.governor.ladder import State, carried, decide
-from edged.governor.reach import lacking, only_variants, unbuilt
+from edged.governor.reach import lacking, only_swaps, unbuilt
 from edged.governor.readings import Senses
 from edged.governor.senses import Sensing
 from edged.governor.shedding import check, load
 from edged.governor.variants import Variants
+from edged.governor.wishes import wishes
 from edged.report import Decision, GovernorStatus
 
 
@@ -210,7 +211,7 @@ class Governing:
         return self._config().governor.ladder
 
     def _seek_variants(self) -> None:
-        wanted = self.force.settings.variants
+        wanted = wishes(self.force.settings)
         if self._variants.at(wanted):
             self._arrived()
         else:
@@ -239,7 +240,7 @@ class Governing:
         for each in refused:
             self._refusals[each] = why
             self._hear(Refused(at_s=now, rung=each, why=why))
-        if climbs or (going is not None and only_variants(self._ladder[rung])):
+        if climbs or (going is not None and only_swaps(self._ladder[rung])):
             self._going, rung = None, self._state.rung
         self._take(rung)
         if refused:
@@ -250,16 +251,13 @@ class Governing:
     def _asking_for_variants(self, rung: int) -> list[int]:
         """Rungs so far down whose variants are in force or on their way."""
         barred = self._state.barred
-        return [n for n in range(rung + 1) if self._ladder[n].variants and n not in barred]
+        return [n for n in range(rung + 1) if wishes(self._ladder[n]) and n not in barred]
 
     # ----------------------------------------------------------------- words
 
     def _lacking(self) -> dict[str, str]:
         missing = unbuilt(self._config()) | self._offers
-        found = {
-            rung.name: lacking(rung, missing | {"variants": self._variants.lacking(rung)})
-            for rung in self._ladder
-        }
+        found = {rung.name: lacking(rung, missing | self._variants.lacking(rung)) for rung in self._ladder}
         return {name: why for name, why in found.items() if why}
 
     def _left_out(self) -> dict[str, str]:

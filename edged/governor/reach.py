@@ -12,6 +12,7 @@ DOES = (
     "keep",
     "answer_tokens",
     "variants",
+    "frugal",
     "bypass_benefit",
     "bypass_rerank",
     "peer",
@@ -50,10 +51,10 @@ def _does(rung: Rung) -> Iterator[str]:
     return (what for what in DOES if getattr(rung, what) != getattr(NOTHING, what))
 
 
-def only_variants(rung: Rung) -> bool:
-    """Whether nothing is left of a rung without its variants.
+def only_swaps(rung: Rung) -> bool:
+    """Whether nothing is left of a rung whose stages go on running as planned.
 
-    >>> only_variants(Rung(name="light", variants={"generator": "lighter"}))
+    >>> only_swaps(Rung(name="light", variants={"generator": "lighter"}, frugal=("generator",)))
     True
     """
-    return list(_does(rung)) == ["variants"]
+    return {*_does(rung)} <= {"variants", "frugal"}

@@ -1,22 +1,26 @@
-"""Stages on other variants for as long as a rung says so: swaps, one at a time, and back again.
+"""Stages that run otherwise for as long as a rung says so: swaps, one at a time, and back again.
 
 What the operator did to a stage stands: a stage that he swapped, or had go back, is left alone until no rung
-asks for another variant of it.
+asks for anything of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 
 from edged.config import Config
 from edged.config.tables import Rung
 from edged.errors import AlreadyRunning, EdgedError
+from edged.governor.wishes import Wish, wishes
 from edged.models.store import ModelStore
 from edged.placement.applied import Step
+from edged.placement.frugal import CHANGES, frugal
 from edged.report import Override
 from edged.swaps import Swaps
 
@@ -28,14 +32,14 @@ BUSY_S = 0.2
 
 
 class _Aim(msgspec.Struct, frozen=True):
-    """Variants by stage that a rung asks for, and who is told when they are in force, or why not."""
+    """What a rung asks for, by stage, and who is told when that is in force, or why not."""
 
-    wanted: dict[str, str]
+    wanted: dict[str, Wish]
     told: Callable[[str], None]
 
 
 class Variants:
-    """Has stages run the variants that are aimed at, in the background. Construct, `aim`, `close`."""
+    """Has stages run as is aimed at, in the background. Construct, `aim`, `close`."""
 
     def __init__(self, swaps: Swaps, store: ModelStore, config: Callable[[], Config]) -> None:
         self._swaps = swaps
@@ -73,12 +77,12 @@ class Variants:
         before, self._seen = self._seen, (self._swaps.overrides, set(self._left_alone))
         return before != self._seen
 
-    def at(self, wanted: Mapping[str, str]) -> bool:
-        """Whether nothing has to be done for these variants."""
+    def at(self, wanted: Mapping[str, Wish]) -> bool:
+        """Whether nothing has to be done for these wishes."""
         return self._aim is None and not self._superfluous(wanted) and not any(self._differing(wanted))
 
-    def aim(self, wanted: Mapping[str, str], told: Callable[[str], None]) -> None:
-        """Have stages run these variants and all others as configured; `told` gets why it failed, or ''.
+    def aim(self, wanted: Mapping[str, Wish], told: Callable[[str], None]) -> None:
+        """Have stages run like this and all others as configured; `told` gets why it failed, or ''.
 
         A later aim replaces one that is not reached yet, of which nobody is told.
         """
@@ -86,21 +90,38 @@ class Variants:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._pursue(), name="variants of the rung")
 
-    def lacking(self, rung: Rung) -> str:
-        """Why no stage that a rung names can run the variant that it asks for; empty when one can."""
-        reasons = [self._lacking(name, variant) for name, variant in rung.variants.items()]
-        return "; ".join(dict.fromkeys(reasons)) if reasons and all(reasons) else ""
+    def lacking(self, rung: Rung) -> dict[str, str]:
+        """Why no stage that a rung names can run as it asks, by field of `Rung`; empty when one can."""
+        asked = wishes(rung).items()
+        reasons = {
+            "variants": [self._lacks_variant(name, wish.variant) for name, wish in asked if wish.variant],
+            "frugal": [self._lacks_thrift(name) for name, wish in asked if wish.frugal],
+        }
+        return {what: "; ".join(dict.fromkeys(each)) for what, each in reasons.items() if all(each)}
 
-    def _lacking(self, name: str, variant: str) -> str:
-        stage = self._config().stages[name]
-        if stage.workers == 0:
+    def _unchangeable(self, name: str) -> str:
+        """Why a stage stays as it is, whatever is asked for."""
+        if self._config().stages[name].workers == 0:
             return f"stage {name} is switched off"
         if self._theirs(name):
             return f"stage {name} runs what the operator swapped in"
-        planned = self._swaps.planned(name)
-        if planned is None:
-            return f"stage {name} cannot be placed"
-        if variant == LIGHTER:
+        return "" if self._swaps.planned(name) else f"stage {name} cannot be placed"
+
+    def _lacks_thrift(self, name: str) -> str:
+        if why := self._unchangeable(name):
+            return why
+        return "" if self._thrift(name) else f"stage {name} cannot run with fewer CPU seconds than it does"
+
+    def _thrift(self, name: str) -> dict[str, Any]:
+        """The options to change so that a stage takes few CPU seconds."""
+        planned, stage = self._swaps.planned(name), self._config().stages[name]
+        return frugal(planned.spec, stage, len(os.sched_getaffinity(0))) if planned else {}
+
+    def _lacks_variant(self, name: str, variant: str) -> str:
+        if why := self._unchangeable(name):
+            return why
+        stage, planned = self._config().stages[name], self._swaps.planned(name)
+        if variant == LIGHTER and planned:
             return (
                 "" if self._lighter(planned) else f"{name} has no lighter variant here: edgectl models list"
             )
@@ -144,29 +165,36 @@ class Variants:
         for name in self._superfluous(aim.wanted):
             if self._aim is aim and (why := await self._back(name, aim)):
                 return why
-        for name, variant in self._differing(aim.wanted):
-            if self._aim is aim and (why := await self._swap(name, variant, aim)):
+        for name, target in self._differing(aim.wanted):
+            if self._aim is aim and (why := await self._swap(name, target, aim)):
                 return why
         return ""
 
-    def _superfluous(self, wanted: Mapping[str, str]) -> list[str]:
-        """Own stages of which no other variant is wanted any more."""
+    def _superfluous(self, wanted: Mapping[str, Wish]) -> list[str]:
+        """Own stages of which nothing is wanted any more."""
         self._notice()
         self._left_alone &= wanted.keys()
         return [name for name in self._own if name not in wanted]
 
-    def _differing(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-        """Stages that do not run the wanted variant and can: what is lacking is no failure of a rung."""
+    def _differing(self, wanted: Mapping[str, Wish]) -> Iterator[tuple[str, Override]]:
+        """Stages that do not run as wanted and can: what is lacking is no failure of a rung."""
         self._notice()
-        for name, variant in wanted.items():
-            if not self._lacking(name, variant) and (target := self._target(name, variant)):
+        for name, wish in wanted.items():
+            planned = self._swaps.planned(name)
+            if planned is None or self._unchangeable(name):
+                continue
+            target = self._target(name, wish, planned)
+            if not self._runs(name, target):
                 yield name, target
 
-    def _target(self, name: str, variant: str) -> str:
-        """The variant to swap to; empty when it runs already."""
-        planned, running = self._swaps.planned(name), self._swaps.meant(name)
-        target = self._lighter(planned) if variant == LIGHTER and planned else variant
-        return "" if running is not None and running.spec.variant.name == target else target
+    def _target(self, name: str, wish: Wish, planned: Step) -> Override:
+        """How a stage is to run: as planned where a wish says nothing or cannot be fulfilled."""
+        able = wish.variant and not self._lacks_variant(name, wish.variant)
+        variant = self._lighter(planned) if wish.variant == LIGHTER else wish.variant
+        return Override(
+            variant=variant if able else planned.spec.variant.name,
+            options=_manner(planned).options | (self._thrift(name) if wish.frugal else {}),
+        )
 
     def _theirs(self, name: str) -> bool:
         swapped = name in self._swaps.overrides and name not in self._own
@@ -175,24 +203,24 @@ class Variants:
     def _notice(self) -> None:
         """Stages that somebody else has put on another variant since are his, once that is done."""
         for name, step in list(self._own.items()):
-            if name != self._swaps.changing and not self._runs(name, step.spec.variant.name):
+            if name != self._swaps.changing and not self._runs(name, _manner(step)):
                 del self._own[name]
                 self._left_alone.add(name)
 
-    def _runs(self, name: str, variant: str) -> bool:
+    def _runs(self, name: str, target: Override) -> bool:
         running = self._swaps.meant(name)
-        return running is not None and running.spec.variant.name == variant
+        return running is not None and _manner(running) == target
 
-    async def _swap(self, name: str, variant: str, aim: _Aim) -> str:
+    async def _swap(self, name: str, target: Override, aim: _Aim) -> str:
         def permitted() -> bool:
             return self._aim is aim and not self._theirs(name)
 
-        why = await self._changed(name, lambda: self._to(name, variant), permitted)
+        why = await self._changed(name, lambda: self._to(name, target), permitted)
         self._changing = ""
         if why is None:
             return ""
         running = self._swaps.meant(name)
-        if running is None or running.spec.variant.name != variant:
+        if running is None or not self._runs(name, target):
             return why or f"stage {name} was changed by somebody else meanwhile"
         self._own[name] = running
         return ""
@@ -206,20 +234,20 @@ class Variants:
         self._changing = ""
         if why is None:
             return ""
-        if why and own is not None and self._runs(name, own.spec.variant.name):
+        if why and own is not None and self._runs(name, _manner(own)):
             return why
         self._own.pop(name, None)
         return ""
 
-    def _to(self, name: str, variant: str) -> list[str]:
-        return self._swaps.swap(name, Override(variant=variant), one_copy=False)
+    def _to(self, name: str, target: Override) -> list[str]:
+        return self._swaps.swap(name, target, one_copy=False)
 
     def _homewards(self, name: str) -> list[str]:
         """Go back to the variant that is planned; all of it only where nothing else differs since."""
         planned = self._swaps.planned(name)
         changed = self._swaps.meant(name) != self._own[name] or self._swaps.home(name) is not None
         if planned is not None and changed:
-            return self._to(name, planned.spec.variant.name)
+            return self._to(name, _manner(planned))
         return self._swaps.revert(name, one_copy=False)
 
     async def _changed(
@@ -245,3 +273,10 @@ class Variants:
                 self._changing = name
                 await self._swaps.ended()
             return self._swaps.report.problem if begun else ""
+
+
+def _manner(step: Step) -> Override:
+    """What rungs may change about how a stage runs."""
+    return Override(
+        variant=step.spec.variant.name, options={name: step.spec.options.get(name) for name in CHANGES}
+    )

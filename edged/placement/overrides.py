@@ -12,6 +12,7 @@ from edged.config import Config, Stage
 from edged.errors import BadRequest, NotFound
 from edged.models.store import ModelStore
 from edged.placement.defaults import RUNTIMES, place, usable
+from edged.placement.frugal import merged
 from edged.report import Override
 from edged.workers.spec import StageSpec
 
@@ -51,8 +52,9 @@ def overridden(
     wanted = _completed(name, asked, now, stage, store)
     spec = place(name, _filled(stage, wanted), config, store)
     if now is None or spec.backend != now.backend:
-        return msgspec.structs.replace(spec, options=_understood(stage, spec))
-    return msgspec.structs.replace(spec, options=_options(stage, now, spec), max_batch=now.max_batch)
+        return msgspec.structs.replace(spec, options=merged(_understood(stage, spec), asked.options))
+    options = merged(_options(stage, now, spec), asked.options)
+    return msgspec.structs.replace(spec, options=options, max_batch=now.max_batch)
 
 
 def _completed(

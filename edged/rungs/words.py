@@ -24,6 +24,7 @@ def _parts(rung: Rung) -> Iterator[str]:
     if rung.answer_tokens:
         yield f"{rung.answer_tokens} tokens an answer"
     yield from (f"{stage} {variant}" for stage, variant in rung.variants.items())
+    yield from (f"{stage} frugal" for stage in rung.frugal)
     if rung.bypass_benefit:
         yield "no reranking where it changes least"
     if rung.bypass_rerank:

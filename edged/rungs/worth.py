@@ -65,13 +65,14 @@ def references(rungs: Sequence[Rung], generators: Collection[str]) -> list[int]:
 def _finds(rung: Rung, generators: Collection[str]) -> str:
     """All that decides which passages are found."""
     variants = {stage: name for stage, name in rung.variants.items() if stage not in generators}
-    return key_of(replace(rung, answer_tokens=0, peer=False, variants=variants))
+    frugal = tuple(stage for stage in rung.frugal if stage not in generators)
+    return key_of(replace(rung, answer_tokens=0, peer=False, variants=variants, frugal=frugal))
 
 
 def _tells(rung: Rung, generators: Collection[str]) -> tuple[object, ...]:
     """All that decides what is told about them."""
     variants = {stage: name for stage, name in rung.variants.items() if stage in generators}
-    return rung.answer_tokens, rung.peer, variants
+    return rung.answer_tokens, rung.peer, variants, {*rung.frugal} & {*generators}
 
 
 def agreeing(sheet: Sheet, reference: Sheet, best: Sheet) -> list[float]:

@@ -1,0 +1,46 @@
+"""How a stage computes with the fewest CPU seconds: what a rung of the quality ladder may ask for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edged.backend import parse_cores
+from edged.config import Stage
+from edged.placement.forms import PRICED
+from edged.workers.spec import StageSpec
+
+CHANGES = ("threads", "exact")
+"""The options that are changed."""
+
+
+def frugal(spec: StageSpec, stage: Stage, cores: int) -> dict[str, Any]:
+    """What to change of the options of a placed stage; empty where nothing can be saved.
+
+    Half of the threads: those that wait for each other at every layer, and for the same memory, burn time
+    besides. And no `exact`, where that has a price and the operator has not asked for it. Measured for a
+    generator on two cores in docs/decisions/0034-frugal-stages.md. `cores` are those of the machine.
+    """
+    on_cpu = spec.device.partition(":")[0] == "cpu"
+    threads = spec.options.get("threads") or (_cores(spec.device) or cores if on_cpu else 0)
+    found: dict[str, Any] = {}
+    if threads > 1 and spec.backend != "torch_pipeline":  # that shares the cores out itself
+        found["threads"] = (threads + 1) // 2
+    priced = on_cpu and "exact" in PRICED.get((spec.backend, spec.kind), {})
+    if priced and spec.options.get("exact", True) and stage.options.get("exact") is not True:
+        found["exact"] = False
+    return found
+
+
+def _cores(device: str) -> int:
+    _, _, cores = device.partition(":")
+    return len(parse_cores(cores)) if cores else 0
+
+
+def merged(options: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with others instead; None takes one away.
+
+    >>> merged({"threads": 2, "exact": False}, {"threads": 1, "exact": None})
+    {'threads': 1}
+    """
+    return {key: value for key, value in {**options, **asked}.items() if value is not None}

@@ -136,7 +136,8 @@ def _shape(settings: Options, variant: Variant, *, exact: bool, accelerated: boo
     return Shape(
         context_tokens=-(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP,
         max_sequences=settings.max_sequences,
-        slots=settings.max_sequences + bool(settings.prefix_cache_mib),
+        # A spare one, so that a prefix outlives a full house; llama.cpp has none to spare beyond its limit.
+        slots=min(MAX_SEQUENCES, settings.max_sequences + bool(settings.prefix_cache_mib)),
         batch_tokens=batch_tokens,
         running_batch_tokens=min(
             batch_tokens, max(settings.running_batch_tokens, 2 * settings.max_sequences)

@@ -18,11 +18,14 @@ prompts = st.builds(
 
 
 @settings(max_examples=300)
-@given(steps=st.lists(st.tuples(prompts, st.integers(0, LIVE - 1), st.booleans()), max_size=40))
-def test_random_histories(steps: list[tuple[list[int], int, bool]]):
-    slots = Slots(LIVE + 1, LIMIT_TOKENS * 2, token_bytes=2)
+@given(
+    steps=st.lists(st.tuples(prompts, st.integers(0, LIVE - 1), st.booleans()), max_size=40),
+    spare=st.integers(0, 1),
+)
+def test_random_histories(steps: list[tuple[list[int], int, bool]], spare: int):
+    slots = Slots(LIVE + spare, LIMIT_TOKENS * 2, token_bytes=2)
     live: dict[int, list[int]] = {}
-    memory: dict[int, list[int]] = {slot: [] for slot in range(LIVE + 1)}
+    memory: dict[int, list[int]] = {slot: [] for slot in range(LIVE + spare)}
     for prompt, victim, ends in steps:
         if ends or len(live) == LIVE:
             if live:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 
 import msgspec
+from msgspec.structs import replace
 
 from edged.config.tables import Band, Governor, Thermal
 
@@ -116,6 +118,21 @@ def scale_of(policy: Policy, signal: str) -> Scale | None:
     return policy.scales.get(f"{family}.{kind[0]}" if dot and kind else signal)
 
 
+def reachable(scale: Scale, unavailable: Collection[int]) -> Scale:
+    """The scale without the limits of rungs that cannot be taken, as long as one of a lower rung is left.
+
+    So a box without a peer goes on as it is to the next limit; it does not begin to refuse where others would
+    begin to ask their peers.
+
+    >>> scale = Scale((Limit(5, 84.0, 76.0), Limit(6, 87.0, 79.0)), PLAUSIBLE_C)
+    >>> [[limit.rung for limit in reachable(scale, rungs).limits] for rungs in ({5}, {6})]
+    [[6], [5, 6]]
+    """
+    last = max((limit.rung for limit in scale.limits if limit.rung not in unavailable), default=-1)
+    limits = tuple(limit for limit in scale.limits if limit.rung not in unavailable or limit.rung > last)
+    return replace(scale, limits=limits)
+
+
 def hear(scale: Scale, before: Standing, reading: Reading) -> Standing:
     """What a signal asks for after one more reading."""
     value = _believable(scale, reading.value)
@@ -125,11 +142,10 @@ def hear(scale: Scale, before: Standing, reading: Reading) -> Standing:
     steady = _lower(value, before.value)
     entered = _deepest(scale, steady)
     foreseen = min(_deepest(scale, _lower(predicted, before.predicted)), _next(scale, entered))
-    kept = max(
-        (limit.rung for limit in scale.limits if limit.leave <= max(value, predicted or value)), default=0
-    )
+    highest = max(value, predicted or value)
+    kept = [limit.rung for limit in scale.limits if limit.leave <= highest and limit.rung <= before.rung]
     return Standing(
-        rung=max(entered, foreseen, min(before.rung, kept)),
+        rung=max(entered, foreseen, *kept),
         value=value,
         predicted=predicted,
         critical=steady is not None and steady >= scale.critical,

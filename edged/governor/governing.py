@@ -205,6 +205,8 @@ class Governing:
         self.force = InForce(rung, name, doing)
         self._dispatcher.ledger.duty.share = doing.busy_share
         self._tally.on(name, self._dispatcher.now())
+        if rung == 0:
+            self._variants.leave_none_alone()
 
     @property
     def _ladder(self) -> Sequence[Rung]:

@@ -10,13 +10,13 @@ this is what ends the swinging.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import assert_never
 
 import msgspec
 from msgspec.structs import replace
 
-from edged.governor.bands import Policy, Reading, Standing, hear, scale_of
+from edged.governor.bands import Policy, Reading, Scale, Standing, hear, reachable, scale_of
 from edged.governor.events import (
     AnyEvent,
     Cause,
@@ -161,7 +161,7 @@ def _sampled(policy: Policy, state: State, sample: Sampled) -> Decision:
     now = sample.at_s
     if not state.at_s < now < math.inf:
         return state, ()
-    standings = _heard(policy, state.standings, sample)
+    standings = _heard(policy, state, sample)
     reports = tuple(
         Report(name, standing.unknown, now)
         for name, standing in standings.items()
@@ -184,13 +184,20 @@ def _calmed(policy: Policy, state: State, *, slept: bool) -> State:
     return replace(state, peaks=state.peaks | peaks)
 
 
-def _heard(policy: Policy, before: Mapping[str, Standing], sample: Sampled) -> dict[str, Standing]:
+def _scale(policy: Policy, state: State, signal: str) -> Scale | None:
+    """The limits of a signal that count: of a refused rung they do, for that one is tried again soon."""
+    scale = scale_of(policy, signal)
+    unavailable = [rung for rung, until_s in state.barred.items() if until_s == math.inf]
+    return reachable(scale, unavailable) if scale else None
+
+
+def _heard(policy: Policy, state: State, sample: Sampled) -> dict[str, Standing]:
     readings = {f"temperature.{device}": reading for device, reading in sample.temperatures.items()}
     shares = (("load", sample.load), ("memory", sample.memory), ("stall", sample.stall))
     readings |= {name: reading for name, reading in shares if reading is not None}
-    found = {}
+    found, before = {}, state.standings
     for name in sorted(readings.keys() | before.keys()):
-        scale = scale_of(policy, name)
+        scale = _scale(policy, state, name)
         if scale is not None:
             reading = readings.get(name, Reading(why="the reading has vanished"))
             found[name] = hear(scale, before.get(name, Standing()), reading)
@@ -264,7 +271,7 @@ def _loudest(state: State) -> str:
 def _down(policy: Policy, state: State, rung: int, signal: str, now: float) -> Decision:
     climb, proof = state.climb, state.proof
     if climb and rung > climb.rung and now - climb.at_s <= UNDONE_S:
-        scale = scale_of(policy, signal)
+        scale = _scale(policy, state, signal)
         below = climb.peaks.get(signal, -math.inf) - (scale.margin if scale else 0.0)
         proof = Proof(climb.rung, signal, below, now + policy.retry_s)
     state = replace(state, climb=None, proof=proof, signal=signal)
@@ -272,7 +279,7 @@ def _down(policy: Policy, state: State, rung: int, signal: str, now: float) -> D
 
 
 def _why_down(policy: Policy, state: State, signal: str) -> Cause:
-    standing, scale = state.standings.get(signal, Standing()), scale_of(policy, signal)
+    standing, scale = state.standings.get(signal, Standing()), _scale(policy, state, signal)
     limits = scale.limits if scale else ()
     limit = max((each.enter for each in limits if each.rung <= standing.rung), default=None)
     if standing.rung <= state.heading or limit is None:
@@ -305,7 +312,7 @@ def _proven(state: State, proof: Proof, rung: int, now: float) -> bool:
 
 def _why_up(policy: Policy, state: State) -> Cause:
     signal = state.signal if state.signal in state.standings else next(iter(state.standings), "")
-    standing, scale = state.standings.get(signal, Standing()), scale_of(policy, signal)
+    standing, scale = state.standings.get(signal, Standing()), _scale(policy, state, signal)
     limits = scale.limits if scale else ()
     left = min((each.leave for each in limits if each.rung > standing.rung), default=None)
     return Cause("left", signal, standing.value, standing.predicted, left)

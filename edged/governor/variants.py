@@ -1,7 +1,7 @@
 """Stages that run otherwise for as long as a rung says so: swaps, one at a time, and back again.
 
-What the operator did to a stage stands: a stage that he swapped, or had go back, is left alone until no rung
-asks for anything of it.
+What the operator did to a stage stands: a stage that he swapped is left alone, and one that he had go back
+until the box is on its best rung again.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ class Variants:
     def forget(self) -> None:
         """Every stage is as configured again: the configuration was read anew."""
         self._own.clear()
+        self._left_alone.clear()
+
+    def leave_none_alone(self) -> None:
+        """From now on rungs may change every stage again: the box is back where nothing is asked of any."""
+        self._notice()
         self._left_alone.clear()
 
     @property
@@ -173,7 +178,6 @@ class Variants:
     def _superfluous(self, wanted: Mapping[str, Wish]) -> list[str]:
         """Own stages of which nothing is wanted any more."""
         self._notice()
-        self._left_alone &= wanted.keys()
         return [name for name in self._own if name not in wanted]
 
     def _differing(self, wanted: Mapping[str, Wish]) -> Iterator[tuple[str, Override]]:
@@ -184,17 +188,16 @@ class Variants:
             if planned is None or self._unchangeable(name):
                 continue
             target = self._target(name, wish, planned)
-            if not self._runs(name, target):
+            if not self._runs(name, target) and (name in self._own or target != _manner(planned)):
                 yield name, target
 
     def _target(self, name: str, wish: Wish, planned: Step) -> Override:
         """How a stage is to run: as planned where a wish says nothing or cannot be fulfilled."""
-        able = wish.variant and not self._lacks_variant(name, wish.variant)
-        variant = self._lighter(planned) if wish.variant == LIGHTER else wish.variant
-        return Override(
-            variant=variant if able else planned.spec.variant.name,
-            options=_manner(planned).options | (self._thrift(name) if wish.frugal else {}),
-        )
+        usual, variant = _manner(planned), ""
+        if wish.variant and not self._lacks_variant(name, wish.variant):
+            variant = self._lighter(planned) if wish.variant == LIGHTER else wish.variant
+        thrift = self._thrift(name) if wish.frugal else {}
+        return Override(variant=variant or usual.variant, options=usual.options | thrift)
 
     def _theirs(self, name: str) -> bool:
         swapped = name in self._swaps.overrides and name not in self._own

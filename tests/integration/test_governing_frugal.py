@@ -16,7 +16,7 @@ from .test_daemon import ask
 
 pytestmark = pytest.mark.skipif(bool(refusal()), reason=refusal())
 
-HOT_C, COLD_C = 80.9, -20.0
+HOT_C, HOTTER_C, COLD_C = 80.9, 88.0, -20.0
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_stage_that_has_nothing_to_save_says_so(box, tmp_path):
     for daemon in started(box, tmp_path / "daemon", "{}", ", threads = 1"):
         found = governor(daemon).unavailable["lighter-models"]
         assert found == "stage generator cannot run with fewer CPU seconds than it does"
-        box.heat(HOT_C)
+        box.heat(HOTTER_C)
         wait_rung(daemon, "shed-batch")
         assert daemon.stage("generator").swaps == 0
 
@@ -78,6 +78,6 @@ def test_what_the_operator_swapped_in_is_not_made_frugal(box, daemon):
     daemon.admin.swap_stage("generator", variant="mine")
     daemon.wait_for(lambda _: not daemon.admin.swap_report().under_way, "the operator's swap")
     daemon.wait_for(lambda status: "lighter-models" in status.governor.unavailable, "the governor to see it")
-    box.heat(HOT_C)
+    box.heat(HOTTER_C)
     wait_rung(daemon, "shed-batch")
     assert daemon.stage("generator").override == "variant none -> mine"

@@ -17,9 +17,9 @@ from .test_daemon import Streaming, ask, fault
 pytestmark = pytest.mark.skipif(bool(refusal()), reason=refusal())
 
 LADDER = lighter('{ generator = "light" }')
-HOT_C, COOL_C, COLD_C = 80.9, 58.0, -20.0
-"""In the band of `lighter-models`; below all limits; so far below that what the governor hears is there at
-once, and would be long in rising again."""
+HOT_C, HOTTER_C, COOL_C, COLD_C = 80.9, 88.0, 58.0, -20.0
+"""In the band of `lighter-models`; in that of `shed-batch`; below all limits; so far below that what the
+governor hears is there at once, and would be long in rising again."""
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_what_the_operator_swapped_in_stands_and_the_rung_cannot_be_taken(box, d
     daemon.wait_for(lambda _: not daemon.admin.swap_report().under_way, "the operator's swap")
     daemon.wait_for(lambda status: "lighter-models" in status.governor.unavailable, "the governor to see it")
     assert "what the operator swapped in" in governor(daemon).unavailable["lighter-models"]
-    box.heat(HOT_C)
+    box.heat(HOTTER_C)
     wait_rung(daemon, "shed-batch")
     assert daemon.stage("generator").variant == "mine"
     box.heat(COLD_C)
@@ -98,10 +98,13 @@ def test_what_the_operator_swapped_in_stands_and_the_rung_cannot_be_taken(box, d
     daemon.wait_for(lambda status: "lighter-models" not in status.governor.unavailable, "it can be taken")
 
 
-def test_what_the_operator_takes_back_stays_back_until_the_rung_is_left(box, daemon):
+def test_what_the_operator_takes_back_stays_back_until_the_best_rung(box, daemon):
     box.heat(HOT_C)
     wait_rung(daemon, "lighter-models")
     daemon.admin.revert_stage("generator")
+    wait_rung(daemon, "shorter-answers")
+    assert "what the operator" in governor(daemon).unavailable["lighter-models"]
+    box.heat(HOTTER_C)
     wait_rung(daemon, "shed-batch")
     assert daemon.stage("generator").variant == "none"
     box.heat(COOL_C)

@@ -231,12 +231,27 @@ def test_a_rung_that_cannot_be_taken_is_left_out():
     assert [step.rung for step in world.steps] == [1, 3, 2, 1, 0]
 
 
-def test_a_rung_that_goes_away_while_it_is_in_force_is_left_downwards():
+def test_a_rung_that_goes_away_while_it_is_in_force_is_left_for_the_one_that_the_other_limits_ask_for():
     world = World()
     world.feel(CPU.limits[1].enter + 1, 100)
     world.hear(Offered(at_s=world.now, rung=2, available=False))
     world.feel(CPU.limits[1].enter + 1, 100)
-    assert (world.steps[-1].rung, world.steps[-1].cause.why) == (3, "unavailable")
+    assert world.state.rung == 2, "a step up waits"
+    world.feel(CPU.limits[1].enter + 1, int(POLICY.climb_after_s))
+    assert world.state.rung == 1
+    world.feel(CPU.limits[2].enter + 1, 100)
+    assert world.state.rung == 3
+
+
+def test_the_limits_of_a_rung_that_cannot_be_taken_count_for_nothing_while_lower_ones_are_left():
+    world = World()
+    world.hear(Offered(at_s=0.0, rung=2, available=False))
+    world.feel(CPU.limits[2].enter - 0.5, 600)
+    assert world.state.rung == 1
+    world.feel(CPU.limits[2].enter + 1, 100)
+    assert world.state.rung == 3
+    world.feel(CPU.limits[2].leave - 1, 2 * int(POLICY.climb_after_s))
+    assert world.state.rung == 1
 
 
 def test_where_the_last_rungs_are_missing_the_lowest_possible_is_taken():

@@ -33,8 +33,8 @@ from edged.governor.events import (
 
 UNDONE_S = 900.0
 """A descent so soon after a climb undoes it: a heat sink is half way to its new level in 5-10 minutes."""
-REFUSED_S = 300.0
-"""How long a rung that was refused is left out."""
+REFUSED_S, LONGEST_REFUSED_S = 300.0, 3600.0
+"""How long a rung that was refused is left out: twice as long after every further refusal, up to an hour."""
 REPEAT_S = 60.0
 """A command that nobody confirmed is said again."""
 GAP_S = 30.0
@@ -79,6 +79,8 @@ class State(msgspec.Struct, frozen=True):
     standings: dict[str, Standing] = {}
     barred: dict[int, float] = {}
     """Rungs that cannot be taken, and until when."""
+    refusals: dict[int, int] = {}
+    """How often a rung was refused since it was in force last."""
     signal: str = ""
     """The one that caused the last descent."""
     climb: Climb | None = None
@@ -136,13 +138,16 @@ def decide(policy: Policy, state: State, event: AnyEvent) -> Decision:
 def _pinned(policy: Policy, state: State, event: Pinned) -> Decision:
     rung = min(max(event.rung, 0), policy.floor)
     barred = {each: until_s for each, until_s in state.barred.items() if until_s == math.inf}
-    state = replace(state, pin=rung, calm_since_s=None, climb=None, barred=barred)
+    state = replace(state, pin=rung, calm_since_s=None, climb=None, barred=barred, refusals={})
     if rung == state.heading:
         return state, ()
     return _go(policy, state, rung, Cause("pinned"), event.at_s)
 
 
 def _confirmed(state: State, event: Confirmed) -> State:
+    done = {each for each in range(event.rung + 1) if each not in state.barred}
+    refusals = {each: count for each, count in state.refusals.items() if each not in done}
+    state = replace(state, refusals=refusals)
     if state.asked is None or state.asked.rung != event.rung:
         return replace(state, rung=event.rung)
     stepped_at_s = max(state.stepped_at_s, event.at_s)
@@ -151,10 +156,15 @@ def _confirmed(state: State, event: Confirmed) -> State:
 
 def _refused(policy: Policy, state: State, event: Refused) -> Decision:
     asked = None if state.asked and state.asked.rung == event.rung else state.asked
-    until_s = max(event.at_s + REFUSED_S, state.barred.get(event.rung, -math.inf))
+    count = state.refusals.get(event.rung, 0)
+    out_s = min(REFUSED_S * 2.0**count, LONGEST_REFUSED_S)
+    until_s = max(event.at_s + out_s, state.barred.get(event.rung, -math.inf))
     known = 0 <= event.rung < len(policy.rungs)
     report = Report(f"rung {policy.rungs[event.rung] if known else event.rung}", event.why, event.at_s)
-    return replace(state, asked=asked, barred=state.barred | {event.rung: until_s}), (report,)
+    refusals = state.refusals | {event.rung: min(count + 1, 10)}
+    return replace(state, asked=asked, barred=state.barred | {event.rung: until_s}, refusals=refusals), (
+        report,
+    )
 
 
 def _sampled(policy: Policy, state: State, sample: Sampled) -> Decision:

@@ -24,7 +24,7 @@ from edged.governor.events import (
     Released,
     Sampled,
 )
-from edged.governor.ladder import GAP_S, REFUSED_S, REPEAT_S, State, carried, decide
+from edged.governor.ladder import GAP_S, LONGEST_REFUSED_S, REFUSED_S, REPEAT_S, State, carried, decide
 from tests.unit.governing import CPU, POLICY, World, sampled
 
 FLOOR = POLICY.floor
@@ -274,6 +274,22 @@ def test_a_refused_rung_is_reported_and_tried_again_later():
     world.hear(Confirmed(at_s=world.now, rung=2))
     world.feel(ENTER_1 + 1, int(REFUSED_S + POLICY.climb_after_s))
     assert [step.rung for step in world.steps] == [2, 1]
+
+
+def test_a_rung_that_is_refused_again_and_again_is_left_out_twice_as_long_until_it_was_in_force():
+    world, out_s = World(), []
+    for at_s in (0.0, 1e4, 2e4, 3e4, 4e4, 5e4):
+        world.hear(Refused(at_s=at_s, rung=3, why="no memory"))
+        out_s.append(world.state.barred[3] - at_s)
+    assert out_s == [REFUSED_S * factor for factor in (1, 2, 4, 8)] + [LONGEST_REFUSED_S] * 2
+    world.hear(Confirmed(at_s=6e4, rung=4))
+    world.hear(Refused(at_s=6e4, rung=3, why="no memory"))
+    assert world.state.barred[3] - 6e4 == LONGEST_REFUSED_S, "rung 4 is in force without it"
+    world.now = 7e4
+    world.feel(LEAVE_1 - 5)
+    world.hear(Confirmed(at_s=world.now, rung=3))
+    world.hear(Refused(at_s=8e4, rung=3, why="no memory"))
+    assert world.state.barred[3] - 8e4 == REFUSED_S
 
 
 def test_a_pin_gives_refused_rungs_another_try_but_not_those_that_cannot_be_taken():

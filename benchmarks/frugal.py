@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.asking import asking
+from benchmarks.cabinet import DEVICE, OTHERS
 from benchmarks.measurement import Row, say, spread
 from benchmarks.mixes import distinct
 from benchmarks.setting import STATE, rag_library
@@ -28,7 +29,9 @@ LADDER = (
     f'[governor]\nload = []\nmemory = []\nstall = []\nladder = [{{ name = "full" }}, '
     f'{{ name = "{USUAL}", bypass_rerank = true }}, {{ name = "{FRUGAL}", frugal = ["generator"] }}]\n'
 )
-OFF = "[governor.temperature.cpu]\ncritical_c = 120.0\nbands = []\n"
+OFF = "".join(
+    f"[governor.temperature.{kind}]\ncritical_c = 120.0\nbands = []\n" for kind in (DEVICE, *OTHERS)
+)
 
 
 class Rate(msgspec.Struct, frozen=True):

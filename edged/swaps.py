@@ -98,6 +98,11 @@ class Swaps:
         return self._task is not None and not self._task.done()
 
     @property
+    def plan(self) -> tuple[Plan | None, bool]:
+        """The applied plan, and whether another one is on its way."""
+        return self._applied.plan, self._rollout.report.under_way
+
+    @property
     def changing(self) -> str:
         """The stage that is being changed now; empty when none is."""
         return self._report.stage if self._under_way else ""

@@ -145,6 +145,7 @@ def _shape(settings: Options, variant: Variant, *, exact: bool, accelerated: boo
         prefix_bytes=settings.prefix_cache_mib << 20,
         exact=exact,
         accelerated=accelerated,
+        most_threads=settings.threads,
     )
 
 

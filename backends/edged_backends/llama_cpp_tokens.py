@@ -41,6 +41,8 @@ class Shape(NamedTuple):
     """Whether a row is computed alike whatever stands beside it."""
     accelerated: bool
     """Whether another device than the CPU computes, which can be lost."""
+    most_threads: int = 0
+    """However many cores are lent; 0: as many as those."""
 
 
 class _Sequence(msgspec.Struct, eq=False):
@@ -162,6 +164,7 @@ class LlamaTokenSession:
     def set_threads(self, count: int, /) -> bool:
         """See `TokenSession.set_threads`; the tokens do not depend on it."""
         self._require_open()
+        count = min(count, self._shape.most_threads or count)
         runtime.llama_set_n_threads(self._context, count, count)
         return True
 

@@ -118,18 +118,25 @@ def scale_of(policy: Policy, signal: str) -> Scale | None:
     return policy.scales.get(f"{family}.{kind[0]}" if dot and kind else signal)
 
 
-def reachable(scale: Scale, unavailable: Collection[int]) -> Scale:
-    """The scale without the limits of rungs that cannot be taken, as long as one of a lower rung is left.
+def reachable(scale: Scale, unavailable: Collection[int], floor: int) -> Scale:
+    """The scale without the limits of rungs that cannot be taken, where the next that can has one of its own.
 
     So a box without a peer goes on as it is to the next limit; it does not begin to refuse where others would
     begin to ask their peers.
 
     >>> scale = Scale((Limit(5, 84.0, 76.0), Limit(6, 87.0, 79.0)), PLAUSIBLE_C)
-    >>> [[limit.rung for limit in reachable(scale, rungs).limits] for rungs in ({5}, {6})]
+    >>> [[limit.rung for limit in reachable(scale, rungs, 6).limits] for rungs in ({5}, {6})]
     [[6], [5, 6]]
     """
-    last = max((limit.rung for limit in scale.limits if limit.rung not in unavailable), default=-1)
-    limits = tuple(limit for limit in scale.limits if limit.rung not in unavailable or limit.rung > last)
+    own = {limit.rung for limit in scale.limits}
+
+    def next_is_watched(rung: int) -> bool:
+        lower = (each for each in range(rung + 1, floor + 1) if each not in unavailable)
+        return next(lower, -1) in own
+
+    limits = tuple(
+        limit for limit in scale.limits if limit.rung not in unavailable or not next_is_watched(limit.rung)
+    )
     return replace(scale, limits=limits)
 
 

@@ -94,6 +94,7 @@ class Governing:
         taken = load(self._dispatcher.ledger, self.force.settings.busy_share)
         if self._variants.stirred():
             self.look_again()
+            self._seek_variants()
         self._wait_no_longer(senses.readings.at_s)
         self._hear_whole(heard(sensing, senses, horizon_s=horizon_s, load=taken))
 

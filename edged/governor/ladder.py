@@ -198,7 +198,7 @@ def _scale(policy: Policy, state: State, signal: str) -> Scale | None:
     """The limits of a signal that count: of a refused rung they do, for that one is tried again soon."""
     scale = scale_of(policy, signal)
     unavailable = [rung for rung, until_s in state.barred.items() if until_s == math.inf]
-    return reachable(scale, unavailable) if scale else None
+    return reachable(scale, unavailable, policy.floor) if scale else None
 
 
 def _heard(policy: Policy, state: State, sample: Sampled) -> dict[str, Standing]:

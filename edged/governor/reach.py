@@ -57,4 +57,5 @@ def only_swaps(rung: Rung) -> bool:
     >>> only_swaps(Rung(name="light", variants={"generator": "lighter"}, frugal=("generator",)))
     True
     """
-    return {*_does(rung)} <= {"variants", "frugal"}
+    does = {*_does(rung)}
+    return bool(does) and does <= {"variants", "frugal"}

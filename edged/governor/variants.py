@@ -53,6 +53,8 @@ class Variants:
         self._aim: _Aim | None = None
         self._task: asyncio.Task[None] | None = None
         self._seen: object = None
+        self._plan: object = None
+        """That under which stages were changed."""
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -76,10 +78,10 @@ class Variants:
 
     def stirred(self) -> bool:
         """Whether somebody else has changed how stages run since this was asked last."""
-        if self._aim is not None or self._swaps.report.under_way:
+        if self._aim is not None or self._swaps.report.under_way or self._swaps.plan[1]:
             return False
         self._notice()
-        before, self._seen = self._seen, (self._swaps.overrides, set(self._left_alone))
+        before, self._seen = self._seen, (self._swaps.overrides, set(self._left_alone), self._plan)
         return before != self._seen
 
     def at(self, wanted: Mapping[str, Wish]) -> bool:
@@ -170,8 +172,8 @@ class Variants:
         for name in self._superfluous(aim.wanted):
             if self._aim is aim and (why := await self._back(name, aim)):
                 return why
-        for name, target in self._differing(aim.wanted):
-            if self._aim is aim and (why := await self._swap(name, target, aim)):
+        for name in self._differing(aim.wanted):
+            if self._aim is aim and (why := await self._swap(name, aim)):
                 return why
         return ""
 
@@ -180,7 +182,7 @@ class Variants:
         self._notice()
         return [name for name in self._own if name not in wanted]
 
-    def _differing(self, wanted: Mapping[str, Wish]) -> Iterator[tuple[str, Override]]:
+    def _differing(self, wanted: Mapping[str, Wish]) -> Iterator[str]:
         """Stages that do not run as wanted and can: what is lacking is no failure of a rung."""
         self._notice()
         for name, wish in wanted.items():
@@ -189,7 +191,7 @@ class Variants:
                 continue
             target = self._target(name, wish, planned)
             if not self._runs(name, target) and (name in self._own or target != _manner(planned)):
-                yield name, target
+                yield name
 
     def _target(self, name: str, wish: Wish, planned: Step) -> Override:
         """How a stage is to run: as planned where a wish says nothing or cannot be fulfilled."""
@@ -204,7 +206,17 @@ class Variants:
         return name in self._left_alone or (swapped and name != self._changing)
 
     def _notice(self) -> None:
-        """Stages that somebody else has put on another variant since are his, once that is done."""
+        """Stages that somebody else has put on another variant since are his, once that is done.
+
+        A plan is nobody's choice for a stage: what it changed is changed again where a rung asks for it, and
+        while it may still be taken back nothing is known.
+        """
+        plan, under_way = self._swaps.plan
+        if under_way:
+            return
+        if plan is not self._plan:
+            self._plan = plan
+            self._own.clear()
         for name, step in list(self._own.items()):
             if name != self._swaps.changing and not self._runs(name, _manner(step)):
                 del self._own[name]
@@ -214,11 +226,21 @@ class Variants:
         running = self._swaps.meant(name)
         return running is not None and _manner(running) == target
 
-    async def _swap(self, name: str, target: Override, aim: _Aim) -> str:
+    async def _swap(self, name: str, aim: _Aim) -> str:
+        target = Override()
+
+        def begin() -> list[str]:
+            nonlocal target
+            planned = self._swaps.planned(name)  # now: what was waited for may have been another plan
+            if planned is None:
+                return []
+            target = self._target(name, aim.wanted[name], planned)
+            return self._to(name, target)
+
         def permitted() -> bool:
             return self._aim is aim and not self._theirs(name)
 
-        why = await self._changed(name, lambda: self._to(name, target), permitted)
+        why = await self._changed(name, begin, permitted)
         self._changing = ""
         if why is None:
             return ""
@@ -243,6 +265,8 @@ class Variants:
         return ""
 
     def _to(self, name: str, target: Override) -> list[str]:
+        if self._swaps.home(name) is not None:  # where it is for now, options are those of that place
+            target = msgspec.structs.replace(target, options={})
         return self._swaps.swap(name, target, one_copy=False)
 
     def _homewards(self, name: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from edged.backend import parse_cores
 from edged.config import Stage
+from edged.dispatch.losses import is_accelerator
 from edged.placement.forms import PRICED
 from edged.workers.spec import StageSpec
 
@@ -21,8 +22,11 @@ def frugal(spec: StageSpec, stage: Stage, cores: int) -> dict[str, Any]:
     besides. And no `exact`, where that has a price and the operator has not asked for it. Measured for a
     generator on two cores in docs/decisions/0034-frugal-stages.md. `cores` are those of the machine.
     """
+    if is_accelerator(spec.device):
+        return {}
     on_cpu = spec.device.partition(":")[0] == "cpu"
-    threads = spec.options.get("threads") or (_cores(spec.device) or cores if on_cpu else 0)
+    asked = spec.options.get("threads")
+    threads = asked if isinstance(asked, int) and asked else (_cores(spec.device) or cores if on_cpu else 0)
     found: dict[str, Any] = {}
     if threads > 1 and spec.backend != "torch_pipeline":  # that shares the cores out itself
         found["threads"] = (threads + 1) // 2

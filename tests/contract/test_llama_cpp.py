@@ -241,6 +241,15 @@ def test_threads_can_change_and_the_answer_does_not(wide):
     assert answers[0] == answers[1]
 
 
+def test_cores_that_are_lent_are_no_more_threads_than_the_options_say(generator, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        adapter_tokens.runtime, "llama_set_n_threads", lambda _context, *counts: given.append(counts)
+    )
+    assert generator.set_threads(4)
+    assert given == [(OPTIONS["threads"],) * 2]
+
+
 def recorded_logits(monkeypatch) -> list[np.ndarray]:
     """Keep the logits behind every choice of a token."""
     seen: list[np.ndarray] = []

@@ -45,6 +45,8 @@ def saved(placed: StageSpec, cores: int = 4, **configured: Any) -> dict[str, Any
         (spec(threads=1, exact=False), 8, {}),
         (spec("onnx"), 4, {"threads": 2}),
         (spec(device="igpu"), 4, {}),
+        (spec("llama_cpp", "cuda:0", threads=8), 8, {}),
+        (spec(threads="4"), 4, {"threads": 2, "exact": False}),
         (spec("torch_pipeline"), 4, {}),
     ],
 )

@@ -156,7 +156,7 @@ FAULTS = [
 @pytest.mark.parametrize(("script", "code", "words"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
 def test_a_fault_fails_its_sequence_alone(server, opened, script, code, words):
     server.scripts = [lambda caller: caller.answer("fine") if "Other" in str(caller.body) else script(caller)]
-    session = opened(timeout_s=0.3, failures_to_open=9)
+    session = opened(timeout_s=2.0, failures_to_open=9)
     ask(session)
     other = "<|edged:user|>Other?<|edged:end|><|edged:assistant|>"
     session.admit(2, session.vocabulary.encode(other, special=True), Sampling(), 8)

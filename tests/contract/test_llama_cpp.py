@@ -378,14 +378,6 @@ def test_a_gpu_without_support_in_the_build_is_listed_with_the_remedy(tmp_path: 
     assert devices.without_support({"cuda"}, tmp_path) == []
 
 
-@pytest.mark.parametrize(("sequences", "slots"), [(8, 9), (255, 256), (256, 256)])
-def test_a_spare_slot_is_no_sequence_more_than_the_runtime_takes(variant, sequences: int, slots: int):
-    settings = adapter.Options(max_sequences=sequences)
-    weights = variant("smollm2-135m-instruct", "q4_1")
-    assert adapter._shape(settings, weights, exact=True, accelerated=False).slots == slots
-    assert slots <= adapter.runtime.llama_max_parallel_sequences()
-
-
 def test_loading_is_silent(backend, variant: Callable[[str, str], Variant], capfd):
     backend.open(variant("smollm2-135m-instruct", "q4_1"), backend.devices()[0], OPTIONS).close()
     assert capfd.readouterr() == ("", "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+from edged_backends import llama_cpp as adapter
 from edged_backends.llama_cpp_slots import MINIMUM_SHARED, Slots, common
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,3 +62,11 @@ def test_the_least_recently_used_goes_first():
     taken = [slots.claim([*texts[0], 9], {}), slots.claim(texts[2], {})]
     assert taken[0].shared == 30
     assert taken[1].slot == 1
+
+
+@pytest.mark.parametrize(("sequences", "slots"), [(8, 9), (255, 256), (256, 256)])
+def test_a_spare_slot_is_no_sequence_more_than_the_runtime_takes(variant, sequences: int, slots: int):
+    settings = adapter.Options(max_sequences=sequences)
+    weights = variant("smollm2-135m-instruct", "q4_1")
+    assert adapter._shape(settings, weights, exact=True, accelerated=False).slots == slots
+    assert slots <= adapter.runtime.llama_max_parallel_sequences()

@@ -12,5 +12,6 @@ def obstacle(file: Path) -> str:
         return "no such folder"
     if file.is_dir():
         return "it is a folder"
-    free = os.access(file, os.W_OK) if file.exists() else os.access(file.parent, os.W_OK | os.X_OK)
+    place, needed = (file, os.W_OK) if file.exists() else (file.parent, os.W_OK | os.X_OK)
+    free = os.access(place, needed, effective_ids=True)
     return "" if free else "permission denied"

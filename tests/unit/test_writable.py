@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
+from tempfile import TemporaryDirectory
 
 from edged.writable import obstacle
+
+NOBODY = 65534
 
 
 def test_every_obstacle_is_named_and_nothing_is_left_behind(tmp_path: Path):
@@ -20,11 +23,26 @@ def test_every_obstacle_is_named_and_nothing_is_left_behind(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [old]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_file_of_others_is_refused_where_the_folder_is_ours(tmp_path: Path):
-    old = tmp_path / "old.json"
-    old.touch(mode=0o400)
-    assert obstacle(old) == "permission denied"
-    tmp_path.chmod(0o500)
-    assert obstacle(tmp_path / "new.json") == "permission denied"
-    tmp_path.chmod(0o700)
+@contextmanager
+def as_an_ordinary_user() -> Iterator[None]:
+    """Root may write everywhere, so it is nobody for as long as this lasts."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if before == 0:
+            os.seteuid(before)
+
+
+def test_what_the_user_may_not_write_is_refused():
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        old = folder / "old.json"
+        old.touch(mode=0o444)
+        folder.chmod(0o555)
+        with as_an_ordinary_user():
+            found = obstacle(old), obstacle(folder / "new.json")
+        folder.chmod(0o700)
+    assert found == ("permission denied", "permission denied")

@@ -28,14 +28,23 @@ def dequantised(path: Path, name: str, entry: Entry, dtype: DType, heads: int = 
     try:
         kind = constants.GGMLQuantizationType(entry.type)
         rows = _rows(path, entry, *constants.GGML_QUANT_SIZES[kind])
-        return _filled(rows, entry, heads, lambda packed: quants.dequantize(packed, kind), dtype)
-    except (NotImplementedError, KeyError, ValueError) as error:  # gguf has no public list of what it unpacks
+        return _filled(rows, entry, heads, lambda packed: _unpacked(quants, packed, kind), dtype)
+    except (KeyError, ValueError) as error:
         raise BackendError(
             f"{path}: gguf cannot dequantise {name} (type {entry.type}): {error}; take the model in another "
             "quantisation, e.g. Q4_K or Q8_0"
         ) from error
     except OSError as error:
         raise BackendError(f"{path}: cannot read {name}: {error}; pull the model again") from error
+
+
+def _unpacked(quants: Any, packed: npt.NDArray[Any], kind: Any) -> npt.NDArray[Any]:
+    """The values of some rows; `ValueError` for a type that gguf knows by name only: it has no public list."""
+    try:
+        values: npt.NDArray[Any] = quants.dequantize(packed, kind)
+    except RuntimeError as error:
+        raise ValueError(error) from error
+    return values
 
 
 def library_order(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

@@ -39,7 +39,7 @@ def dequantised(path: Path, name: str, entry: Entry, dtype: DType, heads: int = 
 
 
 def _unpacked(quants: Any, packed: npt.NDArray[Any], kind: Any) -> npt.NDArray[Any]:
-    """The values of some rows; `ValueError` for a type that gguf knows by name only: it has no public list."""
+    """The values of some rows; `ValueError` for a type gguf knows by name only: it has no public list."""
     try:
         values: npt.NDArray[Any] = quants.dequantize(packed, kind)
     except RuntimeError as error:

@@ -20,11 +20,9 @@ from typing import Any, NamedTuple
 from benchmarks.asking import asking
 from benchmarks.measurement import Row, percentile, say
 from benchmarks.reliability import CLIENTS, SEED
-from benchmarks.setting import ALONE, QUESTIONS, STATE, sample_models
-from edged.catalogue import Catalogue
+from benchmarks.setting import ALONE, QUESTIONS, STATE, generators
 from edged.client import Client
 from edged.errors import EdgedError
-from edged.models.store import ModelStore
 from edged.replies import Delta
 from edged.report import Status
 from edged.testing.daemon import RunningDaemon, running
@@ -80,8 +78,7 @@ def ask(client: Client, question: str) -> Heard:
 def losses_under_load(quick: bool) -> tuple[float, dict[str, Any]]:
     """Take the device away again and again while eight clients stream; the figure is what went wrong."""
     losses = 5 if quick else 50
-    sample_models()
-    ModelStore(STATE / "models", Catalogue.discover()).pull(MODEL, VARIANT)
+    generators(VARIANT)
     questions = QUESTIONS[:8]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

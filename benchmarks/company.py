@@ -19,7 +19,7 @@ from edged_backends.llama_cpp_runtime import free_model, load_model, runtime
 
 from benchmarks.generation import texts
 from benchmarks.measurement import Row, say, spread
-from benchmarks.setting import STATE, sample_models
+from benchmarks.setting import STATE, generators
 from edged import plugins
 from edged.backend import Sampling, TokenSession, Variant
 from edged.catalogue import Catalogue
@@ -56,7 +56,7 @@ OTHERS = (Setting("openvino", "q4_1", exact=False), Setting("llama_cpp", "q4_0",
 
 def company(quick: bool) -> tuple[float, dict[str, Any]]:
     """Share of the answers that are the same alone and in company, in the worst setting that promises it."""
-    sample_models()
+    generators("q4_1", "q4_0", "q8_0")
     count = 6 if quick else 200
     promised = {
         setting.name: _compare(setting, count) for setting in (PROMISED[1:4:2] if quick else PROMISED)

@@ -26,7 +26,7 @@ import msgspec
 from benchmarks._engines import CONTEXT_TOKENS, Engine, Load, Result
 from benchmarks._streams import Order
 from benchmarks.measurement import Row, percentile, say, spread
-from benchmarks.setting import ALONE, ROOT, STATE, sample_models
+from benchmarks.setting import ALONE, ROOT, STATE, generators
 from benchmarks.throughput import daemon_cpu_s
 from edged.catalogue import Catalogue
 from edged.governor.sensors import cpu_s
@@ -199,7 +199,7 @@ def _warm_up(sides: Sequence[Ask], sequences: int) -> None:
 
 def generation(backend: str, streams: int, quick: bool) -> tuple[float, dict[str, Any]]:
     """Tokens per second of all streams through the daemon, divided by those of the engine's own server."""
-    sample_models()
+    generators(VARIANTS[backend])
     step_tokens = STEP_TOKENS[backend] if quick else best_step_tokens(backend, streams)
     measure = partial(rates, backend, streams, step_tokens=step_tokens, quick=quick)
     sides = measure(2 if quick else 5, exact=False)
@@ -293,7 +293,7 @@ def _ms(values_s: list[float], share: float) -> float:
 
 def gaps(backend: str, quick: bool) -> tuple[float, dict[str, Any]]:
     """95th percentile of the gaps of 4 running answers while a long prompt is read / the same before."""
-    sample_models()
+    generators(VARIANTS[backend])
     beside: tuple[list[float], list[float]] = ([], [])
     details: list[dict[str, Any]] = []
     with both(backend, RUNNING + 1, exact=True) as sides:

@@ -29,7 +29,7 @@ from benchmarks.cabinet import (
 )
 from benchmarks.measurement import Row, say
 from benchmarks.mixes import distinct
-from benchmarks.setting import ALONE, STATE, rag_library
+from benchmarks.setting import ALONE, STATE, generators, rag_library
 from edged.governor.bands import policy_of
 from edged.governor.effects import effects
 
@@ -50,6 +50,7 @@ class Both(msgspec.Struct, frozen=True, kw_only=True):
 def real_box() -> Box:
     """The built-in pipeline on real models; every question is asked once."""
     library = rag_library(quick=False)
+    generators("q4_0")  # what the ladder lightens the generator to
     questions = [text for number in range(5) for text, _ in distinct(library.questions, number)]
     return Box(
         stages=f"[library]\ndir = '{library.folder}'\n"

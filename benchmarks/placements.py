@@ -15,7 +15,7 @@ import msgspec
 from benchmarks import rag
 from benchmarks.load import Result
 from benchmarks.measurement import say
-from benchmarks.setting import NONE_BUILT_IN, STATE, RagLibrary, rag_library
+from benchmarks.setting import NONE_BUILT_IN, STATE, RagLibrary, generators, rag_library
 from benchmarks.throughput import BATCH
 from edged.config import Config
 from edged.config import load as load_config
@@ -159,6 +159,7 @@ def shapes(cores: int) -> list[Shape]:
 @cache
 def real_table() -> Table:
     """The forms of the space, calibrated over the collection; generators on one core, too."""
+    generators(*{variant for _, variant, _ in GENERATORS})
     began_s = time.monotonic()
     table = calibrated(configured(base("auto")), _of_space, BUDGET_S)
     say(f"P10: {len(table.points)} points, {len(table.pairs)} pairs in {time.monotonic() - began_s:.0f} s")

@@ -19,6 +19,7 @@ from edged.stages.encoder import Encoder
 ALONE = "[stages.retriever]\nworkers = 0\n[stages.reranker]\nworkers = 0\n"
 """TOML of a daemon with no built-in stage but the generator, whose own table may follow."""
 NONE_BUILT_IN = f"{ALONE}[stages.generator]\nworkers = 0\n"
+GENERATOR = "smollm2-135m-instruct"
 ROOT = Path(__file__).parents[1]
 STATE = ROOT / ".edged"
 """Models and caches, shared with the demo and the tests."""
@@ -63,6 +64,15 @@ def sample_models() -> Path:
     """A state folder with the default models."""
     _edgectl("models", "pull")
     return STATE
+
+
+def generators(*variants: str) -> ModelStore:
+    """The default models, and these variants of the default generator: fetched or derived where missing."""
+    store = ModelStore(sample_models() / "models", Catalogue.discover())
+    for variant in variants:
+        say(f"{GENERATOR} {variant}")
+        store.pull(GENERATOR, variant)
+    return store
 
 
 def _edgectl(*command: str) -> None:

@@ -15,12 +15,10 @@ from typing import Any, NamedTuple, cast
 from benchmarks.asking import asking
 from benchmarks.measurement import Row, percentile, say
 from benchmarks.reliability import CLIENTS, SEED, Outcome, ask
-from benchmarks.setting import QUESTIONS, ROOT, STATE, sample_models
+from benchmarks.setting import QUESTIONS, ROOT, STATE, generators
 from edged.backend import TensorSession
-from edged.catalogue import Catalogue
 from edged.config import Library as Settings
 from edged.documents.ingest import ingest
-from edged.models.store import ModelStore
 from edged.plugins import load
 from edged.report import SwapReport
 from edged.stages.encoder import Encoder
@@ -236,12 +234,9 @@ def _fits(stand: Stand, swaps: Sequence[Swap], timed: Timed) -> bool:
 
 def _state(folder: Path) -> Path:
     """A state folder with the checkout's models, and the sample documents in the language of `EMBEDDER`."""
-    sample_models()
-    store = ModelStore(STATE / "models", Catalogue.discover())
+    store = generators("q4_0", "q8_0")
     for name in ("int8", "fp32"):
         store.pull(EMBEDDER, name)
-    for name in ("q4_0", "q8_0"):
-        store.pull("smollm2-135m-instruct", name)
     state = folder / "state"
     state.mkdir()
     (state / "models").symlink_to(store.path, target_is_directory=True)

@@ -164,15 +164,14 @@ def edged(mode: str, size: int, messages: int, pins: tuple[int, int], *, trips: 
             hop.close()
 
 
-def pyzmq(mode: str, size: int, messages: int, pins: tuple[int, int]) -> Cost:
+def pyzmq(size: int, messages: int, pins: tuple[int, int]) -> Cost:
     """One run over PUSH and PULL, payloads copied in and out."""
     with tempfile.TemporaryDirectory() as folder, pinned(pins[0]):
         context = zmq.Context()
         receiver, control = context.socket(zmq.PULL), context.socket(zmq.PAIR)
         receiver.bind(f"ipc://{folder}/p")
         control.bind(f"ipc://{folder}/p.c")
-        options = {"path": f"{folder}/p", "mode": mode, "bytes": size, "messages": messages, "cpu": pins[1]}
-        child = _child("pyzmq", options)
+        child = _child("pyzmq", {"path": f"{folder}/p", "bytes": size, "messages": messages, "cpu": pins[1]})
         control.recv()
         began, cpu = time.perf_counter(), time.process_time()
         control.send(b"")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from edged.config import Config
@@ -38,6 +39,9 @@ from edged.governor.variants import Variants
 from edged.governor.wishes import wishes
 from edged.report import Decision, GovernorStatus
 
+LOOK_AGAIN_S = 10.0
+"""Which rungs can be taken is found out anew so often: weights come and go without a word."""
+
 
 class Governing:
     """Holds the rung in force. Construct, `begin` on the running loop, `feel` every sample, `close`."""
@@ -59,6 +63,7 @@ class Governing:
         self._unavailable: dict[str, str] = {}
         self._refusals: dict[int, str] = {}
         """Why rungs were refused, last time each."""
+        self._looked_at_s = -math.inf
         ladder = config().governor.ladder
         self.force = InForce(0, ladder[0].name, ladder[0])
 
@@ -90,12 +95,15 @@ class Governing:
 
     def feel(self, sensing: Sensing, senses: Senses) -> None:
         """Take a sample of the machine."""
-        horizon_s = self._config().governor.horizon_s
+        now, horizon_s = senses.readings.at_s, self._config().governor.horizon_s
         taken = load(self._dispatcher.ledger, self.force.settings.busy_share)
-        if self._variants.stirred():
+        stirred = self._variants.stirred()
+        if stirred or now - self._looked_at_s >= LOOK_AGAIN_S:
+            self._looked_at_s = now
             self.look_again()
+        if stirred:
             self._seek_variants()
-        self._wait_no_longer(senses.readings.at_s)
+        self._wait_no_longer(now)
         self._hear_whole(heard(sensing, senses, horizon_s=horizon_s, load=taken))
 
     def _wait_no_longer(self, now: float) -> None:
@@ -110,11 +118,13 @@ class Governing:
         `what` is a field of `Rung`, such as `peer` or `bypass_rerank`. Rungs that do nothing else can be
         taken, or not, from now on.
         """
+        before = self._offers.get(what)
         if available:
             self._offers.pop(what, None)
         else:
             self._offers[what] = why or "it cannot be done now"
-        self.look_again()
+        if self._offers.get(what) != before:
+            self.look_again()
 
     def look_again(self) -> None:
         """Find out which rungs can be taken: after a change of what is offered or of how stages run."""
@@ -260,7 +270,8 @@ class Governing:
 
     def _lacking(self) -> dict[str, str]:
         missing = unbuilt(self._config()) | self._offers
-        found = {rung.name: lacking(rung, missing | self._variants.lacking(rung)) for rung in self._ladder}
+        pairs = zip(self._ladder, self._variants.lacking(self._ladder), strict=True)
+        found = {rung.name: lacking(rung, missing | stages) for rung, stages in pairs}
         return {name: why for name, why in found.items() if why}
 
     def _left_out(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -97,37 +97,49 @@ class Variants:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._pursue(), name="variants of the rung")
 
-    def lacking(self, rung: Rung) -> dict[str, str]:
-        """Why no stage that a rung names can run as it asks, by field of `Rung`; empty when one can."""
-        asked = wishes(rung).items()
+    def lacking(self, ladder: Sequence[Rung]) -> list[dict[str, str]]:
+        """By rung: why no stage that it names can run as it asks, by field of `Rung`; empty when one can."""
+        asked = [wishes(rung) for rung in ladder]
+        names = {name for wanted in asked for name in wanted}
+        planned = {name: self._swaps.planned(name) for name in names}  # costly: weights are looked at
+        return [self._lacking(wanted, planned) for wanted in asked]
+
+    def _lacking(self, wanted: Mapping[str, Wish], planned: Mapping[str, Step | None]) -> dict[str, str]:
+        asked = [(name, wish, planned[name]) for name, wish in wanted.items()]
         reasons = {
-            "variants": [self._lacks_variant(name, wish.variant) for name, wish in asked if wish.variant],
-            "frugal": [self._lacks_thrift(name) for name, wish in asked if wish.frugal],
+            "variants": [
+                self._unchangeable(name, step) or self._lacks_variant(name, wish.variant, step)
+                for name, wish, step in asked
+                if wish.variant
+            ],
+            "frugal": [
+                self._unchangeable(name, step) or self._lacks_thrift(name, step)
+                for name, wish, step in asked
+                if wish.frugal
+            ],
         }
         return {what: "; ".join(dict.fromkeys(each)) for what, each in reasons.items() if all(each)}
 
-    def _unchangeable(self, name: str) -> str:
+    def _unchangeable(self, name: str, planned: Step | None) -> str:
         """Why a stage stays as it is, whatever is asked for."""
         if self._config().stages[name].workers == 0:
             return f"stage {name} is switched off"
         if self._theirs(name):
             return f"stage {name} runs what the operator swapped in"
-        return "" if self._swaps.planned(name) else f"stage {name} cannot be placed"
+        return "" if planned else f"stage {name} cannot be placed"
 
-    def _lacks_thrift(self, name: str) -> str:
-        if why := self._unchangeable(name):
-            return why
-        return "" if self._thrift(name) else f"stage {name} cannot run with fewer CPU seconds than it does"
+    def _lacks_thrift(self, name: str, planned: Step | None) -> str:
+        if self._thrift(name, planned):
+            return ""
+        return f"stage {name} cannot run with fewer CPU seconds than it does"
 
-    def _thrift(self, name: str) -> dict[str, Any]:
+    def _thrift(self, name: str, planned: Step | None) -> dict[str, Any]:
         """The options to change so that a stage takes few CPU seconds."""
-        planned, stage = self._swaps.planned(name), self._config().stages[name]
+        stage = self._config().stages[name]
         return frugal(planned.spec, stage, len(os.sched_getaffinity(0))) if planned else {}
 
-    def _lacks_variant(self, name: str, variant: str) -> str:
-        if why := self._unchangeable(name):
-            return why
-        stage, planned = self._config().stages[name], self._swaps.planned(name)
+    def _lacks_variant(self, name: str, variant: str, planned: Step | None) -> str:
+        stage = self._config().stages[name]
         if variant == LIGHTER and planned:
             return (
                 "" if self._lighter(planned) else f"{name} has no lighter variant here: edgectl models list"
@@ -187,7 +199,7 @@ class Variants:
         self._notice()
         for name, wish in wanted.items():
             planned = self._swaps.planned(name)
-            if planned is None or self._unchangeable(name):
+            if planned is None or self._unchangeable(name, planned):
                 continue
             target = self._target(name, wish, planned)
             if not self._runs(name, target) and (name in self._own or target != _manner(planned)):
@@ -196,9 +208,9 @@ class Variants:
     def _target(self, name: str, wish: Wish, planned: Step) -> Override:
         """How a stage is to run: as planned where a wish says nothing or cannot be fulfilled."""
         usual, variant = _manner(planned), ""
-        if wish.variant and not self._lacks_variant(name, wish.variant):
+        if wish.variant and not self._lacks_variant(name, wish.variant, planned):
             variant = self._lighter(planned) if wish.variant == LIGHTER else wish.variant
-        thrift = self._thrift(name) if wish.frugal else {}
+        thrift = self._thrift(name, planned) if wish.frugal else {}
         return Override(variant=variant or usual.variant, options=usual.options | thrift)
 
     def _theirs(self, name: str) -> bool:

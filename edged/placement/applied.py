@@ -119,11 +119,13 @@ class AppliedPlan:
                 return self._step(name, stage, config, choice), ""
             except EdgedError as error:
                 setback = error.message
-                logger.warning("plan not usable", extra={"stage": name, "why": setback})
         return self._step(name, stage, config, None), setback
 
     def note(self, setbacks: Mapping[str, str]) -> None:
         """From now on these stages run by default, for the reasons given; those without one as planned."""
+        for name, why in setbacks.items():
+            if why and why != self._setbacks.get(name):
+                logger.warning("plan not usable", extra={"stage": name, "why": why})
         self._setbacks = {name: why for name, why in (self._setbacks | dict(setbacks)).items() if why}
 
     def workers(self, name: str, stage: Stage) -> int:

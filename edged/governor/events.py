@@ -51,6 +51,8 @@ class Confirmed(Event, frozen=True, kw_only=True, tag="confirmed"):
     """A rung is in force."""
 
     rung: int
+    whole: bool = True
+    """Whether nothing of it is still on its way."""
 
 
 class Refused(Event, frozen=True, kw_only=True, tag="refused"):

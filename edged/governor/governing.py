@@ -110,7 +110,7 @@ class Governing:
         """A way down whose variants load for longer than a dwell counts as gone: heat does not wait."""
         going = self._going
         if going and going.rung > going.before and now - going.at_s >= self._policy.dwell_s:
-            self._arrived()
+            self._arrived(whole=False)
 
     def offer(self, what: str, *, available: bool, why: str = "") -> None:
         """Say that something a rung does can be done, or cannot, and why not. Idempotent.
@@ -237,10 +237,11 @@ class Governing:
             self._arrived()
         self.look_again()
 
-    def _arrived(self) -> None:
-        if self._going is not None:
-            rung, self._going = self._going.rung, None
-            self._hear(Confirmed(at_s=self._dispatcher.now(), rung=rung))
+    def _arrived(self, *, whole: bool = True) -> None:
+        """All is as the rung in force wants it; or, not `whole`, all but what loads for long."""
+        rung = self._going.rung if self._going else self.force.rung
+        self._going = None
+        self._hear(Confirmed(at_s=self._dispatcher.now(), rung=rung, whole=whole))
 
     def _without_variants(self, why: str) -> None:
         """Rungs that ask for variants are refused; what the rung in force does besides stands.

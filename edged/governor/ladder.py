@@ -145,7 +145,7 @@ def _pinned(policy: Policy, state: State, event: Pinned) -> Decision:
 
 
 def _confirmed(state: State, event: Confirmed) -> State:
-    done = {each for each in range(event.rung + 1) if each not in state.barred}
+    done = {each for each in range(event.rung + 1) if event.whole and each not in state.barred}
     refusals = {each: count for each, count in state.refusals.items() if each not in done}
     state = replace(state, refusals=refusals)
     if state.asked is None or state.asked.rung != event.rung:

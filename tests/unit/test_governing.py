@@ -11,11 +11,12 @@ import pytest
 
 from edged.catalogue import Catalogue
 from edged.config import BUILT_IN, Config
-from edged.config.tables import Rung
+from edged.config.tables import Governor, Rung, Thermal, ThermalBand
 from edged.dispatch.ledger import Ledger, Slots
 from edged.governor.governing import LOOK_AGAIN_S, Governing
 from edged.governor.history import History
-from edged.governor.readings import Readings, Senses
+from edged.governor.ladder import REFUSED_S
+from edged.governor.readings import DeviceHeat, Readings, Senses
 from edged.governor.senses import Sensing
 from edged.governor.variants import Variants
 from edged.governor.wishes import Wish
@@ -23,6 +24,20 @@ from edged.models.store import ModelStore
 from tests.conftest import MODELS
 
 CONFIG = msgspec.convert(BUILT_IN, Config)
+HOT_C = 90.0
+BAND = Thermal(critical_c=100.0, bands=(ThermalBand(rung="light", enter_c=80.0, leave_c=70.0),))
+TWO_RUNGS = msgspec.structs.replace(
+    CONFIG,
+    governor=Governor(
+        ladder=(Rung(name="full"), Rung(name="light", variants={"generator": "lighter"})),
+        temperature={"cpu": BAND},
+        load=(),
+        memory=(),
+        stall=(),
+        dwell_s=2.0,
+        climb_after_s=5.0,
+    ),
+)
 MISSING = {"variants": "it is not here: edgectl models pull", "frugal": "nothing to save"}
 
 
@@ -54,16 +69,24 @@ class Scripted:
 
 
 class Box:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Config = CONFIG) -> None:
         self.now = 0.0
         self.variants = Scripted()
         dispatcher = SimpleNamespace(ledger=Ledger(Slots(0, 4)), now=lambda: self.now)
-        self.governing = Governing(lambda: CONFIG, dispatcher, self.variants, History(folder))  # type: ignore[arg-type]
+        self.governing = Governing(lambda: config, dispatcher, self.variants, History(folder))  # type: ignore[arg-type]
         self.governing.begin()
 
-    def feel(self, seconds: float) -> None:
+    def feel(self, seconds: float, celsius: float | None = None) -> None:
         self.now += seconds
-        self.governing.feel(Sensing(), Senses(readings=Readings(at_s=self.now)))
+        heat = () if celsius is None else (DeviceHeat(device="cpu", celsius=celsius, filtered_c=celsius),)
+        self.governing.feel(Sensing(), Senses(readings=Readings(at_s=self.now), devices=heat))
+
+    def aimed(self) -> Callable[[str], None]:
+        """Stay hot until variants are asked for; who is told what became of them."""
+        while self.variants.told is None:
+            self.feel(1.0, HOT_C)
+        told, self.variants.told = self.variants.told, None
+        return told
 
 
 @pytest.fixture
@@ -92,6 +115,32 @@ def test_weights_that_came_without_a_word_are_noticed(box: Box):
     assert "lighter-models" in box.governing.status().unavailable
     box.feel(1.0)
     assert "lighter-models" not in box.governing.status().unavailable
+
+
+def test_a_rung_whose_variants_load_for_long_and_fail_is_left_out_longer_each_time(tmp_path: Path):
+    box, waits_s = Box(tmp_path, TWO_RUNGS), []
+    box.variants.there = False
+    told = box.aimed()
+    for _ in range(2):
+        for _ in range(int(TWO_RUNGS.governor.dwell_s) + 2):
+            box.feel(1.0, HOT_C)
+        assert not box.governing.status().under_way, "heat does not wait for what loads"
+        told("no memory")
+        before = box.now
+        told = box.aimed()
+        waits_s.append(box.now - before)
+    assert [round(wait_s / REFUSED_S) for wait_s in waits_s] == [1, 2]
+
+
+def test_variants_that_come_late_end_the_count_of_refusals(tmp_path: Path):
+    box = Box(tmp_path, TWO_RUNGS)
+    box.variants.there = False
+    box.aimed()("no memory")
+    told = box.aimed()
+    for _ in range(int(TWO_RUNGS.governor.dwell_s) + 2):
+        box.feel(1.0, HOT_C)
+    told("")
+    assert box.governing._state.refusals == {}
 
 
 def test_each_stage_is_placed_once_a_look_however_many_rungs_ask_for_it():

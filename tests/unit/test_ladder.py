@@ -287,6 +287,11 @@ def test_a_rung_that_is_refused_again_and_again_is_left_out_twice_as_long_until_
     assert world.state.barred[3] - 6e4 == LONGEST_REFUSED_S, "rung 4 is in force without it"
     world.now = 7e4
     world.feel(LEAVE_1 - 5)
+    world.hear(Confirmed(at_s=world.now, rung=3, whole=False))
+    world.hear(Refused(at_s=world.now, rung=3, why="no memory"))
+    assert world.state.barred[3] - world.now == LONGEST_REFUSED_S, "its variants were still loading"
+    world.now = 7.5e4
+    world.feel(LEAVE_1 - 5)
     world.hear(Confirmed(at_s=world.now, rung=3))
     world.hear(Refused(at_s=8e4, rung=3, why="no memory"))
     assert world.state.barred[3] - 8e4 == REFUSED_S

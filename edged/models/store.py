@@ -56,6 +56,8 @@ class ModelStore:
         self.path = path.absolute()
         self.catalogue = catalogue
         self._environment = os.environ if environment is None else environment
+        self._found: dict[Path, Records] = {}
+        """By folder: what was last found there, for folders whose record cannot be written."""
 
     def list(self) -> list[Row]:
         """Describe every variant of the catalogue, and whether it is here."""
@@ -86,7 +88,7 @@ class ModelStore:
             raise ModelError(f"model {model!r} has no variant {variant or 'at all'} for {wanted}")
         for rung in fitting:
             if self._present(manifest, rung):
-                return self._checked(manifest, rung, self._records(manifest, rung))
+                return self._checked(manifest, rung, self._known(manifest, rung))
         raise ModelError(
             f"model {_label(model, variant)} is not here; run: edgectl models pull {_label(model, variant)}"
         )
@@ -200,7 +202,11 @@ class ModelStore:
         found = {name: check(folder / name, sha256, known.get(name)) for name, sha256 in expected.items()}
         if found != known:
             _remember(folder, found)
+        self._found[folder] = found
         return _variant(manifest, rung, folder, found)
+
+    def _known(self, manifest: Model, rung: Rung) -> Records:
+        return self._records(manifest, rung) | self._found.get(self._folder(manifest, rung), {})
 
     def _records(self, manifest: Model, rung: Rung) -> Records:
         try:

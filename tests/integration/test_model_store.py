@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pytest
@@ -125,6 +127,32 @@ def test_a_change_that_hides_its_time_is_found_by_verify(store: ModelStore) -> N
     store.resolve("tiny")
     with pytest.raises(DigestMismatch):
         store.verify("tiny")
+
+
+def test_where_no_record_can_be_written_weights_are_hashed_once(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = store.pull("tiny").path
+    hashed: list[str] = []
+    file_digest = hashlib.file_digest
+
+    def counted(file: BinaryIO, name: str) -> hashlib._Hash:
+        hashed.append(name)
+        return file_digest(file, name)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    monkeypatch.setattr("edged.models.store._write_record", refuse)
+    os.utime(weights, (7.0, 7.0))
+    for _ in range(3):
+        store.resolve("tiny")
+    assert len(hashed) == 1
+    changed = WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1])
+    weights.write_bytes(changed)
+    with pytest.raises(DigestMismatch):
+        store.resolve("tiny")
 
 
 def test_weights_laid_there_by_hand_are_checked(store: ModelStore) -> None:

@@ -46,3 +46,14 @@ def test_what_the_user_may_not_write_is_refused():
             found = obstacle(old), obstacle(folder / "new.json")
         folder.chmod(0o700)
     assert found == ("permission denied", "permission denied")
+
+
+def test_a_folder_that_the_user_may_not_enter_is_refused_without_a_traceback():
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "inner").mkdir()
+        folder.chmod(0o600)
+        with as_an_ordinary_user():
+            found = obstacle(folder / "new.json"), obstacle(folder / "inner" / "new.json")
+        folder.chmod(0o700)
+    assert found == ("permission denied", "permission denied")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -53,7 +53,9 @@ def print_standing(status: GovernorStatus) -> None:
 
 
 def _row(status: GovernorStatus, rung: Rung) -> tuple[str, ...]:
-    name, does = rung.name, ", ".join(_does(rung))
+    from edged.rungs.words import does
+
+    name = rung.name
     spent_s = status.on_rung_s.get(name, 0.0)
     why = status.unavailable.get(name, "")
     if name == status.name:
@@ -63,25 +65,7 @@ def _row(status: GovernorStatus, rung: Rung) -> tuple[str, ...]:
     if refused := status.left_out.get(name):
         stands = ", ".join(filter(None, (stands, f"refused, and tried again: {refused}")))
     now = ["floor" if name == status.floor and rung != status.ladder[-1] else "", stands]
-    return name, does or "all that was asked", readable_seconds(spent_s), ", ".join(filter(None, now))
-
-
-def _does(rung: Rung) -> Iterator[str]:
-    counts = (
-        (rung.candidates, "{} candidates"),
-        (rung.keep, "{} passages"),
-        (rung.answer_tokens, "{} tokens an answer"),
-    )
-    yield from (text.format(count) for count, text in counts if count)
-    yield from (f"{stage} {variant}" for stage, variant in rung.variants.items())
-    yield from (f"{stage} frugal" for stage in rung.frugal)
-    flags = (
-        (rung.bypass_rerank, "no reranking"),
-        (rung.peer, "generation by a peer"),
-        (rung.shed_batch, "no batch work"),
-        (rung.busy_share < 1.0, f"work for {rung.busy_share:.0%} of the time"),
-    )
-    yield from (text for is_so, text in flags if is_so)
+    return name, does(rung), readable_seconds(spent_s), ", ".join(filter(None, now))
 
 
 def print_history(rows: Sequence[Decision]) -> None:

@@ -125,3 +125,11 @@ def test_a_rung_that_helps_nothing_now_is_said_to_be_so(capsys):
     shown = capsys.readouterr().out
     assert f"in force without effect: {why}" in shown
     assert shown.count("cannot be taken") == 1
+
+
+def test_all_that_a_rung_does_is_shown(capsys):
+    ladder = (Rung(name="full"), Rung(name="less", keep=2, bypass_benefit=True, frugal=("generator",)))
+    print_standing(GovernorStatus(rung=0, name="full", why="", since_s=1.0, ladder=ladder))
+    shown = capsys.readouterr().out
+    assert "2 passages kept, generator frugal, no reranking where it changes least" in shown
+    assert "all as configured" in shown

@@ -281,3 +281,22 @@ def parse_cores(text: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         cores.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(cores))
+
+
+def cores_of(device: str) -> tuple[int, ...]:
+    """The cores that a device id names; empty for the whole CPU and for other silicon.
+
+    >>> cores_of("cpu:0-2,5"), cores_of("cpu"), cores_of("cuda:0")
+    ((0, 1, 2, 5), (), ())
+    """
+    kind, _, cores = device.partition(":")
+    return parse_cores(cores) if kind == "cpu" and cores else ()
+
+
+def names_no_core(device: str) -> bool:
+    """Whether a device id is a core set without a core.
+
+    >>> names_no_core("cpu:5-1"), names_no_core("cpu:1"), names_no_core("cpu")
+    (True, False, False)
+    """
+    return device.startswith("cpu:") and not cores_of(device)

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from edged.backend import parse_cores
+from edged.backend import cores_of
 from edged.errors import ConfigError
 
 PR_SET_PDEATHSIG = 1
@@ -41,14 +41,11 @@ def settle(name: str, parent: int) -> None:
 
 def pin(device: str) -> None:
     """Stay on the cores that `cpu:0-1` names; `ConfigError` when this process may not use them."""
-    kind, _, cores = device.partition(":")
-    if kind != "cpu" or not cores:
+    if not device.startswith("cpu:"):
         return
-    wanted, allowed = set(parse_cores(cores)), os.sched_getaffinity(0)
-    if not wanted <= allowed:
-        raise ConfigError(
-            f"device {device!r} names cores that this process may not use; allowed: {sorted(allowed)}",
-            param="device",
-        )
+    wanted, allowed = set(cores_of(device)), os.sched_getaffinity(0)
+    if not wanted or not wanted <= allowed:
+        named = "cores that this process may not use" if wanted else "no core"
+        raise ConfigError(f"device {device!r} names {named}; allowed: {sorted(allowed)}", param="device")
     for thread in Path("/proc/self/task").iterdir():  # the link's and the libraries' threads run already
         os.sched_setaffinity(int(thread.name), wanted)

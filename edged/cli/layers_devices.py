@@ -6,8 +6,7 @@ import re
 
 import click
 
-from edged.backend import parse_cores
-from edged.layers.devices import LLAMA, TORCH
+from edged.layers.devices import of_llama, of_torch
 from edged.layers.planning.partition import MAX_CANDIDATES, Candidate
 
 MIB = 1 << 20
@@ -43,8 +42,7 @@ class _Devices(click.ParamType[tuple[Candidate, ...]]):
                 ctx,
             )
         name = found["id"]
-        known = TORCH.fullmatch(name) or LLAMA.fullmatch(name)
-        if not known or (name.startswith("cpu:") and not parse_cores(name[4:])):
+        if not of_torch(name) and not of_llama(name):
             self.fail(
                 f"{name!r} is the name of no device; write cpu, cpu:0-1, cuda:0, gpu:0, igpu or "
                 "tcp://HOST:PORT",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edged.backend import parse_cores
+from edged.backend import names_no_core
 from edged.config.bands import governor_problems
 from edged.config.tables import Fallback
 from edged.errors import ConfigError
@@ -108,8 +108,7 @@ def _fallback_problems(name: str, stage: Stage) -> Iterator[tuple[str, str]]:
 def _device_problem(device: str) -> str:
     if not _DEVICE.fullmatch(device):
         return "is not a device; write cpu, cpu:0-1, igpu, npu or cuda:0 (see `edgectl devices`)"
-    kind, _, cores = device.partition(":")
-    return "names no core" if kind == "cpu" and cores and not parse_cores(cores) else ""
+    return "names no core" if names_no_core(device) else ""
 
 
 def _pipeline_problems(config: Config, name: str, pipeline: Pipeline) -> Iterator[tuple[str, str]]:

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from edged.backend import parse_cores
+from edged.backend import cores_of
 from edged.errors import ConfigError
-from edged.layers.devices import TORCH
+from edged.layers.devices import of_torch
 from edged.layers.head import HeadShape
 from edged.layers.limits import CONTEXT_TOKENS, MOST_SEQUENCES
 from edged.layers.meter import Meter
@@ -91,7 +91,7 @@ class Assembly(msgspec.Struct, frozen=True, kw_only=True):
 def assemble(source: str, settings: Settings, device: str = "cpu") -> Assembly:
     """Lay a model over devices; raises `ConfigError` for what cannot work."""
     devices = settings.devices or (device,)
-    if unknown := [each for each in devices if not TORCH.fullmatch(each)]:
+    if unknown := [each for each in devices if not of_torch(each)]:
         raise ConfigError(
             f"{unknown[0]!r} is not a device of a layer pipeline; write cpu, cpu:0-1, cuda:0 or tcp://HOST:PORT",
             param="devices",
@@ -228,7 +228,7 @@ def _transport(settings: Settings, devices: Sequence[str]) -> Transport:
 
 def _threads(device: str, devices: Sequence[str]) -> int:
     """Share the cores of a device out among the stages that are on it."""
-    kind, _, cores = device.partition(":")
-    count = len(parse_cores(cores)) if kind == "cpu" and cores else len(os.sched_getaffinity(0))
-    sharing = devices.count(device) if cores else sum(each.startswith("cpu") for each in devices)
+    own = len(cores_of(device))
+    count = own or len(os.sched_getaffinity(0))
+    sharing = devices.count(device) if own else sum(each.startswith("cpu") for each in devices)
     return max(1, count // max(1, sharing))

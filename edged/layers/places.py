@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 
-from edged.backend import parse_cores
+from edged.backend import cores_of
 from edged.errors import ConfigError
-from edged.layers.devices import HERE
+from edged.layers.devices import of_here
 
 
 def check_here(device: str) -> None:
     """Raise `ConfigError` for what is no device, or none that a process of this host can use."""
-    if not HERE.fullmatch(device):
+    if not of_here(device):
         raise ConfigError(
             f"{device!r} is not a device for a stage on this host; write cpu, cpu:0-1 or cuda:0",
             param="device",
         )
-    kind, _, which = device.partition(":")
-    if kind == "cuda":
+    if device.startswith("cuda:"):
         from edged.layers.runners import device_of
 
         device_of(device)
-    elif which and not set(parse_cores(which)) <= (usable := usable_cores()):
+    elif (wanted := set(cores_of(device))) and not wanted <= (usable := usable_cores()):
         raise ConfigError(
             f"device {device!r} names cores that no process may use here; usable: {sorted(usable)}",
             param="device",

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from edged.backend import Device, Variant, parse_cores
+from edged.backend import Device, Variant, cores_of
 from edged.config.tables import Stage
 from edged.placement.defaults import DELIBERATE, own_options
 from edged.placement.table import Form
@@ -127,12 +127,7 @@ def _threads(stage: Stage, device: Device, cores: int) -> tuple[int, ...]:
         return (0,)
     if fixed := stage.options.get("threads"):
         return (int(fixed),)
-    return thread_counts(_core_count(device.id) or cores)
-
-
-def _core_count(device: str) -> int:
-    _, _, cores = device.partition(":")
-    return len(parse_cores(cores)) if cores else 0
+    return thread_counts(len(cores_of(device.id)) or cores)
 
 
 def _choices(stage: Stage, backend: str, device: Device) -> list[dict[str, Any]]:

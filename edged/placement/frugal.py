@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edged.backend import parse_cores
+from edged.backend import cores_of
 from edged.config import Stage
 from edged.dispatch.losses import is_accelerator
 from edged.placement.forms import PRICED
@@ -26,7 +26,8 @@ def frugal(spec: StageSpec, stage: Stage, cores: int) -> dict[str, Any]:
         return {}
     on_cpu = spec.device.partition(":")[0] == "cpu"
     asked = spec.options.get("threads")
-    threads = asked if isinstance(asked, int) and asked else (_cores(spec.device) or cores if on_cpu else 0)
+    own = len(cores_of(spec.device)) or cores
+    threads = asked if isinstance(asked, int) and asked else (own if on_cpu else 0)
     found: dict[str, Any] = {}
     if threads > 1 and spec.backend != "torch_pipeline":  # that shares the cores out itself
         found["threads"] = (threads + 1) // 2
@@ -34,11 +35,6 @@ def frugal(spec: StageSpec, stage: Stage, cores: int) -> dict[str, Any]:
     if priced and spec.options.get("exact", True) and stage.options.get("exact") is not True:
         found["exact"] = False
     return found
-
-
-def _cores(device: str) -> int:
-    _, _, cores = device.partition(":")
-    return len(parse_cores(cores)) if cores else 0
 
 
 def merged(options: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from edged.birth import SPINS
+from edged.birth import SPINS, pin
+from edged.errors import ConfigError
 
 SETTLE = (
     "import os, {module}; from edged.birth import settle; settle('edged:test', os.getppid()); import faiss"
@@ -37,3 +38,11 @@ def test_the_threads_of_openmp_wait_briefly_unless_the_operator_says_otherwise(c
         check=True,
     ).stderr
     assert f"GOMP_SPINCOUNT = '{expected}'" in shown, "what libgomp itself has read"
+
+
+@pytest.mark.parametrize(("device", "why"), [("cpu:5-1", "names no core"), ("cpu:9999", "may not use")])
+def test_a_process_stays_on_no_cores_that_are_not_there(device: str, why: str):
+    before = os.sched_getaffinity(0)
+    with pytest.raises(ConfigError, match=why):
+        pin(device)
+    assert os.sched_getaffinity(0) == before

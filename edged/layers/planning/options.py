@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Callable
 from typing import Any
 
 from edged.errors import ConfigError
-from edged.layers.devices import LLAMA, TORCH
+from edged.layers.devices import of_llama, of_torch
 from edged.layers.planning.llama_split import MAX_SEQUENCES, from_stages
 from edged.layers.planning.plan import LayerPlan
 
@@ -15,7 +15,7 @@ from edged.layers.planning.plan import LayerPlan
 def pipeline_options(plan: LayerPlan) -> dict[str, Any]:
     """Return the options for the backend `torch_pipeline`; `ConfigError` says why there are none."""
     devices = [stage.device for stage in plan.stages]
-    _check(devices, TORCH, "torch has no device of that name")
+    _check(devices, of_torch, "torch has no device of that name")
     if not devices[0].startswith(("cpu", "cuda")):
         raise ConfigError(f"the first stage is on the host of the daemon, not at {devices[0]}")
     kept = {"dtype": plan.dtype} if plan.dtype else {}
@@ -33,7 +33,7 @@ def pipeline_options(plan: LayerPlan) -> dict[str, Any]:
 def llama_options(plan: LayerPlan) -> dict[str, Any]:
     """Return the options for the backend `llama_cpp`, which knows no micro-batches; else `ConfigError`."""
     stages = [(stage.device, stage.share) for stage in plan.stages]
-    _check([device for device, _ in stages], LLAMA, "llama.cpp has no device of that name")
+    _check([device for device, _ in stages], of_llama, "llama.cpp has no device of that name")
     if plan.max_sequences > MAX_SEQUENCES:
         raise ConfigError(f"{plan.max_sequences} sequences; llama_cpp takes at most {MAX_SEQUENCES}")
     devices, layers = from_stages(stages)
@@ -68,7 +68,7 @@ def as_toml(options: dict[str, Any]) -> str:
     return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in options.items()) + " }"
 
 
-def _check(devices: list[str], known: re.Pattern[str], why: str) -> None:
+def _check(devices: list[str], known: Callable[[str], bool], why: str) -> None:
     for device in devices:
-        if not known.fullmatch(device):
+        if not known(device):
             raise ConfigError(f"{device}: {why}")

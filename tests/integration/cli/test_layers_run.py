@@ -124,7 +124,7 @@ def test_a_stage_that_fails_is_told_once(config: Path, capfd: pytest.CaptureFixt
     assert not capfd.readouterr().err
 
 
-@pytest.mark.parametrize("device", ["tcp://127.0.0.1", "tcp://", "cuda", "gpu:0", "cpu:0-"])
+@pytest.mark.parametrize("device", ["tcp://127.0.0.1", "tcp://", "cuda", "gpu:0", "cpu:0-", "cpu:5-1"])
 def test_what_is_no_device_of_a_pipeline_is_refused_before_anything_starts(config: Path, device: str):
     found = typed(config, "run", "--model", MODEL, "--devices", f"cpu,{device}")
     assert found.exit_code == 78
@@ -134,7 +134,9 @@ def test_what_is_no_device_of_a_pipeline_is_refused_before_anything_starts(confi
 # ------------------------------------------------------------------ serve
 
 
-@pytest.mark.parametrize("device", ["bogus", "cpu:0-9999", "cuda:99", "tcp://127.0.0.1:7701", "cpu:"])
+@pytest.mark.parametrize(
+    "device", ["bogus", "cpu:0-9999", "cuda:99", "tcp://127.0.0.1:7701", "cpu:", "cpu:5-1"]
+)
 def test_a_device_that_is_not_there_is_not_served(config: Path, device: str):
     words = ("--listen", "tcp://127.0.0.1:1", "--model", MODEL, "--device", device)
     found = typed(config, "serve", *words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def box(tmp_path: Path) -> Box:
     return Box(tmp_path / "tree")
 
 
+@contextmanager
 def started(box: Box, folder: Path, variants: str, options: str) -> Iterator[RunningDaemon]:
     ladder = lighter(variants).replace(
         f"variants = {variants}", f'variants = {variants}, frugal = ["generator"]'
@@ -39,7 +41,8 @@ def started(box: Box, folder: Path, variants: str, options: str) -> Iterator[Run
 @pytest.fixture
 def daemon(box: Box, tmp_path: Path) -> Iterator[RunningDaemon]:
     (tmp_path / "daemon").mkdir()
-    yield from started(box, tmp_path / "daemon", "{}", ", threads = 4")
+    with started(box, tmp_path / "daemon", "{}", ", threads = 4") as daemon:
+        yield daemon
 
 
 def test_the_options_change_on_the_rung_and_go_back_behind_it(box, daemon):
@@ -56,7 +59,7 @@ def test_the_options_change_on_the_rung_and_go_back_behind_it(box, daemon):
 
 def test_a_variant_and_its_options_come_in_one_swap(box, tmp_path):
     (tmp_path / "daemon").mkdir()
-    for daemon in started(box, tmp_path / "daemon", '{ generator = "light" }', ", threads = 4"):
+    with started(box, tmp_path / "daemon", '{ generator = "light" }', ", threads = 4") as daemon:
         box.heat(HOT_C)
         wait_rung(daemon, "lighter-models")
         stage = daemon.stage("generator")
@@ -66,7 +69,7 @@ def test_a_variant_and_its_options_come_in_one_swap(box, tmp_path):
 
 def test_a_stage_that_has_nothing_to_save_says_so(box, tmp_path):
     (tmp_path / "daemon").mkdir()
-    for daemon in started(box, tmp_path / "daemon", "{}", ", threads = 1"):
+    with started(box, tmp_path / "daemon", "{}", ", threads = 1") as daemon:
         found = governor(daemon).unavailable["lighter-models"]
         assert found == "stage generator cannot run with fewer CPU seconds than it does"
         box.heat(HOTTER_C)

@@ -262,7 +262,7 @@ class Daemon:
 
     def _plan_notes(self) -> tuple[str, ...]:
         found = [*self._applied.sentences(self.config), self._rollout.problem]
-        if self._applied.plan is None and self._calibration.usable and not self._rollout.report.under_way:
+        if self._applied.plan is None and self._calibration.usable and not self._rollout.under_way:
             found.append(UNUSED)
         return tuple(filter(None, found))
 

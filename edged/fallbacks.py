@@ -160,7 +160,7 @@ class Fallbacks:
 
     def _taken(self, name: str) -> bool:
         """Whether a swap or a plan has a stage in its hands: they may yet put it back."""
-        return self._swaps.changing == name or self._rollout.report.under_way
+        return self._swaps.changing == name or self._rollout.under_way
 
     # ----------------------------------------------------------- the return
 
@@ -328,7 +328,7 @@ class Fallbacks:
 
     def _at_rest(self, stage: Stage) -> bool:
         """Whether nobody comes or goes, so that a trial would be in nobody's way."""
-        if self._swaps.changing or self._rollout.report.under_way or self._dispatcher.ledger.draining:
+        if self._swaps.changing or self._rollout.under_way or self._dispatcher.ledger.draining:
             return False
         workers = [self._dispatcher.ledger.workers[name] for name in stage.workers]
         settled = all(worker.state == "ready" and not worker.retiring for worker in workers)

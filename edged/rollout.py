@@ -62,14 +62,15 @@ class Rollout:
         """How far it is."""
         return PlanReport(
             plan=self._applied.plan,
-            under_way=self._under_way,
+            under_way=self.under_way,
             waiting=self.waiting,
             problem=self.problem,
             unstored=self._applied.unstored,
         )
 
     @property
-    def _under_way(self) -> bool:
+    def under_way(self) -> bool:
+        """Whether a plan is on its way."""
         return self._task is not None and not self._task.done()
 
     def check_free(self) -> None:
@@ -77,7 +78,7 @@ class Rollout:
 
         What the caller does next has the stages to itself until it awaits something.
         """
-        if self._under_way:
+        if self.under_way:
             to_go = f"{', '.join(self.waiting)} to go" if self.waiting else "it is almost done"
             raise AlreadyRunning(f"a plan is being applied: {to_go}; try again when it is in force")
 

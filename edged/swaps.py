@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
 
@@ -81,35 +81,37 @@ class Swaps:
     @property
     def report(self) -> SwapReport:
         """How far the newest change is, and what is not as configured."""
-        return msgspec.structs.replace(self._report, under_way=self._under_way, overrides=self.overrides)
+        return msgspec.structs.replace(self._report, under_way=self.under_way, overrides=self.overrides)
 
     @property
     def overrides(self) -> dict[str, str]:
         """By stage: how it differs from the configuration and the plan."""
-        return {name: difference(kept.planned, kept.step) for name, kept in self._in_force()}
+        kept = ((name, kept) for name, kept in self._kept.items() if self.is_overridden(name))
+        return {name: difference(each.planned, each.step) for name, each in kept}
 
-    def _in_force(self) -> Iterator[tuple[str, _Kept]]:
-        for name, kept in self._kept.items():
-            if self._applied.plan is kept.plan and self.meant(name) == kept.step:
-                yield name, kept
+    def is_overridden(self, name: str) -> bool:
+        """Whether a stage runs otherwise than configuration and plan say, because it was changed here."""
+        kept = self._kept.get(name)
+        return kept is not None and self._applied.plan is kept.plan and self.meant(name) == kept.step
 
     @property
-    def _under_way(self) -> bool:
+    def under_way(self) -> bool:
+        """Whether a change is on its way."""
         return self._task is not None and not self._task.done()
 
     @property
     def plan(self) -> tuple[Plan | None, bool]:
         """The applied plan, and whether another one is on its way."""
-        return self._applied.plan, self._rollout.report.under_way
+        return self._applied.plan, self._rollout.under_way
 
     @property
     def changing(self) -> str:
         """The stage that is being changed now; empty when none is."""
-        return self._report.stage if self._under_way else ""
+        return self._report.stage if self.under_way else ""
 
     def check_own(self) -> None:
         """Nothing may touch the workers while a swap does: `AlreadyRunning` then."""
-        if self._under_way:
+        if self.under_way:
             raise AlreadyRunning(
                 f"stage {self._report.stage} is being changed ({self._report.phase}); try again when that "
                 "has ended: see `edgectl status`"
@@ -122,7 +124,7 @@ class Swaps:
 
     async def ended(self) -> None:
         """Return when neither a swap nor a plan is on its way; then as `check_free`."""
-        while self._under_way:
+        while self.under_way:
             assert self._task is not None
             await asyncio.wait((self._task,))
         await self._rollout.ended()

@@ -78,7 +78,7 @@ class Variants:
 
     def stirred(self) -> bool:
         """Whether somebody else has changed how stages run since this was asked last."""
-        if self._aim is not None or self._swaps.report.under_way or self._swaps.plan[1]:
+        if self._aim is not None or self._swaps.under_way or self._swaps.plan[1]:
             return False
         self._notice()
         before, self._seen = self._seen, (self._swaps.overrides, set(self._left_alone), self._plan)
@@ -214,7 +214,7 @@ class Variants:
         return Override(variant=variant or usual.variant, options=usual.options | thrift)
 
     def _theirs(self, name: str) -> bool:
-        swapped = name in self._swaps.overrides and name not in self._own
+        swapped = name not in self._own and self._swaps.is_overridden(name)
         return name in self._left_alone or (swapped and name != self._changing)
 
     def _notice(self) -> None:

@@ -145,7 +145,7 @@ def test_variants_that_come_late_end_the_count_of_refusals(tmp_path: Path):
 
 def test_each_stage_is_placed_once_a_look_however_many_rungs_ask_for_it():
     asked: list[str] = []
-    swaps = SimpleNamespace(planned=asked.append, overrides={})
+    swaps = SimpleNamespace(planned=asked.append, is_overridden=lambda _: False)
     store = ModelStore(MODELS, Catalogue.discover())
     variants = Variants(swaps, store, lambda: CONFIG)  # type: ignore[arg-type]
     ladder = (

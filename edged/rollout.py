@@ -50,6 +50,8 @@ class Rollout:
         """Stages that are to be replaced yet, the one that is being replaced first."""
         self.problem = ""
         """Why the last plan was taken back, and what did not come back with it."""
+        self.in_force = 0
+        """How many plans have come into force, and how often none has again."""
         self.begins: Callable[[], None] = lambda: None
         """Told before a plan that can be placed changes anything: tries of lost devices end."""
         self.settled: Callable[[Iterable[StageSpec] | None], None] = lambda _specs: None
@@ -121,6 +123,7 @@ class Rollout:
             self.waiting = self.waiting[1:]
         self._dispatcher.share_cores(self._applied.lease_mode(config, plan), config.placement.cores)
         self._applied.take(plan)
+        self.in_force += 1
         self.settled([step.spec for step in steps.values()])
         self._applied.keep()
         logger.info("plan applied" if plan else "plan cleared", extra={"plan": plan.id if plan else ""})

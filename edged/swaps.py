@@ -100,9 +100,9 @@ class Swaps:
         return self._task is not None and not self._task.done()
 
     @property
-    def plan(self) -> tuple[Plan | None, bool]:
-        """The applied plan, and whether another one is on its way."""
-        return self._applied.plan, self._rollout.under_way
+    def plans(self) -> tuple[int, bool]:
+        """How many plans have come into force, and whether another one is on its way."""
+        return self._rollout.in_force, self._rollout.under_way
 
     @property
     def changing(self) -> str:

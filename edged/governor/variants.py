@@ -53,8 +53,8 @@ class Variants:
         self._aim: _Aim | None = None
         self._task: asyncio.Task[None] | None = None
         self._seen: object = None
-        self._plan: object = None
-        """That under which stages were changed."""
+        self._plans = 0
+        """How many had come into force when stages were changed."""
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -78,10 +78,10 @@ class Variants:
 
     def stirred(self) -> bool:
         """Whether somebody else has changed how stages run since this was asked last."""
-        if self._aim is not None or self._swaps.under_way or self._swaps.plan[1]:
+        if self._aim is not None or self._swaps.under_way or self._swaps.plans[1]:
             return False
         self._notice()
-        before, self._seen = self._seen, (self._swaps.overrides, set(self._left_alone), self._plan)
+        before, self._seen = self._seen, (self._swaps.overrides, set(self._left_alone), self._plans)
         return before != self._seen
 
     def at(self, wanted: Mapping[str, Wish]) -> bool:
@@ -175,7 +175,7 @@ class Variants:
         while (aim := self._aim) is not None:
             why = await self._reach(aim)
             if self._aim is aim:
-                self._superfluous(aim.wanted)
+                self._notice()
                 self._aim = None
                 aim.told(why)
 
@@ -223,11 +223,11 @@ class Variants:
         A plan is nobody's choice for a stage: what it changed is changed again where a rung asks for it, and
         while it may still be taken back nothing is known.
         """
-        plan, under_way = self._swaps.plan
+        plans, under_way = self._swaps.plans
         if under_way:
             return
-        if plan is not self._plan:
-            self._plan = plan
+        if plans != self._plans:
+            self._plans = plans
             self._own.clear()
         for name, step in list(self._own.items()):
             if name != self._swaps.changing and not self._runs(name, _manner(step)):

@@ -90,6 +90,16 @@ def test_a_plan_on_a_warm_rung_is_no_choice_of_the_operators_and_the_rung_has_it
         assert variant_of(daemon) != "light"
 
 
+def test_clearing_where_there_is_no_plan_is_no_choice_of_the_operators_either(box):
+    with box.start(CONFIG + WARM) as daemon:
+        daemon.admin.pin_rung("light")
+        wait_rung(daemon, "light")
+        assert daemon.admin.apply_plan(None)
+        assert settled(daemon).problem == ""
+        daemon.wait_for(lambda _: variant_of(daemon) == "light", "the rung's variant again")
+        assert daemon.client.status().governor.unavailable == {}
+
+
 def test_a_plan_that_is_taken_back_on_a_warm_rung_leaves_the_rung_its_variant_to_take_back(box):
     with box.start(CONFIG + WARM) as daemon:
         usual = variant_of(daemon)

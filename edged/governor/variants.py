@@ -135,8 +135,9 @@ class Variants:
 
     def _thrift(self, name: str, planned: Step | None) -> dict[str, Any]:
         """The options to change so that a stage takes few CPU seconds."""
-        stage = self._config().stages[name]
-        return frugal(planned.spec, stage, len(os.sched_getaffinity(0))) if planned else {}
+        config, cores = self._config(), len(os.sched_getaffinity(0))
+        leased = min(cores, config.placement.cores or cores)
+        return frugal(planned.spec, config.stages[name], cores, leased) if planned else {}
 
     def _lacks_variant(self, name: str, variant: str, planned: Step | None) -> str:
         stage = self._config().stages[name]

@@ -31,8 +31,9 @@ def spec(backend: str = "openvino", device: str = "cpu", **options: Any) -> Stag
     )
 
 
-def saved(placed: StageSpec, cores: int = 4, **configured: Any) -> dict[str, Any]:
-    return frugal(placed, Stage(kind="generator", model="m", options=configured), cores)
+def saved(placed: StageSpec, cores: int = 4, leased: int = 0, **configured: Any) -> dict[str, Any]:
+    stage = Stage(kind="generator", model="m", options=configured)
+    return frugal(placed, stage, cores, leased or cores)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,20 @@ def saved(placed: StageSpec, cores: int = 4, **configured: Any) -> dict[str, Any
 )
 def test_half_of_the_threads_and_no_exact_where_it_has_a_price(placed, cores, expected):
     assert saved(placed, cores) == expected
+
+
+@pytest.mark.parametrize(
+    ("placed", "expected"),
+    [
+        (spec("llama_cpp", exact=False), {"threads": 1}),
+        (spec("llama_cpp", threads=6, exact=False), {"threads": 1}),
+        (spec("llama_cpp", device="cpu:0-3", exact=False), {"threads": 1}),
+        (spec(exact=False), {"threads": 4}),
+        (spec(threads=6, exact=False), {"threads": 3}),
+    ],
+)
+def test_an_engine_that_heeds_the_cores_of_its_lease_is_halved_from_those(placed, expected):
+    assert saved(placed, 8, 2) == expected
 
 
 def test_what_the_operator_has_asked_for_is_exact_all_the_same():

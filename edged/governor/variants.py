@@ -21,6 +21,7 @@ from edged.governor.wishes import Wish, wishes
 from edged.models.store import ModelStore
 from edged.placement.applied import Step
 from edged.placement.frugal import CHANGES, frugal
+from edged.placement.overrides import shared
 from edged.report import Override
 from edged.swaps import Swaps
 
@@ -236,8 +237,12 @@ class Variants:
                 self._left_alone.add(name)
 
     def _runs(self, name: str, target: Override) -> bool:
+        """Whether a stage runs so, as far as the backend that it is on by now has such options."""
         running = self._swaps.meant(name)
-        return running is not None and _manner(running) == target
+        if running is None or running.spec.variant.name != target.variant:
+            return False
+        options = shared(target.options, running.spec)
+        return all(running.spec.options.get(option) == value for option, value in options.items())
 
     async def _swap(self, name: str, aim: _Aim) -> str:
         target = Override()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from edged.backend import cores_of
@@ -39,12 +38,3 @@ def frugal(spec: StageSpec, stage: Stage, cores: int, leased: int) -> dict[str, 
     if priced and spec.options.get("exact", True) and stage.options.get("exact") is not True:
         found["exact"] = False
     return found
-
-
-def merged(options: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with others instead; None takes one away.
-
-    >>> merged({"threads": 2, "exact": False}, {"threads": 1, "exact": None})
-    {'threads': 1}
-    """
-    return {key: value for key, value in {**options, **asked}.items() if value is not None}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -12,7 +13,7 @@ from edged.config import Config, Stage
 from edged.errors import BadRequest, NotFound
 from edged.models.store import ModelStore
 from edged.placement.defaults import RUNTIMES, place, usable
-from edged.placement.frugal import merged
+from edged.placement.forms import PRICED
 from edged.report import Override
 from edged.workers.spec import StageSpec
 
@@ -52,9 +53,25 @@ def overridden(
     wanted = _completed(name, asked, now, stage, store)
     spec = place(name, _filled(stage, wanted), config, store)
     if now is None or spec.backend != now.backend:
-        return msgspec.structs.replace(spec, options=merged(_understood(stage, spec), asked.options))
-    options = merged(_options(stage, now, spec), asked.options)
+        options = _merged(_understood(stage, spec), shared(asked.options, spec))
+        return msgspec.structs.replace(spec, options=options)
+    options = _merged(_options(stage, now, spec), asked.options)
     return msgspec.structs.replace(spec, options=options, max_batch=now.max_batch)
+
+
+def shared(options: Mapping[str, Any], spec: StageSpec) -> dict[str, Any]:
+    """Of the options of one backend, those that the backend of a stage has as well."""
+    known = {*RUNTIMES_ALIKE, *PRICED.get((spec.backend, spec.kind), ())}
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _merged(options: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with others instead; None takes one away.
+
+    >>> _merged({"threads": 2, "exact": False}, {"threads": 1, "exact": None})
+    {'threads': 1}
+    """
+    return {key: value for key, value in {**options, **asked}.items() if value is not None}
 
 
 def _completed(

@@ -21,7 +21,10 @@ from edged.governor.senses import Sensing
 from edged.governor.variants import Variants
 from edged.governor.wishes import Wish
 from edged.models.store import ModelStore
+from edged.placement.applied import Step
 from tests.conftest import MODELS
+
+from .test_frugal import spec
 
 CONFIG = msgspec.convert(BUILT_IN, Config)
 HOT_C = 90.0
@@ -155,3 +158,17 @@ def test_each_stage_is_placed_once_a_look_however_many_rungs_ask_for_it():
     found = variants.lacking(ladder)
     assert sorted(asked) == ["generator", "reranker"]
     assert found[0]["frugal"] == "stage generator cannot be placed"
+
+
+def test_a_variant_on_another_backend_is_in_force_without_the_options_that_this_one_lacks():
+    planned = Step(spec=spec("llama_cpp", threads=2, exact=False), workers=1)
+    elsewhere = spec("torch_pipeline", threads=2)
+    light = msgspec.structs.replace(elsewhere.variant, name="light")
+    running = Step(spec=msgspec.structs.replace(elsewhere, variant=light), workers=1)
+    swaps = SimpleNamespace(
+        planned=lambda _: planned, meant=lambda _: running, is_overridden=lambda _: False, plans=(0, False)
+    )
+    store = SimpleNamespace(present=lambda *_: True)
+    variants = Variants(swaps, store, lambda: CONFIG)  # type: ignore[arg-type]
+    assert variants.at({"generator": Wish("light")})
+    assert not variants.at({"generator": Wish("lightest")})

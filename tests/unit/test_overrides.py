@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -56,7 +57,7 @@ def running(store: ModelStore, name: str = "int8", backend: str = "onnx", **more
     return msgspec.structs.replace(spec, **more)
 
 
-def changed(store: ModelStore, now: StageSpec | None, stage: Stage = STAGE, **asked: str) -> StageSpec:
+def changed(store: ModelStore, now: StageSpec | None, stage: Stage = STAGE, **asked: Any) -> StageSpec:
     return overridden("retriever", stage, Override(**asked), now, CONFIG, store)
 
 
@@ -78,6 +79,13 @@ def test_a_plans_threads_are_for_its_device_and_the_operators_for_any(store):
 
 def test_a_variant_that_the_backend_does_not_open_takes_one_that_does(store):
     assert form(changed(store, running(store), variant="fp32-export"))[1] == "openvino"
+
+
+def test_another_backend_gets_only_those_options_that_it_shares(store):
+    spec = changed(store, running(store), variant="fp32-export", options={"threads": 1, "exact": False})
+    assert (spec.backend, spec.options["threads"], "exact" in spec.options) == ("openvino", 1, False)
+    same = changed(store, running(store), variant="fp32", options={"threads": None})
+    assert (same.backend, same.options) == ("onnx", {})
 
 
 def test_a_backend_that_does_not_open_the_variant_takes_one_that_is_here(store):

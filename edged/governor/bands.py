@@ -129,6 +129,8 @@ def reachable(scale: Scale, unavailable: Collection[int], floor: int) -> Scale:
     [[6], [5, 6]]
     """
     own = {limit.rung for limit in scale.limits}
+    if own.isdisjoint(unavailable):
+        return scale
 
     def next_is_watched(rung: int) -> bool:
         lower = (each for each in range(rung + 1, floor + 1) if each not in unavailable)

@@ -194,10 +194,14 @@ def _calmed(policy: Policy, state: State, *, slept: bool) -> State:
     return replace(state, peaks=state.peaks | peaks)
 
 
-def _scale(policy: Policy, state: State, signal: str) -> Scale | None:
-    """The limits of a signal that count: of a refused rung they do, for that one is tried again soon."""
+def _unavailable(state: State) -> frozenset[int]:
+    """Rungs that cannot be taken; one that was refused is tried again soon, and its limits count."""
+    return frozenset(rung for rung, until_s in state.barred.items() if until_s == math.inf)
+
+
+def _scale(policy: Policy, unavailable: frozenset[int], signal: str) -> Scale | None:
+    """The limits of a signal that count."""
     scale = scale_of(policy, signal)
-    unavailable = [rung for rung, until_s in state.barred.items() if until_s == math.inf]
     return reachable(scale, unavailable, policy.floor) if scale else None
 
 
@@ -205,9 +209,9 @@ def _heard(policy: Policy, state: State, sample: Sampled) -> dict[str, Standing]
     readings = {f"temperature.{device}": reading for device, reading in sample.temperatures.items()}
     shares = (("load", sample.load), ("memory", sample.memory), ("stall", sample.stall))
     readings |= {name: reading for name, reading in shares if reading is not None}
-    found, before = {}, state.standings
+    found, before, unavailable = {}, state.standings, _unavailable(state)
     for name in sorted(readings.keys() | before.keys()):
-        scale = _scale(policy, state, name)
+        scale = _scale(policy, unavailable, name)
         if scale is not None:
             reading = readings.get(name, Reading(why="the reading has vanished"))
             found[name] = hear(scale, before.get(name, Standing()), reading)
@@ -281,7 +285,7 @@ def _loudest(state: State) -> str:
 def _down(policy: Policy, state: State, rung: int, signal: str, now: float) -> Decision:
     climb, proof = state.climb, state.proof
     if climb and rung > climb.rung and now - climb.at_s <= UNDONE_S:
-        scale = _scale(policy, state, signal)
+        scale = _scale(policy, _unavailable(state), signal)
         below = climb.peaks.get(signal, -math.inf) - (scale.margin if scale else 0.0)
         proof = Proof(climb.rung, signal, below, now + policy.retry_s)
     state = replace(state, climb=None, proof=proof, signal=signal)
@@ -289,7 +293,7 @@ def _down(policy: Policy, state: State, rung: int, signal: str, now: float) -> D
 
 
 def _why_down(policy: Policy, state: State, signal: str) -> Cause:
-    standing, scale = state.standings.get(signal, Standing()), _scale(policy, state, signal)
+    standing, scale = state.standings.get(signal, Standing()), _scale(policy, _unavailable(state), signal)
     limits = scale.limits if scale else ()
     limit = max((each.enter for each in limits if each.rung <= standing.rung), default=None)
     if standing.rung <= state.heading or limit is None:
@@ -322,7 +326,7 @@ def _proven(state: State, proof: Proof, rung: int, now: float) -> bool:
 
 def _why_up(policy: Policy, state: State) -> Cause:
     signal = state.signal if state.signal in state.standings else next(iter(state.standings), "")
-    standing, scale = state.standings.get(signal, Standing()), _scale(policy, state, signal)
+    standing, scale = state.standings.get(signal, Standing()), _scale(policy, _unavailable(state), signal)
     limits = scale.limits if scale else ()
     left = min((each.leave for each in limits if each.rung > standing.rung), default=None)
     return Cause("left", signal, standing.value, standing.predicted, left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import ssl
 import threading
@@ -43,6 +44,10 @@ class Caller:
         self.say("", finish)
         usage = {"prompt_tokens": 7, "completion_tokens": len(texts)}
         self.send(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\ndata: [DONE]\n\n")
+
+    def is_stuck(self) -> bool:
+        """Whether nothing more can be sent, because the other side reads nothing for a second."""
+        return not select.select([], [self._connection], [], 1.0)[1]
 
     def wait_until_left(self) -> bool:
         """Wait for the other side to close; False when it stayed for ten seconds."""

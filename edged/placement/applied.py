@@ -24,7 +24,7 @@ from edged.placement.standing import (
     overruled,
     shared_otherwise,
 )
-from edged.placement.table import Choice, Plan
+from edged.placement.table import Choice, Fingerprint, Plan
 from edged.placement.watch import Reading, Watch
 from edged.report import PlanStatus
 from edged.workers.spec import StageSpec
@@ -64,21 +64,25 @@ class AppliedPlan:
         except StorageError as error:
             self._problem = error.message
             return
-        why = foreign(found, known_fingerprint(found, self._store)) if found else ""
+        now = known_fingerprint(found, self._store) if found else None
+        why = foreign(found, now) if found and now else ""
         if why and found:
             self._problem = (
                 f"plan {found.id} was made on other hardware ({why}) and is not used; run: "
                 "edgectl calibrate, then edgectl plan --apply"
             )
         else:
-            self.take(found)
+            self._take(found, now)
 
     def take(self, plan: Plan | None) -> None:
         """From now on this one is in force."""
+        self._take(plan, known_fingerprint(plan, self._store) if plan else None)
+
+    def _take(self, plan: Plan | None, now: Fingerprint | None) -> None:
         self.plan, self._problem = plan, ""
         self._watch = Watch(plan) if plan else None
         self._setbacks.clear()
-        self.look_again()
+        self._doubt = outdated(plan, now) if plan and now else ""
 
     def keep(self) -> None:
         """Store what is in force, for the next start; a full disk is a note, not a failure."""

@@ -42,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mode: Mode = "ring"
     transport: Transport | Literal["auto"] = "auto"
     """How stages reach each other; `auto` is NCCL between different GPUs, else ZeroMQ between processes."""
-    micro_batches: Count = 0
+    micro_batches: Annotated[int, msgspec.Meta(ge=0, le=MOST_SEQUENCES)] = 0
     """0 means one a stage."""
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=MOST_SEQUENCES)] = 8
     """Over all micro-batches."""

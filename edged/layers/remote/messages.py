@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from edged.errors import ProtocolError
+from edged.layers.limits import MOST_SEQUENCES
 from edged.layers.schedule import Mode
 from edged.layers.share import DTYPE_BYTES, Architecture, DType, Share
 from edged.layers.spec import Loaded, Overlap, OverlapFrom
@@ -35,8 +36,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     stages: Few
     share: Share
     dtype: DType
-    sequences: Few
-    micro_batch: Annotated[int, msgspec.Meta(ge=0, le=1024)]
+    sequences: Annotated[int, msgspec.Meta(ge=1, le=MOST_SEQUENCES)]
+    micro_batch: Annotated[int, msgspec.Meta(ge=0, le=MOST_SEQUENCES)]
     context_tokens: Annotated[int, msgspec.Meta(ge=1)]
     mode: Mode
     overlap: Overlap | None

@@ -8,11 +8,13 @@ figures says so.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import msgspec
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from edged.config.tables import Rung
+from edged.governor.reach import DOES, NOTHING
 
 SEARCH, RERANK, PREFILL, DECODE = 0.02, 0.48, 0.23, 0.27
 """Shares of the CPU seconds of an answer: `edgectl calibrate` with the built-in models on two x86 cores, 20
@@ -69,13 +71,15 @@ def settings(ladder: Sequence[Rung], rung: int, without: Collection[int] = ()) -
 
 
 def _both(whole: Rung, more: Rung) -> Rung:
-    said = {name: value for name, value in asdict(more).items() if value != getattr(_NOTHING, name)}
-    frugal = tuple(dict.fromkeys((*whole.frugal, *more.frugal)))
-    merged = {"variants": whole.variants | more.variants, "frugal": frugal}
-    return replace(whole, **said | merged)
+    said = [name for name in DOES if getattr(more, name) != getattr(NOTHING, name)]
+    return replace(whole, **{name: _joined(getattr(whole, name), getattr(more, name)) for name in said})
 
 
-_NOTHING = Rung(name="nothing")
+def _joined(before: Any, more: Any) -> Any:
+    """Stages are added to stages; any other value takes the place of the one before."""
+    if isinstance(more, dict):
+        return before | more
+    return tuple(dict.fromkeys((*before, *more))) if isinstance(more, tuple) else more
 
 
 def effects(ladder: Sequence[Rung], without: Collection[int] = ()) -> tuple[Effect, ...]:

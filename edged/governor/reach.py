@@ -7,18 +7,9 @@ from collections.abc import Iterator, Mapping
 from edged.config.tables import Config, Rung
 
 NOTHING = Rung(name="nothing")
-DOES = (
-    "candidates",
-    "keep",
-    "answer_tokens",
-    "variants",
-    "frugal",
-    "bypass_benefit",
-    "bypass_rerank",
-    "peer",
-    "shed_batch",
-    "busy_share",
-)
+"""What a rung does where nothing is said."""
+DOES = tuple(name for name in Rung.__struct_fields__ if name not in {"name", "cost", "quality"})
+"""Fields of `Rung` that say what it does."""
 NEEDS = {
     "candidates": "retriever",
     "keep": "retriever",

@@ -191,11 +191,12 @@ def _rehearse(
     session: Session, scenario: Scenario, missing: Sequence[str], save: Path | None, *, as_json: bool
 ) -> None:
     from edged.governor.simulate import rehearse
+    from edged.rungs.known import generators_of
 
-    known = _known(session)
+    known, generators = _known(session), generators_of(session.config)
     with progress_bar() as bar:
         task = bar.add_task(scenario.name, total=1.0)
-        found = rehearse(known, scenario, missing, lambda share: bar.advance(task, share))
+        found = rehearse(known, scenario, missing, lambda share: bar.advance(task, share), generators)
     if save is not None:
         _save(found, save)
     if as_json:

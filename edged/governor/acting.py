@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from edged.config.tables import Governor
 from edged.governor.bands import Policy, policy_of
-from edged.governor.effects import Effect, effects
+from edged.governor.effects import GENERATORS, Effect, effects
 from edged.governor.events import AnyEvent, Command, Confirmed, GoTo, Sampled
 from edged.governor.heard import heard
 from edged.governor.ladder import State, decide, without
@@ -42,7 +42,9 @@ class Acting(Protocol):
 class Laddered:
     """The real decision, whose commands are carried out at once."""
 
-    def __init__(self, governor: Governor, unavailable: Sequence[str] = ()) -> None:
+    def __init__(
+        self, governor: Governor, unavailable: Sequence[str] = (), generators: Collection[str] = GENERATORS
+    ) -> None:
         self.policy: Policy = policy_of(governor)
         self.commands: list[Command] = []
         self.changes = 0
@@ -50,7 +52,7 @@ class Laddered:
         self._sensing = Sensing()
         self._state = State()
         missing = without(self.policy, unavailable)
-        self.effects = effects(governor.ladder, [event.rung for event in missing])
+        self.effects = effects(governor.ladder, [event.rung for event in missing], generators)
         for event in missing:
             self._hear(event)
 

@@ -19,6 +19,8 @@ from edged.governor.reach import DOES, NOTHING
 SEARCH, RERANK, PREFILL, DECODE = 0.02, 0.48, 0.23, 0.27
 """Shares of the CPU seconds of an answer: `edgectl calibrate` with the built-in models on two x86 cores, 20
 candidates, 4 passages, 64 new tokens, batches of 8."""
+GENERATORS = ("generator",)
+"""Of the built-in pipeline."""
 CANDIDATES, KEEP, ANSWER_TOKENS = 20, 4, 256
 """What the built-in stages do when nothing is said."""
 PASSAGES_IN_PROMPT = 0.7
@@ -82,17 +84,24 @@ def _joined(before: Any, more: Any) -> Any:
     return tuple(dict.fromkeys((*before, *more))) if isinstance(more, tuple) else more
 
 
-def effects(ladder: Sequence[Rung], without: Collection[int] = ()) -> tuple[Effect, ...]:
+def effects(
+    ladder: Sequence[Rung], without: Collection[int] = (), generators: Collection[str] = GENERATORS
+) -> tuple[Effect, ...]:
     """What each rung costs and is worth, where those in `without` cannot be taken.
 
     A figure that is not known is estimated from the rung before it: what that costs or is worth, known or
-    estimated, times what the assumed shares say of the step between the two.
+    estimated, times what the assumed shares say of the step between the two. Of what frugal stages save only
+    the part of `generators` is known.
     """
     found: list[Effect] = []
-    whole = [settings(ladder, rung, without) for rung in range(len(ladder))]
+    whole = [_weighed(settings(ladder, rung, without), generators) for rung in range(len(ladder))]
     for rung, above in zip(whole, (None, *whole), strict=False):
         found.append(_effect(rung, above, found[-1] if found else None))
     return tuple(found)
+
+
+def _weighed(rung: Rung, generators: Collection[str]) -> Rung:
+    return replace(rung, frugal=tuple(name for name in rung.frugal if name in generators))
 
 
 def _effect(rung: Rung, above: Rung | None, before: Effect | None) -> Effect:

@@ -8,14 +8,14 @@ never slowed down by its own silicon, so the seconds above the limit of `none` a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal
 
 import msgspec
 
 from edged.config.tables import Governor
 from edged.governor.acting import Acting, Laddered, Pausing, Ungoverned
-from edged.governor.effects import Effect
+from edged.governor.effects import GENERATORS, Effect
 from edged.governor.events import Command
 from edged.governor.plant import DEVICE, STEP_S, Plant, Scenario
 from edged.governor.readings import Readings
@@ -73,14 +73,15 @@ def rehearse(
     scenario: Scenario,
     unavailable: Sequence[str] = (),
     progress: Callable[[float], None] = lambda _: None,
+    generators: Collection[str] = GENERATORS,
 ) -> Rehearsal:
     """Let each governor live through the scenario; rungs that are `unavailable` are not taken.
 
-    `progress` is told each further share of the work that is done.
+    `progress` is told each further share of the work that is done, `generators` are the stages that are some.
     """
     thermal = governor.temperature.get(DEVICE)
     limit_c = thermal.critical_c if thermal else DEFAULT_LIMIT_C
-    ladder = Laddered(governor, unavailable)
+    ladder = Laddered(governor, unavailable, generators)
     known = ladder.effects
     rivals: dict[Kind, Acting] = {
         "ladder": ladder,

@@ -61,7 +61,12 @@ def known_effects(config: Config, found: Known) -> tuple[Effect, ...]:
     record = found.record
     names = [rung.name for rung in config.governor.ladder]
     without = [names.index(name) for name in (record.unavailable if record else {}) if name in names]
-    return effects(governor_with(config, found).ladder, without)
+    return effects(governor_with(config, found).ladder, without, generators_of(config))
+
+
+def generators_of(config: Config) -> tuple[str, ...]:
+    """Stages that write answers."""
+    return tuple(name for name, stage in config.stages.items() if stage.kind == "generator")
 
 
 class Order(msgspec.Struct, frozen=True):

@@ -91,3 +91,11 @@ def test_a_frugal_rung_is_taken_to_cost_less_and_to_be_worth_a_little_less():
     best, thrifty = effects((Rung(name="full"), Rung(name="thrifty", frugal=("generator",))))
     assert 0.6 < thrifty.cost / best.cost < 0.9
     assert 0.98 < thrifty.quality / best.quality < 1.0
+
+
+def test_what_stages_other_than_generators_save_is_not_guessed():
+    ladder = (Rung(name="full"), Rung(name="thrifty", frugal=("writer",)))
+    best, thrifty = effects(ladder)
+    assert (thrifty.cost, thrifty.quality) == (best.cost, best.quality)
+    best, thrifty = effects(ladder, generators=("writer",))
+    assert thrifty.cost < best.cost

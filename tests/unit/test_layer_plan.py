@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.errors import ConfigError
+from edged.layers.planning import partition
 from edged.layers.planning.bubble import around_s, period_s
 from edged.layers.planning.costs import UNIT, LayerCosts, Sizes, estimated, sizes_of
 from edged.layers.planning.partition import Load, Placed, stage_bytes, stage_seconds
@@ -162,6 +163,22 @@ def test_many_devices_are_planned_at_once():
     candidates = [Candidate(id=f"cuda:{number}", speed=1 + number % 3) for number in range(24)]
     found = planned(candidates, sizes=msgspec.structs.replace(SIZES, layers=126))
     assert sum(found.sizes) == 126
+
+
+def test_the_search_ends_where_the_shortest_way_fits(monkeypatch: pytest.MonkeyPatch):
+    found: list[list[int]] = []
+
+    def counted(rows, *rest):
+        found.append([row.place for row in rows])
+        return shortest_way(rows, *rest)
+
+    shortest_way = partition._shortest_way
+    monkeypatch.setattr(partition, "_shortest_way", counted)
+    placed = weighted(
+        Sizes(layers=8), UNIT, [Candidate(id="fast"), Candidate(id="slow", speed=0.125)], Load()
+    )
+    assert [each.candidate.id for each in placed] == ["fast"]
+    assert found == [[0], [0, 1], [1]], "once each"
 
 
 def test_too_many_or_no_devices_are_refused():

@@ -188,10 +188,12 @@ class _Search:
         shortest = _shortest_way(rows, [row.most for row in rows], self._sizes.layers, self._costs.hop_s)
         if shortest is None:
             return
-        least_s = sum(_used(rows, shortest))
+        self._judge(rows, shortest)
+        used_s = _used(rows, shortest)
+        least_s = around_s(used_s, self._costs.hop_s)
         limits = sorted({row.base_s + count * row.layer_s for row in rows for count in _counts(row)})
-        busiest_s = max(_used(rows, counts))
-        for limit_s in limits[bisect_left(limits, busiest_s * (1 - EPSILON)) :]:
+        begin = bisect_left(limits, max(_used(rows, counts)) * (1 - EPSILON))
+        for limit_s in limits[begin : bisect_left(limits, max(used_s))]:  # from there on it is `shortest`
             if self._hopeless(least_s, limit_s):
                 return
             most = [row.most_within(limit_s) for row in rows]
@@ -215,9 +217,9 @@ class _Search:
         load = self._load
         return period_s(load.mode, way_s, busiest_s, load.micro_batches) / load.micro_batches
 
-    def _hopeless(self, shortest_s: float, limit_s: float) -> bool:
-        """Whether no partition that takes `limit_s` on its busiest stage can win."""
-        least = self._period(max(shortest_s, limit_s), limit_s)
+    def _hopeless(self, least_s: float, limit_s: float) -> bool:
+        """Whether no partition that takes `limit_s` on its busiest stage, `least_s` at best, can win."""
+        least = self._period(max(least_s, limit_s), limit_s)
         return self._best is not None and least > self._best.key[0] * (1 + EPSILON)
 
 

@@ -61,8 +61,6 @@ class Governing:
         self._begun = False
         self._offers: dict[str, str] = {"peer": "there is no peer"}
         self._unavailable: dict[str, str] = {}
-        self._refusals: dict[int, str] = {}
-        """Why rungs were refused, last time each."""
         self._looked_at_s = -math.inf
         ladder = config().governor.ladder
         self.force = InForce(0, ladder[0].name, ladder[0])
@@ -84,7 +82,7 @@ class Governing:
         """Go on under the configuration that was just read: on the rung of the same name, with the pin."""
         before, self._policy = self._policy, policy_of(self._config().governor)
         self._state = carried(self._state, before, self._policy)
-        self._going, self._unavailable, self._refusals = None, {}, {}
+        self._going, self._unavailable = None, {}
         self._variants.forget()
         self._take(self._state.rung)  # the rung in force is looked up in the new ladder from here on
         self._look(told=False)
@@ -178,7 +176,7 @@ class Governing:
         """Hear of it; what was refused and is tried again now is done on the rung in force, too."""
         before = self._state.barred
         self._hear(event)
-        if any(rung <= self.force.rung for rung in before.keys() - self._state.barred.keys()):
+        if any(rung <= self.force.rung for rung in before - self._state.barred):
             self._take(self.force.rung)
             self._seek_variants()
 
@@ -252,7 +250,6 @@ class Governing:
         climbs = going is not None and going.before > rung
         refused = [rung] if climbs else self._asking_for_variants(rung)
         for each in refused:
-            self._refusals[each] = why
             self._hear(Refused(at_s=now, rung=each, why=why))
         if climbs or (going is not None and only_swaps(self._ladder[rung])):
             self._going, rung = None, self._state.rung
@@ -276,12 +273,9 @@ class Governing:
         return {name: why for name, why in found.items() if why}
 
     def _left_out(self) -> dict[str, str]:
-        found = (
-            (self._policy.rungs[rung], why)
-            for rung, why in self._refusals.items()
-            if rung in self._state.barred
-        )
-        return {name: why for name, why in found if name not in self._unavailable}
+        state = self._state
+        refused = state.barred - state.unavailable
+        return {self._policy.rungs[rung]: state.refusals[rung].why for rung in sorted(refused)}
 
     def history(self, count: int) -> list[Decision]:
         """The newest decisions, oldest first."""

@@ -58,6 +58,15 @@ class Proof(msgspec.Struct, frozen=True):
     until_s: float
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """A rung could not be taken, and is left out for a while."""
+
+    until_s: float
+    out_s: float
+    """How long: the next time twice as long."""
+    why: str
+
+
 class State(msgspec.Struct, frozen=True):
     """All that decisions depend on."""
 
@@ -77,10 +86,10 @@ class State(msgspec.Struct, frozen=True):
     """The highest reading of each signal since then."""
     pin: int | None = None
     standings: dict[str, Standing] = {}
-    barred: dict[int, float] = {}
-    """Rungs that cannot be taken, and until when."""
-    refusals: dict[int, int] = {}
-    """How often a rung was refused since it was in force last."""
+    unavailable: frozenset[int] = frozenset()
+    """Rungs that nobody can take here."""
+    refusals: dict[int, Refusal] = {}
+    """The last one of each rung since it was in force."""
     signal: str = ""
     """The one that caused the last descent."""
     climb: Climb | None = None
@@ -90,6 +99,12 @@ class State(msgspec.Struct, frozen=True):
     def heading(self) -> int:
         """The rung that is in force, or that was asked for."""
         return self.rung if self.asked is None else self.asked.rung
+
+    @property
+    def barred(self) -> frozenset[int]:
+        """Rungs that are not taken now."""
+        refused = {rung for rung, each in self.refusals.items() if each.until_s > self.at_s}
+        return self.unavailable | refused
 
 
 Decision = tuple[State, tuple[Command, ...]]
@@ -125,8 +140,8 @@ def decide(policy: Policy, state: State, event: AnyEvent) -> Decision:
             known = {name: each for name, each in state.standings.items() if not each.unknown}
             return replace(state, pin=None, proof=None, calm_since_s=None, standings=known), ()
         case Offered(rung=rung):
-            others = {each: until_s for each, until_s in state.barred.items() if each != rung}
-            return replace(state, barred=others if event.available else others | {rung: math.inf}), ()
+            others = state.unavailable - {rung}
+            return replace(state, unavailable=others if event.available else others | {rung}), ()
         case Confirmed():
             return _confirmed(state, event), ()
         case Refused():
@@ -137,17 +152,17 @@ def decide(policy: Policy, state: State, event: AnyEvent) -> Decision:
 
 def _pinned(policy: Policy, state: State, event: Pinned) -> Decision:
     rung = min(max(event.rung, 0), policy.floor)
-    barred = {each: until_s for each, until_s in state.barred.items() if until_s == math.inf}
-    state = replace(state, pin=rung, calm_since_s=None, climb=None, barred=barred, refusals={})
+    state = replace(state, pin=rung, calm_since_s=None, climb=None, refusals={})
     if rung == state.heading:
         return state, ()
     return _go(policy, state, rung, Cause("pinned"), event.at_s)
 
 
 def _confirmed(state: State, event: Confirmed) -> State:
-    done = {each for each in range(event.rung + 1) if event.whole and each not in state.barred}
-    refusals = {each: count for each, count in state.refusals.items() if each not in done}
-    state = replace(state, refusals=refusals)
+    if event.whole:
+        done = {*range(event.rung + 1)} - state.barred
+        refusals = {each: refusal for each, refusal in state.refusals.items() if each not in done}
+        state = replace(state, refusals=refusals)
     if state.asked is None or state.asked.rung != event.rung:
         return replace(state, rung=event.rung)
     stepped_at_s = max(state.stepped_at_s, event.at_s)
@@ -156,15 +171,12 @@ def _confirmed(state: State, event: Confirmed) -> State:
 
 def _refused(policy: Policy, state: State, event: Refused) -> Decision:
     asked = None if state.asked and state.asked.rung == event.rung else state.asked
-    count = state.refusals.get(event.rung, 0)
-    out_s = min(REFUSED_S * 2.0**count, LONGEST_REFUSED_S)
-    until_s = max(event.at_s + out_s, state.barred.get(event.rung, -math.inf))
+    last = state.refusals.get(event.rung)
+    out_s = min(2 * last.out_s, LONGEST_REFUSED_S) if last else REFUSED_S
+    refusals = state.refusals | {event.rung: Refusal(event.at_s + out_s, out_s, event.why)}
     known = 0 <= event.rung < len(policy.rungs)
     report = Report(f"rung {policy.rungs[event.rung] if known else event.rung}", event.why, event.at_s)
-    refusals = state.refusals | {event.rung: min(count + 1, 10)}
-    return replace(state, asked=asked, barred=state.barred | {event.rung: until_s}, refusals=refusals), (
-        report,
-    )
+    return replace(state, asked=asked, refusals=refusals), (report,)
 
 
 def _sampled(policy: Policy, state: State, sample: Sampled) -> Decision:
@@ -178,8 +190,7 @@ def _sampled(policy: Policy, state: State, sample: Sampled) -> Decision:
         if bool(standing.unknown) != bool(state.standings.get(name, Standing()).unknown)
     )
     slept = now - state.at_s > GAP_S
-    barred = {rung: until_s for rung, until_s in state.barred.items() if until_s > now}
-    state = replace(state, at_s=now, standings=standings, barred=barred)
+    state = replace(state, at_s=now, standings=standings)
     state, commands = _step(policy, _calmed(policy, state, slept=slept), now)
     return state, (*reports, *commands)
 
@@ -194,24 +205,19 @@ def _calmed(policy: Policy, state: State, *, slept: bool) -> State:
     return replace(state, peaks=state.peaks | peaks)
 
 
-def _unavailable(state: State) -> frozenset[int]:
-    """Rungs that cannot be taken; one that was refused is tried again soon, and its limits count."""
-    return frozenset(rung for rung, until_s in state.barred.items() if until_s == math.inf)
-
-
-def _scale(policy: Policy, unavailable: frozenset[int], signal: str) -> Scale | None:
-    """The limits of a signal that count."""
+def _scale(policy: Policy, state: State, signal: str) -> Scale | None:
+    """The limits of a signal that count: of a refused rung they do, for that one is tried again soon."""
     scale = scale_of(policy, signal)
-    return reachable(scale, unavailable, policy.floor) if scale else None
+    return reachable(scale, state.unavailable, policy.floor) if scale else None
 
 
 def _heard(policy: Policy, state: State, sample: Sampled) -> dict[str, Standing]:
     readings = {f"temperature.{device}": reading for device, reading in sample.temperatures.items()}
     shares = (("load", sample.load), ("memory", sample.memory), ("stall", sample.stall))
     readings |= {name: reading for name, reading in shares if reading is not None}
-    found, before, unavailable = {}, state.standings, _unavailable(state)
+    found, before = {}, state.standings
     for name in sorted(readings.keys() | before.keys()):
-        scale = _scale(policy, unavailable, name)
+        scale = _scale(policy, state, name)
         if scale is not None:
             reading = readings.get(name, Reading(why="the reading has vanished"))
             found[name] = hear(scale, before.get(name, Standing()), reading)
@@ -285,7 +291,7 @@ def _loudest(state: State) -> str:
 def _down(policy: Policy, state: State, rung: int, signal: str, now: float) -> Decision:
     climb, proof = state.climb, state.proof
     if climb and rung > climb.rung and now - climb.at_s <= UNDONE_S:
-        scale = _scale(policy, _unavailable(state), signal)
+        scale = _scale(policy, state, signal)
         below = climb.peaks.get(signal, -math.inf) - (scale.margin if scale else 0.0)
         proof = Proof(climb.rung, signal, below, now + policy.retry_s)
     state = replace(state, climb=None, proof=proof, signal=signal)
@@ -293,7 +299,7 @@ def _down(policy: Policy, state: State, rung: int, signal: str, now: float) -> D
 
 
 def _why_down(policy: Policy, state: State, signal: str) -> Cause:
-    standing, scale = state.standings.get(signal, Standing()), _scale(policy, _unavailable(state), signal)
+    standing, scale = state.standings.get(signal, Standing()), _scale(policy, state, signal)
     limits = scale.limits if scale else ()
     limit = max((each.enter for each in limits if each.rung <= standing.rung), default=None)
     if standing.rung <= state.heading or limit is None:
@@ -326,7 +332,7 @@ def _proven(state: State, proof: Proof, rung: int, now: float) -> bool:
 
 def _why_up(policy: Policy, state: State) -> Cause:
     signal = state.signal if state.signal in state.standings else next(iter(state.standings), "")
-    standing, scale = state.standings.get(signal, Standing()), _scale(policy, _unavailable(state), signal)
+    standing, scale = state.standings.get(signal, Standing()), _scale(policy, state, signal)
     limits = scale.limits if scale else ()
     left = min((each.leave for each in limits if each.rung > standing.rung), default=None)
     return Cause("left", signal, standing.value, standing.predicted, left)

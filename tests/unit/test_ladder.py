@@ -280,21 +280,21 @@ def test_a_rung_that_is_refused_again_and_again_is_left_out_twice_as_long_until_
     world, out_s = World(), []
     for at_s in (0.0, 1e4, 2e4, 3e4, 4e4, 5e4):
         world.hear(Refused(at_s=at_s, rung=3, why="no memory"))
-        out_s.append(world.state.barred[3] - at_s)
+        out_s.append(world.state.refusals[3].until_s - at_s)
     assert out_s == [REFUSED_S * factor for factor in (1, 2, 4, 8)] + [LONGEST_REFUSED_S] * 2
     world.hear(Confirmed(at_s=6e4, rung=4))
     world.hear(Refused(at_s=6e4, rung=3, why="no memory"))
-    assert world.state.barred[3] - 6e4 == LONGEST_REFUSED_S, "rung 4 is in force without it"
+    assert world.state.refusals[3].until_s - 6e4 == LONGEST_REFUSED_S, "rung 4 is in force without it"
     world.now = 7e4
     world.feel(LEAVE_1 - 5)
     world.hear(Confirmed(at_s=world.now, rung=3, whole=False))
     world.hear(Refused(at_s=world.now, rung=3, why="no memory"))
-    assert world.state.barred[3] - world.now == LONGEST_REFUSED_S, "its variants were still loading"
+    assert world.state.refusals[3].until_s - world.now == LONGEST_REFUSED_S, "its variants were still loading"
     world.now = 7.5e4
     world.feel(LEAVE_1 - 5)
     world.hear(Confirmed(at_s=world.now, rung=3))
     world.hear(Refused(at_s=8e4, rung=3, why="no memory"))
-    assert world.state.barred[3] - 8e4 == REFUSED_S
+    assert world.state.refusals[3].until_s - 8e4 == REFUSED_S
 
 
 def test_a_pin_gives_refused_rungs_another_try_but_not_those_that_cannot_be_taken():
@@ -302,7 +302,7 @@ def test_a_pin_gives_refused_rungs_another_try_but_not_those_that_cannot_be_take
     world.hear(Offered(at_s=0.0, rung=5, available=False))
     world.hear(Refused(at_s=1.0, rung=3, why="no memory"))
     world.hear(Pinned(at_s=2.0, rung=4))
-    assert world.state.barred == {5: math.inf}
+    assert world.state.barred == {5}
 
 
 def test_a_command_that_nobody_confirms_is_said_again_word_for_word():

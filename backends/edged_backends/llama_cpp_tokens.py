@@ -10,6 +10,7 @@ import msgspec
 
 from edged.backend import Sampling, TokenEvent, Vocabulary
 from edged.errors import BackendError, BadRequest, ContextOverflow, DeviceLost
+from edged.prefill import shares
 from edged_backends.llama_cpp_batch import TokenBatch
 from edged_backends.llama_cpp_runtime import free_model, runtime
 from edged_backends.llama_cpp_sampler import Sampler
@@ -75,29 +76,12 @@ class _Part(NamedTuple):
         return self.take == self.sequence.backlog
 
 
-def shares(backlogs: Sequence[int], budget: int) -> list[int]:
-    """Divide the tokens of a batch: one each, then evenly; nobody gets more than its backlog.
-
-    What a short one leaves is divided among the others. `budget` is at least one each.
-
-    >>> shares([1, 1, 500, 20], 100)
-    [1, 1, 78, 20]
-    """
-    given = [0] * len(backlogs)
-    left = budget
-    smallest_first = sorted(range(len(backlogs)), key=lambda index: backlogs[index])
-    for rank, index in enumerate(smallest_first):
-        given[index] = min(backlogs[index], left // (len(backlogs) - rank))
-        left -= given[index]
-    return given
-
-
 class LlamaTokenSession:
     """Sequences that share one context, each with a KV cache of its own.
 
     The caches are separate streams, so a sequence can never take another's room. One step reads at most a
-    budget of tokens, every running answer first and the prompts in equal shares, so that a long prompt
-    neither stalls the answers nor keeps a short one waiting.
+    budget of tokens, every running answer first and the prompts as `edged.prefill` says, so that a long
+    prompt neither stalls the answers nor keeps a short one waiting.
     """
 
     def __init__(
@@ -221,11 +205,13 @@ class LlamaTokenSession:
             raise BackendError("the session is closed")
 
     def _plan(self) -> list[_Part]:
-        live = sorted(self._live.values(), key=lambda sequence: sequence.slot)
-        running = any(sequence.running for sequence in live)
+        running = [sequence for sequence in self._live.values() if sequence.running]
+        reading = [sequence for sequence in self._live.values() if not sequence.running]
         budget = self._shape.running_batch_tokens if running else self._shape.batch_tokens
-        takes = shares([sequence.backlog for sequence in live], budget)
-        return [_Part(sequence, take) for sequence, take in zip(live, takes, strict=True)]
+        takes = shares([sequence.backlog for sequence in reading], budget - len(running))
+        planned = [_Part(sequence, 1) for sequence in running]
+        planned += [_Part(sequence, take) for sequence, take in zip(reading, takes, strict=True) if take]
+        return sorted(planned, key=lambda part: part.sequence.slot)
 
     def _decode(self, parts: Sequence[_Part]) -> int:
         self._batch.clear()

@@ -65,27 +65,3 @@ class PrefixBooks:
     def clear(self) -> None:
         """Nothing is known any more; the counts stay."""
         self._known.clear()
-
-
-def parts(unread: Sequence[int], budget: int) -> list[int]:
-    """Divide a step's prompt tokens: equal shares, what a short one leaves goes to the others.
-
-    A part that does not end its prompt is whole blocks: the prefix cache knows no others. Somebody always
-    gets one; who gets nothing has its turn when those before have ended.
-
-    >>> parts([20, 900, 900], 128)
-    [20, 64, 32]
-    """
-    takes = [0] * len(unread)
-    left = budget
-    smallest_first = sorted(range(len(unread)), key=lambda index: unread[index])
-    for rank, index in enumerate(smallest_first):
-        share = left // (len(unread) - rank)
-        takes[index] = unread[index] if unread[index] <= share else share // BLOCK_TOKENS * BLOCK_TOKENS
-        left -= takes[index]
-    for index in smallest_first:
-        more = min(unread[index] - takes[index], BLOCK_TOKENS)
-        if 0 < more <= left or not any(takes):
-            takes[index] += more
-            left -= more
-    return takes

@@ -17,10 +17,13 @@ import numpy as np
 
 from edged.backend import Finish, Sampling, TokenEvent, Variant, Vocabulary
 from edged.errors import BackendError, ContextOverflow, DeviceLost, UnsupportedField
+from edged.prefill import shares
 from edged_backends.openvino_devices import ERRORS, translated
-from edged_backends.openvino_prefixes import PrefixBooks, parts
+from edged_backends.openvino_prefixes import BLOCK_TOKENS, PrefixBooks
 from edged_backends.openvino_runtime import genai, ov
 from edged_backends.openvino_vocabulary import OpenvinoVocabulary
+
+_RUNS_ON = genai.GenerationFinishReason.NONE
 
 
 class _Live(msgspec.Struct, eq=False):
@@ -152,11 +155,11 @@ class OpenvinoTokens:
         return blocks, metrics.cache_size_in_bytes // max(1, blocks)
 
     def _read_on(self) -> None:
-        """Give the engine the next parts of the prompts: a step's budget, in equal shares."""
+        """Give the engine the next parts of the prompts: see `edged.prefill`."""
         reading = [live for live in self._live.values() if not live.answering and live.handle is None]
         running = any(live.answering for live in self._live.values())
         budget = self._shape.running_batch_tokens if running else self._shape.batch_tokens
-        takes = parts([live.prompt_tokens - live.read for live in reading], budget)
+        takes = shares([live.prompt_tokens - live.read for live in reading], budget, BLOCK_TOKENS)
         for live, take in zip(reading, takes, strict=True):
             if live.read + take == live.prompt_tokens:
                 self._answer(live)
@@ -227,13 +230,15 @@ class OpenvinoTokens:
 
     def _read(self, sequence: int, handle: Any) -> TokenEvent:
         tokens: list[int] = []
-        reason = genai.GenerationFinishReason.NONE
+        reason = _RUNS_ON
         while handle.can_read():
             for output in handle.read().values():
                 tokens.extend(output.generated_ids)
                 reason = output.finish_reason
-        if handle.get_status() == genai.GenerationStatus.IGNORED:
+        if not tokens and handle.get_status() == genai.GenerationStatus.IGNORED:
             return TokenEvent(sequence, (), "error", "the KV cache is full: raise cache_size_mib")
+        if reason == _RUNS_ON:
+            return TokenEvent(sequence, tuple(tokens))
         if reason == genai.GenerationFinishReason.STOP:
             return TokenEvent(sequence, tuple(t for t in tokens if t not in self._stops), "stop")
         finish: Finish | None = "length" if reason == genai.GenerationFinishReason.LENGTH else None

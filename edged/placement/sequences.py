@@ -1,18 +1,18 @@
 """What a token engine does step by step: prompts in parts, all running answers one token further: pure.
 
 The rules of the adapters: a step reads at most `alone` prompt tokens, and at most `beside` while answers run,
-so that these do not stall; prompts that are being read share them equally, in whole blocks where the engine
-reads no others; a prompt that is read to its end gives its first token in the same step.
+so that these do not stall; of which prompts, `edged.prefill` says; a prompt that is read to its end gives its
+first token in the same step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from edged.placement.table import Form
+from edged.prefill import shares
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -87,8 +87,10 @@ class Sequences:
         """Advance every sequence by at most one token, and drop those that are finished."""
         running = [number for number, each in self._live.items() if not each.unread]
         reading = [number for number, each in self._live.items() if each.unread]
-        takes = parts(
-            [self._live[number].unread for number in reading], self._room(len(running)), self._budget.block
+        takes = shares(
+            [self._live[number].unread for number in reading],
+            self._room(len(running)),
+            self._budget.block,
         )
         for number, take in zip(reading, takes, strict=True):
             self._live[number].unread -= take
@@ -103,27 +105,5 @@ class Sequences:
     def _room(self, running: int) -> int:
         """Prompt tokens of the next step."""
         if not running:
-            return self._budget.alone
-        return max(1, self._budget.beside - running * self._budget.counts_running)
-
-
-def parts(unread: Sequence[int], budget: int, block: int = 1) -> list[int]:
-    """Divide a budget equally, in blocks but for ends of prompts; what a short one leaves goes to the others.
-
-    Where there is no block for everybody, those with the most before them have one.
-
-    >>> parts([20, 900, 900], 128), parts([20, 900, 900], 128, block=32), parts([90, 80, 70], 64, block=32)
-    ([20, 54, 54], [20, 32, 64], [32, 32, 0])
-    """
-    takes, left = [0] * len(unread), budget
-    order = sorted(range(len(unread)), key=lambda place: unread[place])
-    for rank, place in enumerate(order):
-        share = left // (len(unread) - rank)
-        takes[place] = unread[place] if unread[place] <= share else share // block * block
-        left -= takes[place]
-    for place in order:
-        more = min(unread[place] - takes[place], block)
-        if 0 < more <= left or not any(takes):
-            takes[place] += more
-            left -= more
-    return takes
+            return max(self._budget.block, self._budget.alone)
+        return max(self._budget.block, self._budget.beside - running * self._budget.counts_running)

@@ -12,8 +12,6 @@ import pytest
 from edged_backends import llama_cpp as adapter
 from edged_backends import llama_cpp_devices as devices
 from edged_backends import llama_cpp_tokens as adapter_tokens
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edged.backend import Sampling, Variant
 from edged.errors import BackendError, BadRequest, DeviceLost
@@ -321,19 +319,6 @@ def test_an_accelerator_that_computes_no_more_is_lost_and_a_cpu_that_fails_is_no
 def test_a_token_outside_the_vocabulary_is_refused(generator):
     with pytest.raises(BackendError, match="outside the vocabulary"):
         generator.admit(1, [1, 10**6], Sampling(), 4)
-
-
-@given(
-    backlogs=st.lists(st.integers(1, 2000), min_size=1, max_size=16),
-    spare=st.integers(0, 500),
-)
-def test_a_batch_is_shared_fairly(backlogs: list[int], spare: int):
-    budget = len(backlogs) + spare
-    given_out = adapter_tokens.shares(backlogs, budget)
-    assert all(1 <= got <= backlog for got, backlog in zip(given_out, backlogs, strict=True))
-    assert sum(given_out) == min(budget, sum(backlogs))
-    short = [got for got, backlog in zip(given_out, backlogs, strict=True) if got < backlog]
-    assert not short or max(given_out) - min(short) <= 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"GGUF" + bytes(64)])

@@ -11,7 +11,7 @@ import numpy as np
 import openvino as ov
 import pytest
 from edged_backends.openvino import OpenvinoBackend
-from edged_backends.openvino_prefixes import BLOCK_TOKENS, PrefixBooks, parts
+from edged_backends.openvino_prefixes import PrefixBooks
 from edged_backends.openvino_tokens import generation_config
 from edged_backends.openvino_vocabulary import OpenvinoVocabulary
 from hypothesis import given, settings
@@ -216,14 +216,6 @@ def steps_to_first_token(session: TokenSession, prompt: list[int]) -> int:
     while not session.step():
         steps += 1
     return steps
-
-
-@given(unread=st.lists(st.integers(1, 3000), min_size=1, max_size=16), budget=st.integers(32, 600))
-def test_a_step_is_shared_fairly_among_prompts(unread: list[int], budget: int) -> None:
-    takes = parts(unread, budget)
-    assert all(0 <= take <= tokens for take, tokens in zip(takes, unread, strict=True))
-    assert all(take == tokens or take % BLOCK_TOKENS == 0 for take, tokens in zip(takes, unread, strict=True))
-    assert 0 < sum(takes) <= budget
 
 
 @given(texts=st.lists(st.lists(st.integers(0, 1), max_size=200), max_size=12), blocks=st.integers(0, 8))

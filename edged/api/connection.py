@@ -99,6 +99,7 @@ class Connection(HttpToolsProtocol):
     limits = Limits(connections=1024)
     _head_timer: asyncio.TimerHandle | None = None
     _output_timer: asyncio.TimerHandle | None = None
+    _in_head = False
     _refused = False
     _message_bytes = 0
 
@@ -145,6 +146,8 @@ class Connection(HttpToolsProtocol):
             return
         self._message_bytes += len(data)
         super().data_received(data)
+        if self._in_head and self._head_timer is None and not self._refused:
+            self._head_timer = self.loop.call_later(self.limits.head_s, self._head_late)
         self._check_size()
         if self.timeout_keep_alive_task is None and self._idle():
             self._await_next_request()
@@ -154,15 +157,16 @@ class Connection(HttpToolsProtocol):
         self._refuse(BadRequest(msg), 400)
 
     def on_message_begin(self) -> None:
-        """Start the clock for the head of a request."""
+        """A head begins: if it does not arrive whole, its clock starts."""
         super().on_message_begin()
         self.scope["edged.connection"] = self  # type: ignore[typeddict-unknown-key]
         self._message_bytes = 0
         self._stop_head_timer()
-        self._head_timer = self.loop.call_later(self.limits.head_s, self._head_late)
+        self._in_head = True
 
     def on_headers_complete(self) -> None:
         """Stop the clock and hand the request over; a target that is no URL is refused."""
+        self._in_head = False
         self._stop_head_timer()
         super().on_headers_complete()
 
@@ -183,13 +187,13 @@ class Connection(HttpToolsProtocol):
 
     def _check_size(self) -> None:
         """The parser buffers a head and trailers of any size; this is what bounds them."""
-        limit = self.limits.message_bytes if self._head_timer is None else self.limits.head_bytes
+        limit = self.limits.head_bytes if self._in_head else self.limits.message_bytes
         if self._message_bytes > limit and not self._refused:
             self._refuse(TooLarge(f"the request is larger than {limit} bytes"), 431)
 
     def _idle(self) -> bool:
         waiting = self.cycle is None or self.cycle.response_complete
-        return waiting and self._head_timer is None and not self.transport.is_closing()
+        return waiting and not self._in_head and not self.transport.is_closing()
 
     def _await_next_request(self) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(

@@ -37,12 +37,13 @@ class Reply(msgspec.Struct, frozen=True):
 class Request:
     """What a client asked, and the way back to it."""
 
-    __slots__ = ("_receive", "_scope", "_send", "body_read", "id", "started")
+    __slots__ = ("_headers", "_receive", "_scope", "_send", "body_read", "id", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first of a name counts
         self.body_read = scope["method"] in {"GET", "HEAD"}
         self.started = False
         self.id = self._client_id() or f"{random.getrandbits(96):024x}"  # unlike, not secret: no system call
@@ -80,7 +81,7 @@ class Request:
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header of that lower-case name."""
-        return next((value for key, value in self._scope["headers"] if key == name), None)
+        return self._headers.get(name)
 
     async def body(self, limit: int) -> bytes:
         """Read the body; `TooLarge` as soon as that is known, `BodyTimeout` when it trickles."""

@@ -201,6 +201,7 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(StatusCollector(status))
         self._stages: dict[tuple[str, str, str], _StageHistograms] = {}
+        self._pipelines: dict[str, _Series] = {}
         self._define_stage_metrics()
         self._define_request_metrics()
 
@@ -215,6 +216,11 @@ class Metrics:
     def stopwatch(self, pipeline: str) -> Stopwatch:
         """Start timing a request."""
         return Stopwatch(self, pipeline)
+
+    def of_pipeline(self, pipeline: str) -> _Series:
+        """What is observed of a pipeline; looked up by its label once."""
+        known = self._pipelines.get(pipeline)
+        return known or self._pipelines.setdefault(pipeline, _Series(self, pipeline))
 
     def observe_stages(self, timings: tuple[StageTiming, ...]) -> None:
         """Record what each stage did for a request."""
@@ -265,6 +271,12 @@ class _StageHistograms:
         self._batch.observe(timing.batch)
 
 
+class _Series:
+    def __init__(self, metrics: Metrics, pipeline: str) -> None:
+        self.duration = metrics.duration.labels(pipeline)
+        self.prompt_tokens = metrics.tokens.labels(pipeline, "prompt")
+
+
 class Stopwatch:
     """Times one request."""
 
@@ -291,9 +303,10 @@ class Stopwatch:
     def _record(self, end_s: float, completed: Completed, prompt_tokens: int, completion_tokens: int) -> None:
         """Observe once the answer is on its way: a dozen histograms cost more than a write."""
         metrics, pipeline = self._metrics, self._pipeline
-        metrics.duration.labels(pipeline).observe(end_s - self._start_s)
+        series = metrics.of_pipeline(pipeline)
+        series.duration.observe(end_s - self._start_s)
         metrics.observe_stages(completed.timings)
-        metrics.tokens.labels(pipeline, "prompt").inc(prompt_tokens)
+        series.prompt_tokens.inc(prompt_tokens)
         if completion_tokens:
             metrics.tokens.labels(pipeline, "completion").inc(completion_tokens)
         if completed.resumed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 
 import msgspec
 from msgspec import UNSET
@@ -69,7 +70,7 @@ class ChatStream:
             self._watch.first_token()
             self._node = event.node
             if event.text:
-                await self._emit(self._event(Delta(content=event.text)), more=True)
+                await self._emit(self._text(event.text), more=True)
         elif isinstance(event, requests.Completed):
             await self._finish(event, ending_of(event, self._request.id, self._rung))
         else:
@@ -109,6 +110,16 @@ class ChatStream:
             await self._request.start(200, _EVENT_STREAM, headers)
             self._opened = True
             return self._event(Delta(role="assistant", content=""))
+
+    def _text(self, text: str) -> bytes:
+        """An event of new text: all but the text is the same in each, and is encoded once."""
+        before, after = self._frame
+        return before + _encoder.encode(text) + after
+
+    @cached_property
+    def _frame(self) -> tuple[bytes, bytes]:
+        before, _, after = self._event(Delta(content="")).rpartition(b'""')
+        return before, after
 
     def _event(
         self, delta: Delta, *, finish: str | None = None, edged: EdgedInfo | msgspec.UnsetType = UNSET

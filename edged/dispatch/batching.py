@@ -89,18 +89,22 @@ def _due(ledger: Ledger, stage: Stage) -> float:
 
 def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
     """Who takes the next batch: whose turn it is, else `by_room` the first; nobody while it is paused."""
-    first = _first(ledger, stage)
-    if first is None:
-        return None
-    suspect, limit = first.suspicion > 0, stage.limit
     free = [
         worker
         for name in stage.workers
         if (worker := ledger.workers[name]).state == "ready"
         and worker.credit > 0
-        and (len(worker.held) < limit if stage.streaming else not worker.held)
-        and not _would_blur(ledger, worker, suspect=suspect)
+        and (stage.streaming or not worker.held)
     ]
+    if not free or (first := _first(ledger, stage)) is None:
+        return None
+    if any(worker.held for worker in free):
+        suspect, limit = first.suspicion > 0, stage.limit
+        free = [
+            worker
+            for worker in free
+            if len(worker.held) < limit and not _would_blur(ledger, worker, suspect=suspect)
+        ]
     turns = set() if stage.streaming else {turn.worker for turn in ledger.leases.turns.values()}
     single = ledger.leases.mode == "single"
 

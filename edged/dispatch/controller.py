@@ -14,6 +14,7 @@ Limits are powers of two and `max_batch`. Raising needs more than lowering does,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import msgspec
 
@@ -51,6 +52,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     available_bytes: int | None = None
 
 
+@lru_cache
 def steps(most: int) -> tuple[int, ...]:
     """The limits there are.
 
@@ -101,6 +103,8 @@ class Controller:
     def limit(self, most: int) -> int:
         """How many items at once now."""
         speed = self.trial.limit if self.trial else self.speed_cap
+        if speed is None and self.latency_cap is None and self.memory_cap is None:
+            return most
         caps = [cap for cap in (self.latency_cap, self.memory_cap, speed) if cap is not None]
         return max(1, min(most, *caps)) if caps else most
 

@@ -6,7 +6,7 @@ order. No clock, no process, no log, no socket here, so every race is a sequence
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import assert_never
 
 from edged.dispatch.batching import adapt, dispatch
@@ -73,10 +73,20 @@ def decide(ledger: Ledger, event: Event, now: float) -> list[Command]:
     return decide_all(ledger, (event,), now)
 
 
-def decide_all(ledger: Ledger, events: Iterable[Event], now: float) -> list[Command]:
+def decide_all(ledger: Ledger, events: Collection[Event], now: float) -> list[Command]:
     """Apply events that came together; what they made room for is handed out once, behind them all."""
     commands = [command for event in events for command in _consequences(ledger, event, now)]
-    return commands + dispatch(ledger, now)
+    return commands if _makes_no_room(ledger, events) else commands + dispatch(ledger, now)
+
+
+def _makes_no_room(ledger: Ledger, events: Collection[Event]) -> bool:
+    """Whether nothing but tokens came, nothing waits, and no lease ends by the clock: every step ends so."""
+    return (
+        all(isinstance(event, Spoke) and isinstance(event.message, Tokens) for event in events)
+        and not any(stage.queue for stage in ledger.stages.values())
+        and ledger.leases.mode not in {"turns", "single"}
+        and ledger.duty.share >= 1.0
+    )
 
 
 def _consequences(ledger: Ledger, event: Event, now: float) -> list[Command]:  # noqa: PLR0911 (an event)

@@ -226,8 +226,7 @@ class Dispatcher:
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        self._dispatch_due = False
-        if not self._stopping:
+        if self._dispatch_due and not self._stopping:
             self._on(Waited())
 
     def _client_left(self, request: int) -> None:
@@ -250,6 +249,7 @@ class Dispatcher:
     # --------------------------------------------------------------- events
 
     def _on(self, event: Event) -> None:
+        self._dispatch_due = False
         self._apply(decide(self.ledger, event, self._loop.time()))
 
     def _listen(self) -> None:
@@ -258,6 +258,7 @@ class Dispatcher:
             return
         self._heard_at = self._loop.time()
         self._specs.heard(heard)
+        self._dispatch_due = False
         self._apply(decide_all(self.ledger, heard, self._heard_at))
 
     async def _tick(self) -> None:
@@ -298,10 +299,12 @@ class Dispatcher:
     # ------------------------------------------------------------- commands
 
     def _apply(self, commands: Iterable[Command]) -> None:
+        rang = False
         for command in commands:
+            rang |= isinstance(command, Send)
             self._carry_out(command)
         self._check_drained()
-        if not self._stopping and self._router.pending():
+        if rang and not self._stopping and self._router.pending():
             self._loop.call_soon(self._listen)
 
     def _carry_out(self, command: Command) -> None:  # noqa: C901 (one case a command)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, get_args
 
 import msgspec
@@ -124,6 +125,7 @@ class Leases:
     """By the first worker of a group."""
 
 
+@lru_cache
 def core_set(device: str, machine: frozenset[int]) -> frozenset[int]:
     """The cores of a device id; empty for silicon that is not the CPU.
 

@@ -97,6 +97,8 @@ class Generator:
             limit,
             most_passages=variant.details.get("passages", 0),
         )
+        self._reaching = session if isinstance(session, Reaching) else None
+        self._layered = session if isinstance(session, Layered) else None
         self._live: dict[int, _Live] = {}
         self._settled: dict[int, list[Event]] = {}
         """Events, by request, of answers that were complete when they were admitted."""
@@ -115,11 +117,11 @@ class Generator:
     @property
     def trouble(self) -> str:
         """See `TokenStage.trouble`."""
-        return self._session.trouble if isinstance(self._session, Reaching) else ""
+        return "" if self._reaching is None else self._reaching.trouble
 
     def layer_report(self) -> LayerReport | None:
         """See `TokenStage.layer_report`."""
-        return self._session.layer_report() if isinstance(self._session, Layered) else None
+        return None if self._layered is None else self._layered.layer_report()
 
     @property
     def room(self) -> int:

@@ -118,7 +118,10 @@ class Dealer:
 
     def receive(self, timeout_ms: int | None = None) -> ToWorker | None:
         """Take one message; wait for it up to `timeout_ms` (None: for ever, 0: not at all)."""
-        if timeout_ms is not None and self._socket.poll(timeout_ms, _READABLE) == 0:
+        if timeout_ms == 0:
+            if not int(self._socket.get(_EVENTS)) & _READABLE:
+                return None
+        elif timeout_ms is not None and self._socket.poll(timeout_ms, _READABLE) == 0:
             return None
         return _to_worker(self._socket.recv())
 

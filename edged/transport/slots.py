@@ -122,24 +122,24 @@ class Arena:
             descriptor, geometry.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=protection
         )
         self._view = memoryview(self._map)
+        self._stride = geometry.stride
 
     def slot(self, index: int) -> memoryview:
         """The whole of a slot; read-only where the mapping is."""
         if not 0 <= index < self.geometry.slots:
             raise ProtocolError(f"slot {index} is outside the arena of {self.geometry.slots}")
-        start = index * self.geometry.stride
+        start = index * self._stride
         return self._view[start : start + self.geometry.slot_bytes]
 
     def write(self, ref: SlotRef, payload: bytes | Sequence[bytes | memoryview]) -> SlotRef:
         """Write a payload once and return its descriptor; `TooLarge` when it does not fit."""
-        parts = (payload,) if isinstance(payload, bytes) else payload
-        views = [memoryview(part).cast("B") for part in parts]
-        length = sum(len(view) for view in views)
+        parts = (payload,) if isinstance(payload, bytes) else [memoryview(part).cast("B") for part in payload]
+        length = sum(map(len, parts))
         self._check_room(length)
         slot, position = self.slot(ref.slot), 0
-        for view in views:
-            slot[position : position + len(view)] = view
-            position += len(view)
+        for part in parts:
+            slot[position : position + len(part)] = part
+            position += len(part)
         return SlotRef(ref.arena, ref.slot, ref.generation, length, checksum_of(slot[:length]))
 
     def describe(self, ref: SlotRef, length: int) -> SlotRef:

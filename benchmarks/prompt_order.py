@@ -1,0 +1,147 @@
+"""P5s: what it brings to read the oldest and the shortest prompt first, by the what-if simulator.
+
+Prices by hand, in the proportions that the default pipeline has on one thread. The other side of the ratio
+divides the prompt tokens of a step equally among all prompts being read, and is the same in all else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
+from typing import Any
+from unittest import mock
+
+import msgspec
+
+from benchmarks.measurement import Row
+from edged.dispatch.leases import Mode
+from edged.placement.aim import Aim
+from edged.placement.limits import Limits, Wishes
+from edged.placement.plan import Planner
+from edged.placement.simulate import Load, Machine, Prediction, simulate
+from edged.placement.table import Fingerprint, Form, Plan, Point, Table, Weight
+
+CORES = 2
+EMBED_S, RERANK_S, READ_S, STEP_S, ANSWER_S = 0.003, 0.28, 0.33, 0.010, 0.003
+"""On one thread: a question, its candidates, its prompt; a step, and each answer in it."""
+SECOND_THREAD = 0.55
+"""Of the time on one thread, with two."""
+PROMPT_TOKENS, CACHED_TOKENS, NEW_TOKENS = 500, 60, 40
+CLIENTS = (4, 16)
+LENGTHS = tuple(range(15, 64, 4))
+STAGES = ("retriever", "reranker", "generator")
+CASES: tuple[tuple[Mode, int], ...] = (("single", 64), ("split", 64), ("single", 512), ("split", 512))
+"""How cores are lent, and prompt tokens of a step beside running answers."""
+
+
+def equal_shares(unread: Sequence[int], budget: int, block: int = 1) -> list[int]:
+    """As `edged.prefill.shares`, but as equal as blocks allow; what a short prompt leaves others get."""
+    takes, left = [0] * len(unread), budget
+    order = sorted(range(len(unread)), key=lambda place: unread[place])
+    for rank, place in enumerate(order):
+        share = left // (len(unread) - rank)
+        takes[place] = unread[place] if unread[place] <= share else share // block * block
+        left -= takes[place]
+    for place in order:
+        more = min(unread[place] - takes[place], block)
+        if 0 < more <= left:
+            takes[place] += more
+            left -= more
+    return takes
+
+
+def first_tokens(quick: bool) -> tuple[float, dict[str, Any]]:
+    """95th percentile of the time to the first token with 16 clients / with equal shares, worst case."""
+    detail, ratios = {}, []
+    for (mode, beside), clients in product(CASES, CLIENTS):
+        plan, table = _planned(mode, beside)
+        load = Load(clients=clients, duration_s=60 if quick else 200, new_tokens=LENGTHS)
+        ours = simulate(plan, table, Machine(cores=CORES, slots=64), load)
+        with mock.patch("edged.placement.sequences.shares", equal_shares):
+            equal = simulate(plan, table, Machine(cores=CORES, slots=64), load)
+        detail[f"{mode}, {beside} tokens, {clients} clients"] = {"ours": _said(ours), "equal": _said(equal)}
+        if clients == CLIENTS[-1]:
+            ratios.append((ours.first_token.p95 or 0.0) / (equal.first_token.p95 or 1.0))
+    return max(ratios), detail
+
+
+def _said(found: Prediction) -> dict[str, float | None]:
+    first = found.first_token
+    return {
+        "first_p50_s": round(first.p50 or 0.0, 3),
+        "first_p95_s": round(first.p95 or 0.0, 3),
+        "per_s": round(found.throughput_per_s, 3),
+    }
+
+
+def _planned(mode: Mode, beside: int) -> tuple[Plan, Table]:
+    points = tuple(_points(beside))
+    forms = tuple(dict.fromkeys(point.form for point in points))
+    table = Table(
+        fingerprint=Fingerprint(cpu="", cores=CORES, memory_bytes=8 << 30, kernel="", packages={}, models={}),
+        measured_at="",
+        points=points,
+        weights=tuple(Weight(form=form, memory_bytes=100 << 20, load_s=1.0) for form in forms),
+        pairs=(),
+        finished=STAGES,
+        finished_pairs=tuple(combinations(sorted(STAGES), 2)),
+    )
+    workers = CORES if mode == "single" else 1
+    heavy = Wishes(
+        model="m", variants=("int8",), workers=workers, options={"threads": 1 if mode == "single" else CORES}
+    )
+    wishes = {
+        "retriever": msgspec.structs.replace(heavy, workers=1, options={"threads": 1}),
+        "reranker": msgspec.structs.replace(heavy, max_batch=1),
+        "generator": msgspec.structs.replace(heavy, max_batch=8),
+    }
+    limits = Limits(cores=CORES, memory_bytes=4 << 30, modes=(mode,))
+    return Planner(table, wishes, limits).plan(Aim()), table
+
+
+def _points(beside: int) -> Iterator[Point]:
+    budgets = (("max_num_batched_tokens", max(beside, 256)), ("running_batch_tokens", beside))
+    for threads, factor in ((1, 1.0), (2, SECOND_THREAD)):
+        yield _point("retriever", threads, 1, EMBED_S)
+        for batch in (1, 8):
+            yield _point("reranker", threads, batch, batch * RERANK_S * factor)
+        for batch in (1, 4, 8):
+            first_s = batch * READ_S * factor
+            steps_s = (NEW_TOKENS - 1) * (STEP_S + ANSWER_S * batch)
+            yield msgspec.structs.replace(
+                _point("generator", threads, batch, first_s + steps_s, budgets),
+                first_s=first_s,
+                new_tokens=NEW_TOKENS,
+                length=PROMPT_TOKENS,
+                cached_tokens=CACHED_TOKENS,
+            )
+
+
+def _point(
+    stage: str, threads: int, batch: int, wall_s: float, options: tuple[tuple[str, int], ...] = ()
+) -> Point:
+    form = Form(
+        stage=stage,
+        backend="openvino",
+        threads=threads,
+        model="m",
+        variant="int8",
+        device="cpu",
+        options=options,
+    )
+    return Point(
+        form=form, batch=batch, wall_s=wall_s, cpu_s=wall_s * threads, length=256, rounds=3, spread=0.0
+    )
+
+
+ROWS = (
+    Row(
+        id="P5s",
+        what="simulated first token (p95), 16 clients, oldest and shortest prompt first / equal shares",
+        unit="ratio",
+        gate=1.0,
+        goal=0.9,
+        better="lower",
+        measure=first_tokens,
+    ),
+)

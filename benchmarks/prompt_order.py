@@ -1,7 +1,8 @@
 """P5s: what it brings to read the oldest and the shortest prompt first, by the what-if simulator.
 
-Prices by hand, in the proportions that the default pipeline has on one thread. The other side of the ratio
-divides the prompt tokens of a step equally among all prompts being read, and is the same in all else.
+Prices by hand, in the proportions that the default pipeline has on one thread; all prompts are of one length.
+The other side of the ratio divides the prompt tokens of a step equally among all prompts being read, and is
+the same in all else.
 """
 
 from __future__ import annotations
@@ -61,8 +62,14 @@ def first_tokens(quick: bool) -> tuple[float, dict[str, Any]]:
             equal = simulate(plan, table, Machine(cores=CORES, slots=64), load)
         detail[f"{mode}, {beside} tokens, {clients} clients"] = {"ours": _said(ours), "equal": _said(equal)}
         if clients == CLIENTS[-1]:
-            ratios.append((ours.first_token.p95 or 0.0) / (equal.first_token.p95 or 1.0))
+            ratios.append(_p95_s(ours) / _p95_s(equal))
     return max(ratios), detail
+
+
+def _p95_s(found: Prediction) -> float:
+    if found.first_token.p95 is None:
+        raise RuntimeError("nothing was answered")
+    return found.first_token.p95
 
 
 def _said(found: Prediction) -> dict[str, float | None]:

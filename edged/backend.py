@@ -1,8 +1,9 @@
 """The seam between edged and the runtimes: the nouns and nothing else.
 
 An adapter in `backends/edged_backends/` conforms to these protocols and imports, of edged, only this
-module and `edged.errors`. It translates every exception of its runtime at the call: nothing foreign
-crosses the seam. Capabilities are data on `Device`, asked before use, never discovered by exception.
+module, `edged.errors` and, to read prompts, `edged.prefill`. It translates every exception of its runtime at
+the call: nothing foreign crosses the seam. Capabilities are data on `Device`, asked before use, never
+discovered by exception.
 """
 
 from __future__ import annotations

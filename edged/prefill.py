@@ -11,6 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def least_tokens(block: int) -> int:
+    """The smallest step in which the oldest and the shortest prompt both have a part."""
+    return 2 * block if block > 1 else 1
+
+
 def shares(unread: Sequence[int], budget: int, block: int = 1) -> list[int]:
     """Divide the prompt tokens of a step among prompts, in order of arrival; some get nothing yet.
 

@@ -9,6 +9,7 @@ import msgspec
 
 from edged.backend import Device, Variant
 from edged.errors import BackendError
+from edged.prefill import least_tokens
 from edged_backends.openvino_cache import load_engine
 from edged_backends.openvino_devices import ERRORS, translated
 from edged_backends.openvino_prefixes import BLOCK_TOKENS
@@ -16,6 +17,7 @@ from edged_backends.openvino_runtime import genai
 from edged_backends.openvino_tokens import OpenvinoTokens, Shape
 from edged_backends.options import thread_count
 
+LEAST_TOKENS = least_tokens(BLOCK_TOKENS)
 _MIB_PER_GIB = 1024
 _EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
 
@@ -55,9 +57,9 @@ def open_tokens(variant: Variant, device: Device, target: str, chosen: TokenOpti
     shape = Shape(
         context_tokens=chosen.context_tokens or variant.context_tokens,
         max_sequences=max_sequences,
-        batch_tokens=max(chosen.max_num_batched_tokens, BLOCK_TOKENS),
+        batch_tokens=max(chosen.max_num_batched_tokens, LEAST_TOKENS),
         running_batch_tokens=max(
-            min(chosen.running_batch_tokens, chosen.max_num_batched_tokens), BLOCK_TOKENS
+            min(chosen.running_batch_tokens, chosen.max_num_batched_tokens), LEAST_TOKENS
         ),
         exact=chosen.exact,
         prefixes=chosen.prefix_caching and max_sequences > 1,

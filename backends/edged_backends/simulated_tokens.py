@@ -12,6 +12,7 @@ import msgspec
 
 from edged.backend import Sampling, TokenEvent, Vocabulary
 from edged.errors import BackendError, ContextOverflow
+from edged.prefill import shares
 from edged_backends.simulated_costs import Costs
 from edged_backends.simulated_faults import Faults, Saboteur, contains
 from edged_backends.simulated_prefixes import Prefixes
@@ -162,14 +163,12 @@ class SimulatedTokenSession:
             )
 
     def _read_prompts(self) -> int:
-        """In equal shares; what a short prompt leaves goes to the longer ones."""
-        left = self._limits.batch_tokens
-        reading = sorted(self._live.values(), key=lambda sequence: sequence.unread)
-        for rank, sequence in enumerate(reading):
-            taken = min(sequence.unread, -(-left // (len(reading) - rank)))
-            sequence.unread -= taken
-            left -= taken
-        return self._limits.batch_tokens - left
+        """Some of each, as `edged.prefill` says; how many tokens in all."""
+        reading = [sequence for sequence in self._live.values() if sequence.unread]
+        takes = shares([sequence.unread for sequence in reading], self._limits.batch_tokens)
+        for sequence, take in zip(reading, takes, strict=True):
+            sequence.unread -= take
+        return sum(takes)
 
     def _concerned(self, faults: Faults) -> list[_Sequence]:
         """Return the sequences whose prompt holds what the faults wait for."""

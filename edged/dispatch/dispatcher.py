@@ -265,6 +265,7 @@ class Dispatcher:
         while True:
             busy = self.ledger.requests or any(w.state != "ready" for w in self.ledger.workers.values())
             await asyncio.sleep(BUSY_TICK_S if busy else IDLE_TICK_S)
+            self._listen()  # for what the edge-triggered descriptor did not tell of
             memory = self._surroundings.look(
                 self._processes, busy=bool(self.ledger.requests), now=self._loop.time()
             )

@@ -16,9 +16,10 @@ from edged.errors import BackendError, DeviceLost
 from edged.layers.links.hops import HopTimeout, Message
 from edged.layers.links.opening import Links
 from edged.layers.meter import Meter
-from edged.layers.schedule import Mode, Turns, next_lane, portions
+from edged.layers.schedule import Mode, Turns, next_lane
 from edged.layers.stage import Runner
 from edged.layers.wire import Broken, End, Job, Opened, Row, Timing
+from edged.prefill import shares
 
 
 class HeadShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,8 +181,10 @@ class Head:
         if read:
             running = any(each.chosen for each in self._live.values())
             most = self.shape.running_prefill_tokens if running else self.shape.prefill_tokens
-            reading = [each for each in self._live.values() if each in reading][:most]  # oldest first
-            return self._made(lane, reading, portions([len(each.unread) for each in reading], most))
+            reading = [each for each in self._live.values() if each in reading]  # oldest first
+            takes = shares([len(each.unread) for each in reading], most)
+            taking = [(each, take) for each, take in zip(reading, takes, strict=True) if take]
+            return self._made(lane, [each for each, _ in taking], [take for _, take in taking])
         return self._made(lane, answering, [1] * len(answering))
 
     def _made(

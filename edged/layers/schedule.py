@@ -9,7 +9,7 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -76,17 +76,3 @@ def next_lane(due: Collection[int], last: int, lanes: int) -> int:
     3
     """
     return min(due, key=lambda lane: (lane - last - 1) % lanes)
-
-
-def portions(unread: Sequence[int], most: int) -> list[int]:
-    """Share out the prompt tokens of one turn: equally, and what short prompts leave to the longer ones.
-
-    >>> portions([3, 200, 200], most=64)
-    [3, 30, 31]
-    """
-    found = [0] * len(unread)
-    left = most
-    for rank, place in enumerate(sorted(range(len(unread)), key=lambda each: unread[each])):
-        found[place] = min(unread[place], left // (len(unread) - rank))
-        left -= found[place]
-    return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from edged.placement.table import Form
-from edged.prefill import shares
+from edged.prefill import least_tokens, shares
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -105,5 +105,6 @@ class Sequences:
     def _room(self, running: int) -> int:
         """Prompt tokens of the next step."""
         if not running:
-            return max(self._budget.block, self._budget.alone)
-        return max(self._budget.block, self._budget.beside - running * self._budget.counts_running)
+            return max(least_tokens(self._budget.block), self._budget.alone)
+        beside = self._budget.beside - running * self._budget.counts_running
+        return max(least_tokens(self._budget.block), beside)

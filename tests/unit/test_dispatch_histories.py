@@ -9,12 +9,14 @@ from math import nan
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
+from edged.dispatch.batching import dispatch
 from edged.dispatch.events import (
     GiveUpAsked,
     IdleAsked,
     Left,
     ReplaceAsked,
     ScaleAsked,
+    Send,
     SkippingAsked,
     Spoke,
     Ticked,
@@ -87,6 +89,8 @@ class Histories(RuleBasedStateMachine):
             request = self.world.ledger.requests.get(work.request)
             if request is not None and request.worker == worker:
                 self.world.say(worker, work, len(request.tokens), text)
+                commands = dispatch(self.world.ledger, self.world.now)
+                assert not [command for command in commands if isinstance(command, Send)]
 
     @rule(index=st.integers(0, 99), killed=st.booleans())
     def die(self, index: int, killed: bool) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.errors import ConfigError
-from edged.layers.schedule import Turns, check, next_lane, portions
+from edged.layers.schedule import Turns, check, next_lane
 
 MODES = st.sampled_from(["ring", "flush", "naive"])
 
@@ -98,12 +98,3 @@ def test_the_blocking_order_hangs_exactly_where_it_is_refused(stages, lanes):
 def test_no_micro_batches_are_refused():
     with pytest.raises(ConfigError, match="below 1"):
         check("ring", 2, 0)
-
-
-@given(unread=st.lists(st.integers(1, 300), min_size=1, max_size=8), most=st.integers(8, 256))
-def test_portions_use_what_there_is_and_favour_nobody(unread, most):
-    found = portions(unread, most)
-    assert sum(found) == min(most, sum(unread))
-    assert all(0 < count <= asked for count, asked in zip(found, unread, strict=True))
-    cut = [count for count, asked in zip(found, unread, strict=True) if count < asked]
-    assert not cut or max(cut) - min(cut) <= 1

@@ -18,6 +18,7 @@ def steps_to_the_end(unread: list[int], budget: int, block: int = 1) -> list[int
     left, ends, step = list(unread), [0] * len(unread), 0
     while any(left):
         step += 1
+        assert step <= sum(unread), "nothing gets on"
         waiting = [place for place, rest in enumerate(left) if rest]
         for place, take in zip(
             waiting, shares([left[place] for place in waiting], budget, block), strict=True

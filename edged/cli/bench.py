@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edged import pictures
 from edged.cli.durations import DURATION
 from edged.cli.output import print_json, print_table, readable_seconds
 from edged.cli.session import TEXT, Session, example, json_option, valid, with_session
@@ -80,6 +81,8 @@ def bench(  # noqa: PLR0917 - one argument per option, passed by name
 
     Real users are served meanwhile, and slower. Ctrl-C ends a run early; what was measured is reported.
     """
+    if plot:
+        pictures.check(plot)
     asked = _questions(session, file)
     fields: dict[str, Any] = {"max_tokens": max_tokens, "edged": {"priority": priority}}
     runs: list[Run] = []

@@ -56,6 +56,20 @@ def test_a_closed_loop_is_measured_and_drawn(bench, tmp_path: Path):
     assert "<svg" in plot.with_suffix(".svg").read_text()
 
 
+def test_a_plot_that_cannot_be_written_is_noticed_before_the_load(bench, tmp_path: Path):
+    done = subprocess.run(
+        bench("--duration", "600s", "--plot", str(tmp_path / "absent" / "load.png")),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert not done.stdout
+    assert "the plot cannot be written" in done.stderr
+
+
 def test_an_open_loop_keeps_its_rate(bench, tmp_path: Path):
     done = subprocess.run(
         bench("--rate", "20", "--duration", "1s", "--json"), capture_output=True, text=True, check=True

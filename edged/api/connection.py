@@ -161,7 +161,6 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["edged.connection"] = self  # type: ignore[typeddict-unknown-key]
         self._message_bytes = 0
-        self._stop_head_timer()
         self._in_head = True
 
     def on_headers_complete(self) -> None:

@@ -106,7 +106,7 @@ class Controller:
         if speed is None and self.latency_cap is None and self.memory_cap is None:
             return most
         caps = [cap for cap in (self.latency_cap, self.memory_cap, speed) if cap is not None]
-        return max(1, min(most, *caps)) if caps else most
+        return max(1, min(most, *caps))
 
     def observe(self, size: float, seconds: float, most: int) -> None:
         """Note a finished batch; for a token stage, an answer and its company on average."""

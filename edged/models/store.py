@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -201,8 +200,10 @@ class ModelStore:
         expected |= {name: file.sha256 for name, file in self._beside(manifest, rung).items()}
         found = {name: check(folder / name, sha256, known.get(name)) for name, sha256 in expected.items()}
         if found != known:
-            _remember(folder, found)
-        self._found[folder] = found
+            if _remember(folder, found):
+                self._found.pop(folder, None)
+            else:
+                self._found[folder] = found
         return _variant(manifest, rung, folder, found)
 
     def _known(self, manifest: Model, rung: Rung) -> Records:
@@ -243,10 +244,13 @@ def _write_record(folder: Path, records: Records) -> None:
     beside.replace(folder / RECORD)
 
 
-def _remember(folder: Path, records: Records) -> None:
+def _remember(folder: Path, records: Records) -> bool:
     """Write the record where that is possible; in a read-only store every start hashes again."""
-    with suppress(OSError):
+    try:
         _write_record(folder, records)
+    except OSError:
+        return False
+    return True
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:

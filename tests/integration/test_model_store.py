@@ -155,6 +155,23 @@ def test_where_no_record_can_be_written_weights_are_hashed_once(
         store.resolve("tiny")
 
 
+def test_what_another_process_recorded_is_not_hashed_again(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = store.pull("tiny").path
+    other = ModelStore(store.path, store.catalogue, os.environ)
+    os.utime(weights, (7.0, 7.0))
+    store.resolve("tiny")
+    os.utime(weights, (8.0, 8.0))
+    other.resolve("tiny")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("hashed again")
+
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    store.resolve("tiny")
+
+
 def test_weights_laid_there_by_hand_are_checked(store: ModelStore) -> None:
     folder = store.path / "tiny" / "fp32"
     folder.mkdir(parents=True)

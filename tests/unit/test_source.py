@@ -62,6 +62,7 @@ PURE = (
     *(f"edged/layers/remote/{name}.py" for name in ("clocks", "elsewhere", "messages")),
     "edged/layers/links/silence.py",
     "edged/layers/schedule.py",
+    "edged/prefill.py",
     "edged/dispatch/duty.py",
     "edged/documents/chunk.py",
     "edged/stages/citations.py",

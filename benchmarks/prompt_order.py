@@ -8,7 +8,7 @@ the same in all else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -17,10 +17,11 @@ import msgspec
 from benchmarks.measurement import Row
 from edged.dispatch.leases import Mode
 from edged.placement.aim import Aim
-from edged.placement.limits import Limits, Wishes
+from edged.placement.limits import Wishes
 from edged.placement.plan import Planner
 from edged.placement.simulate import Load, Machine, Prediction, simulate
-from edged.placement.table import Fingerprint, Form, Plan, Point, Table, Weight
+from edged.placement.table import Plan, Point, Table
+from edged.testing.tables import form, limits, point, table
 
 CORES = 2
 EMBED_S, RERANK_S, READ_S, STEP_S, ANSWER_S = 0.003, 0.28, 0.33, 0.010, 0.003
@@ -30,7 +31,6 @@ SECOND_THREAD = 0.55
 PROMPT_TOKENS, CACHED_TOKENS, NEW_TOKENS = 500, 60, 40
 CLIENTS = (4, 16)
 LENGTHS = tuple(range(15, 64, 4))
-STAGES = ("retriever", "reranker", "generator")
 CASES: tuple[tuple[Mode, int], ...] = (("single", 64), ("split", 64), ("single", 512), ("split", 512))
 """How cores are lent, and prompt tokens of a step beside running answers."""
 
@@ -55,11 +55,11 @@ def first_tokens(quick: bool) -> tuple[float, dict[str, Any]]:
     """95th percentile of the time to the first token with 16 clients / with equal shares, worst case."""
     detail, ratios = {}, []
     for (mode, beside), clients in product(CASES, CLIENTS):
-        plan, table = _planned(mode, beside)
+        plan, prices = _planned(mode, beside)
         load = Load(clients=clients, duration_s=60 if quick else 200, new_tokens=LENGTHS)
-        ours = simulate(plan, table, Machine(cores=CORES, slots=64), load)
+        ours = simulate(plan, prices, Machine(cores=CORES, slots=64), load)
         with mock.patch("edged.placement.sequences.shares", equal_shares):
-            equal = simulate(plan, table, Machine(cores=CORES, slots=64), load)
+            equal = simulate(plan, prices, Machine(cores=CORES, slots=64), load)
         detail[f"{mode}, {beside} tokens, {clients} clients"] = {"ours": _said(ours), "equal": _said(equal)}
         if clients == CLIENTS[-1]:
             ratios.append(_p95_s(ours) / _p95_s(equal))
@@ -82,63 +82,38 @@ def _said(found: Prediction) -> dict[str, float | None]:
 
 
 def _planned(mode: Mode, beside: int) -> tuple[Plan, Table]:
-    points = tuple(_points(beside))
-    forms = tuple(dict.fromkeys(point.form for point in points))
-    table = Table(
-        fingerprint=Fingerprint(cpu="", cores=CORES, memory_bytes=8 << 30, kernel="", packages={}, models={}),
-        measured_at="",
-        points=points,
-        weights=tuple(Weight(form=form, memory_bytes=100 << 20, load_s=1.0) for form in forms),
-        pairs=(),
-        finished=STAGES,
-        finished_pairs=tuple(combinations(sorted(STAGES), 2)),
-    )
     workers = CORES if mode == "single" else 1
     heavy = Wishes(
         model="m", variants=("int8",), workers=workers, options={"threads": 1 if mode == "single" else CORES}
     )
-    wishes = {
+    asked = {
         "retriever": msgspec.structs.replace(heavy, workers=1, options={"threads": 1}),
         "reranker": msgspec.structs.replace(heavy, max_batch=1),
         "generator": msgspec.structs.replace(heavy, max_batch=8),
     }
-    limits = Limits(cores=CORES, memory_bytes=4 << 30, modes=(mode,))
-    return Planner(table, wishes, limits).plan(Aim()), table
+    found = table(_points(beside))
+    planner = Planner(found, asked, limits(cores=CORES, modes=(mode,)))
+    return planner.plan(Aim()), found
 
 
 def _points(beside: int) -> Iterator[Point]:
     budgets = (("max_num_batched_tokens", max(beside, 256)), ("running_batch_tokens", beside))
     for threads, factor in ((1, 1.0), (2, SECOND_THREAD)):
-        yield _point("retriever", threads, 1, EMBED_S)
+        yield point(form("retriever", threads=threads), 1, EMBED_S)
         for batch in (1, 8):
-            yield _point("reranker", threads, batch, batch * RERANK_S * factor)
+            yield point(form("reranker", threads=threads), batch, batch * RERANK_S * factor)
         for batch in (1, 4, 8):
             first_s = batch * READ_S * factor
             steps_s = (NEW_TOKENS - 1) * (STEP_S + ANSWER_S * batch)
-            yield msgspec.structs.replace(
-                _point("generator", threads, batch, first_s + steps_s, budgets),
+            yield point(
+                form("generator", threads=threads, options=budgets),
+                batch,
+                first_s + steps_s,
                 first_s=first_s,
                 new_tokens=NEW_TOKENS,
                 length=PROMPT_TOKENS,
                 cached_tokens=CACHED_TOKENS,
             )
-
-
-def _point(
-    stage: str, threads: int, batch: int, wall_s: float, options: tuple[tuple[str, int], ...] = ()
-) -> Point:
-    form = Form(
-        stage=stage,
-        backend="openvino",
-        threads=threads,
-        model="m",
-        variant="int8",
-        device="cpu",
-        options=options,
-    )
-    return Point(
-        form=form, batch=batch, wall_s=wall_s, cpu_s=wall_s * threads, length=256, rounds=3, spread=0.0
-    )
 
 
 ROWS = (

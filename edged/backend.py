@@ -284,14 +284,23 @@ def parse_cores(text: str) -> tuple[int, ...]:
     return tuple(sorted(cores))
 
 
-def cores_of(device: str) -> tuple[int, ...]:
-    """The cores that a device id names; empty for the whole CPU and for other silicon.
+def is_cpu(device: str) -> bool:
+    """Whether a device id is that of the CPU or of some of its cores.
 
-    >>> cores_of("cpu:0-2,5"), cores_of("cpu"), cores_of("cuda:0")
-    ((0, 1, 2, 5), (), ())
+    >>> [is_cpu(device) for device in ("cpu", "cpu:0-1", "cuda:0", "sim:cpu")]
+    [True, True, False, False]
+    """
+    return device.partition(":")[0] == "cpu"
+
+
+def cores_of(device: str) -> tuple[int, ...] | None:
+    """The core set that a device id names; None for the whole CPU and for other silicon.
+
+    >>> cores_of("cpu:0-2,5"), cores_of("cpu:5-1"), cores_of("cpu"), cores_of("cuda:0")
+    ((0, 1, 2, 5), (), None, None)
     """
     kind, _, cores = device.partition(":")
-    return parse_cores(cores) if kind == "cpu" and cores else ()
+    return parse_cores(cores) if kind == "cpu" and cores else None
 
 
 def names_no_core(device: str) -> bool:
@@ -300,4 +309,4 @@ def names_no_core(device: str) -> bool:
     >>> names_no_core("cpu:5-1"), names_no_core("cpu:1"), names_no_core("cpu")
     (True, False, False)
     """
-    return device.startswith("cpu:") and not cores_of(device)
+    return cores_of(device) == ()

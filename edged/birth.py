@@ -41,10 +41,10 @@ def settle(name: str, parent: int) -> None:
 
 def pin(device: str) -> None:
     """Stay on the cores that `cpu:0-1` names; `ConfigError` when this process may not use them."""
-    if not device.startswith("cpu:"):
+    wanted, allowed = cores_of(device), os.sched_getaffinity(0)
+    if wanted is None:
         return
-    wanted, allowed = set(cores_of(device)), os.sched_getaffinity(0)
-    if not wanted or not wanted <= allowed:
+    if not wanted or not allowed.issuperset(wanted):
         named = "cores that this process may not use" if wanted else "no core"
         raise ConfigError(f"device {device!r} names {named}; allowed: {sorted(allowed)}", param="device")
     for thread in Path("/proc/self/task").iterdir():  # the link's and the libraries' threads run already

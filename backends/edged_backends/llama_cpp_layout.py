@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from edged.backend import Device
+from edged.backend import Device, is_cpu
 from edged.errors import BackendError, ConfigError, DeviceLost
 from edged.layers.planning.llama_split import (
     BY_LAYER,
@@ -14,7 +14,6 @@ from edged.layers.planning.llama_split import (
     LlamaSplit,
     check_devices,
     described,
-    is_cpu,
     read_back,
     split_for,
     wanted,

@@ -76,7 +76,7 @@ def open_tokens(variant: Variant, device: Device, target: str, chosen: TokenOpti
 def _scheduler(chosen: TokenOptions, max_sequences: int) -> Any:
     scheduler = genai.SchedulerConfig()
     scheduler.max_num_seqs = max_sequences
-    scheduler.max_num_batched_tokens = max(chosen.max_num_batched_tokens, BLOCK_TOKENS) + max_sequences
+    scheduler.max_num_batched_tokens = max(chosen.max_num_batched_tokens, LEAST_TOKENS) + max_sequences
     scheduler.cache_size = -(-chosen.cache_size_mib // _MIB_PER_GIB)
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = chosen.prefix_caching

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from edged.backend import parse_cores
+from edged.backend import cores_of, is_cpu
 
 Mode = Literal["together", "turns", "single", "split"]
 
@@ -132,10 +132,10 @@ def core_set(device: str, machine: frozenset[int]) -> frozenset[int]:
     >>> sorted(core_set("cpu:1-2", frozenset({0, 1})))
     [1]
     """
-    kind, _, cores = device.partition(":")
-    if kind != "cpu":
+    if not is_cpu(device):
         return frozenset()
-    return machine & frozenset(parse_cores(cores)) if cores else machine
+    named = cores_of(device)
+    return machine if named is None else machine.intersection(named)
 
 
 def groups(sets: Mapping[str, frozenset[int]]) -> list[tuple[tuple[str, ...], frozenset[int]]]:

@@ -127,6 +127,9 @@ def reachable(scale: Scale, unavailable: Collection[int], floor: int) -> Scale:
     >>> scale = Scale((Limit(5, 84.0, 76.0), Limit(6, 87.0, 79.0)), PLAUSIBLE_C)
     >>> [[limit.rung for limit in reachable(scale, rungs, 6).limits] for rungs in ({5}, {6})]
     [[6], [5, 6]]
+    >>> unwatched_between = Scale((Limit(4, 84.0, 76.0), Limit(6, 87.0, 79.0)), PLAUSIBLE_C)
+    >>> [[limit.rung for limit in reachable(unwatched_between, rungs, 6).limits] for rungs in ({4}, {4, 5})]
+    [[4, 6], [6]]
     """
     own = {limit.rung for limit in scale.limits}
     if own.isdisjoint(unavailable):

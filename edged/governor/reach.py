@@ -47,6 +47,8 @@ def only_swaps(rung: Rung) -> bool:
 
     >>> only_swaps(Rung(name="light", variants={"generator": "lighter"}, frugal=("generator",)))
     True
+    >>> only_swaps(Rung(name="full"))
+    False
     """
     does = {*_does(rung)}
     return bool(does) and does <= {"variants", "frugal"}

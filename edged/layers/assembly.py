@@ -228,7 +228,7 @@ def _transport(settings: Settings, devices: Sequence[str]) -> Transport:
 
 def _threads(device: str, devices: Sequence[str]) -> int:
     """Share the cores of a device out among the stages that are on it."""
-    own = len(cores_of(device))
+    own = len(cores_of(device) or ())
     count = own or len(os.sched_getaffinity(0))
     sharing = devices.count(device) if own else sum(each.startswith("cpu") for each in devices)
     return max(1, count // max(1, sharing))

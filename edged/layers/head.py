@@ -173,15 +173,13 @@ class Head:
 
     def _job(self, lane: int) -> tuple[Job, torch.Tensor, list[_Sequence]]:
         """Make the next job of a micro-batch: prompts and answers take turns, so that neither stalls."""
-        sequences = [self._lanes[lane][slot] for slot in sorted(self._lanes[lane])]
-        reading = [each for each in sequences if not each.chosen]
-        answering = [each for each in sequences if each.chosen]
+        reading = [each for each in self._live.values() if each.lane == lane and not each.chosen]
+        answering = [each for _, each in sorted(self._lanes[lane].items()) if each.chosen]
         read = bool(reading) and not (answering and self._just_read[lane])
         self._just_read[lane] = read
         if read:
             running = any(each.chosen for each in self._live.values())
             most = self.shape.running_prefill_tokens if running else self.shape.prefill_tokens
-            reading = [each for each in self._live.values() if each in reading]  # oldest first
             takes = shares([len(each.unread) for each in reading], most)
             taking = [(each, take) for each, take in zip(reading, takes, strict=True) if take]
             return self._made(lane, [each for each, _ in taking], [take for _, take in taking])

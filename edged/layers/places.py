@@ -20,7 +20,7 @@ def check_here(device: str) -> None:
         from edged.layers.runners import device_of
 
         device_of(device)
-    elif (wanted := set(cores_of(device))) and not wanted <= (usable := usable_cores()):
+    elif (wanted := cores_of(device)) and not (usable := usable_cores()).issuperset(wanted):
         raise ConfigError(
             f"device {device!r} names cores that no process may use here; usable: {sorted(usable)}",
             param="device",

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
+from edged.backend import is_cpu
 from edged.birth import pin
 from edged.errors import ConfigError
 from edged.layers.faults import explained
@@ -24,7 +25,7 @@ from edged.layers.weights.checkpoint import library_config, weights
 
 def device_of(name: str) -> torch.device:
     """Turn edged's name of a device to torch's; `ConfigError` when there is none such."""
-    if name.partition(":")[0] == "cpu":
+    if is_cpu(name):
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if not name.startswith("cuda:") or int(name[5:]) >= count:

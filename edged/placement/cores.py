@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edged.backend import parse_cores
+from edged.backend import cores_of, is_cpu
 
 
 def mask(device: str, cores: int) -> int:
@@ -11,8 +11,7 @@ def mask(device: str, cores: int) -> int:
     >>> mask("cpu", 2), mask("cpu:1", 2), mask("npu", 2)
     (3, 2, 0)
     """
-    kind, _, given = device.partition(":")
-    if kind != "cpu":
+    if not is_cpu(device):
         return 0
-    everything = (1 << cores) - 1
-    return everything & sum(1 << core for core in parse_cores(given)) if given else everything
+    everything, named = (1 << cores) - 1, cores_of(device)
+    return everything if named is None else everything & sum(1 << core for core in named)

@@ -8,6 +8,7 @@ from functools import partial
 
 import msgspec
 
+from edged.backend import is_cpu
 from edged.config import Config, Stage
 from edged.config.tables import Fallback
 from edged.dispatch.losses import is_accelerator
@@ -32,8 +33,7 @@ def silicon(device: str) -> str:
     >>> silicon("cpu:0-1"), silicon("cuda:0")
     ('cpu', 'cuda:0')
     """
-    kind, _, _ = device.partition(":")
-    return kind if kind == "cpu" else device
+    return "cpu" if is_cpu(device) else device
 
 
 def places(

@@ -127,7 +127,7 @@ def _threads(stage: Stage, device: Device, cores: int) -> tuple[int, ...]:
         return (0,)
     if fixed := stage.options.get("threads"):
         return (int(fixed),)
-    return thread_counts(len(cores_of(device.id)) or cores)
+    return thread_counts(len(cores_of(device.id) or ()) or cores)
 
 
 def _choices(stage: Stage, backend: str, device: Device) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edged.backend import cores_of
+from edged.backend import cores_of, is_cpu
 from edged.config import Stage
 from edged.dispatch.losses import is_accelerator
 from edged.placement.forms import PRICED
@@ -25,9 +25,9 @@ def frugal(spec: StageSpec, stage: Stage, cores: int, leased: int) -> dict[str, 
     """
     if is_accelerator(spec.device):
         return {}
-    on_cpu = spec.device.partition(":")[0] == "cpu"
+    on_cpu = is_cpu(spec.device)
     asked = spec.options.get("threads")
-    own = len(cores_of(spec.device)) or cores
+    own = len(cores_of(spec.device) or ()) or cores
     threads = asked if isinstance(asked, int) and asked else (own if on_cpu else 0)
     if (spec.backend, spec.kind == "generator") not in KEEPS_THREADS:
         threads = min(threads, leased)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from edged import plugins
-from edged.backend import Backend, Device, TensorSession, TokenSession, parse_cores
+from edged.backend import Backend, Device, TensorSession, TokenSession, cores_of
 from edged.errors import ConfigError, DeviceAbsent
 from edged.stages.contract import BatchStage, TokenStage
 from edged.workers.spec import StageSpec
@@ -62,9 +62,8 @@ def open_session(spec: StageSpec, options: Mapping[str, Any]) -> TensorSession |
 def find_device(backend: Backend, wanted: str) -> Device:
     """The device of that id; `cpu:0-1` is the CPU restricted to a core set. `DeviceAbsent` otherwise."""
     devices = {device.id: device for device in backend.devices()}
-    kind, _, cores = wanted.partition(":")
-    device = devices.get(wanted)
-    if device is None and kind == "cpu" and cores and "cpu" in devices:
+    device, cores = devices.get(wanted), cores_of(wanted)
+    if device is None and cores and "cpu" in devices:
         cpu = devices["cpu"]
         device = Device(
             id=wanted,
@@ -72,7 +71,7 @@ def find_device(backend: Backend, wanted: str) -> Device:
             name=cpu.name,
             backend=cpu.backend,
             memory_bytes=cpu.memory_bytes,
-            cores=parse_cores(cores),
+            cores=cores,
             capabilities=cpu.capabilities,
         )
     if device is None:

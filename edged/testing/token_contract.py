@@ -237,6 +237,28 @@ class TokenContract:
         session.cancel(2)
         assert finish_all(session, answers)[3].tokens == alone[2]
 
+    def test_of_prompts_alike_the_older_is_answered_first(
+        self, session: TokenSession, prompts: list[list[int]]
+    ) -> None:
+        """Also where the younger one got the place of an answer that began before both."""
+        length = min(session.context_tokens // 2, 600) - 8
+        text = (prompts[1] * length)[: length + 1]
+        answers: dict[int, Answer] = {}
+        session.admit(1, prompts[0], GREEDY, self.new_tokens)
+        session.admit(2, prompts[0], GREEDY, session.context_tokens - len(prompts[0]))
+        for running in (1, 2):
+            step_until_tokens(session, running, 1, answers)
+        session.admit(4, text[:length], GREEDY, 1)
+        session.cancel(1)
+        session.admit(3, text[1:], GREEDY, 1)
+        for _ in range(STEP_LIMIT):
+            if heard := {3, 4} & answers.keys():
+                break
+            collect(session.step(), answers)
+        assert heard == {4}
+        session.cancel(2)
+        finish_all(session, answers)
+
     def test_prompt_tokens_are_counted(
         self, session: TokenSession, prompts: list[list[int]], alone: list[list[int]]
     ) -> None:

@@ -229,19 +229,6 @@ def test_a_long_prompt_leaves_running_answers_their_pace(wide, monkeypatch):
     assert max(decoded) <= 48
 
 
-def test_of_prompts_alike_the_older_is_answered_first(wide):
-    text = wide.vocabulary.encode("A long beginning of a story about boats. " * 30, special=False)
-    wide.clear_prefixes()
-    answers: dict[int, Answer] = {}
-    wide.admit(1, text[:9], Sampling(), 60)
-    step_until_tokens(wide, 1, 1, answers)
-    for number in (3, 2):
-        wide.admit(number, text[number : number + 120], Sampling(), 1)
-    step_until_tokens(wide, 3, 1, answers)
-    assert 2 not in answers
-    finish_all(wide, answers)
-
-
 def test_threads_can_change_and_the_answer_does_not(wide):
     prompt = wide.vocabulary.encode("The sea is deep and the sky is", special=False)
     answers = []

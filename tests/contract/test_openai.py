@@ -74,6 +74,7 @@ class TestAnotherEdged(TokenContract):
     # A server is listened to, not stepped: when its next word comes is its own affair.
     test_every_running_answer_gets_a_token_in_every_step = None
     test_neither_answers_nor_short_prompts_wait_for_a_long_prompt = None
+    test_of_prompts_alike_the_older_is_answered_first = None
     # Its tokens are not ours: it alone counts them, and edged does not tell what it found in its cache.
     test_prompt_tokens_are_counted = None
 

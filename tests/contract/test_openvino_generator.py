@@ -185,6 +185,22 @@ class TestGenerator(TokenContract):
         alone = finish_all(session, answers)[2].tokens
         assert generate(session, long, 2).tokens == alone
 
+    def test_the_smallest_step_reads_of_a_long_prompt_and_of_a_short_one(
+        self, backend: Backend, variant: Variant, device: Device, options: dict[str, Any]
+    ) -> None:
+        smallest = {"max_num_batched_tokens": 1, "running_batch_tokens": 1}
+        own: Any = backend.open(variant, device, options | smallest)
+        long = own.vocabulary.encode("Once upon a time there was a ship. " * 60, special=False)[:300]
+        answers: dict[int, Answer] = {}
+        own.admit(1, long[:20], GREEDY, 60)
+        step_until_tokens(own, 1, 1, answers)
+        own.admit(2, long, GREEDY, 1)
+        own.admit(3, long[7:27], GREEDY, 1)
+        collect(own.step(), answers)
+        assert (answers[3].finish, 2 in answers) == ("length", False)
+        step_until_tokens(own, 2, 1, answers)
+        own.close()
+
     def test_cancel_frees_the_kv_cache_within_one_step(self, session: Any, prompts: list[list[int]]) -> None:
         session.admit(1, prompts[0] * 8, GREEDY, 60)
         session.step()

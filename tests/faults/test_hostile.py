@@ -307,12 +307,17 @@ def test_the_last_word_of_the_dead_may_be_one_that_would_kill_them(play: Play, w
     play(scene, speak=1)
 
 
-@pytest.mark.parametrize("then", ["it dies", "time passes"])
-def test_a_word_whose_doorbell_is_lost_is_found(play: Play, then: str) -> None:
-    """The descriptor is edge-triggered: a death and every tick look for what it did not announce."""
+@pytest.mark.parametrize("then", ["it dies", "something is sent", "time passes"])
+def test_a_word_whose_doorbell_is_lost_is_found(
+    play: Play, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """The descriptor is edge-triggered: a death, a word sent and every tick look for what it did not say."""
+    if then != "time passes":
+        monkeypatch.setattr("edged.dispatch.dispatcher.BUSY_TICK_S", 3600.0)
+        monkeypatch.setattr("edged.dispatch.dispatcher.IDLE_TICK_S", 3600.0)
 
     async def scene(stand: Stand) -> None:
-        (actor,) = await stand.all_ready()
+        actor, _ = await stand.all_ready()
         channel = stand.submit(b"question", "first")
         work = await actor.work()
         asyncio.get_running_loop().remove_reader(stand.dispatcher._router.fileno)
@@ -321,12 +326,14 @@ def test_a_word_whose_doorbell_is_lost_is_found(play: Play, then: str) -> None:
             pass
         if then == "it dies":
             os.kill(stand.dispatcher.processes()[actor.incarnation].pid, signal.SIGKILL)
+        elif then == "something is sent":
+            stand.submit(b"another", "second")
         _, end = await outcome(channel)
         assert isinstance(end, Completed)
         assert end.payload == turned(b"question", "first")
         assert stand.ledger.stale == 0
 
-    play(scene, first=1)
+    play(scene, first=1, second=1)
 
 
 def test_a_process_that_cannot_be_started_is_started_later(

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from edged.placement.completeness import closed, forgotten, lacking, opened, without_lost
 from edged.placement.table import Failure, Pair, Table
-
-from .tables import FINGERPRINT, form, gateway, table
+from edged.testing.tables import FINGERPRINT, form, gateway, table
 
 NAMES = ("a", "b", "c")
 EMPTY = Table(fingerprint=FINGERPRINT, measured_at="")

@@ -103,6 +103,18 @@ def test_while_it_rests_no_batch_is_handed_out_and_then_it_goes_on():
     assert all(cores.count for cores in told(commands, Cores))
 
 
+def test_a_token_is_enough_for_a_rest_to_begin():
+    world = World()
+    world.all_ready()
+    world.ledger.duty.share, world.ledger.duty.budget_s = 0.5, 0.25
+    world.submit(("speak",))
+    speaker = world.worker("speak")
+    (answer,) = world.inbox[speaker]
+    world.now += 2.0
+    world.say(speaker, answer, 0, "x")
+    assert world.ledger.workers[speaker].cores == 0
+
+
 def test_a_drain_does_not_rest():
     world = World()
     world.all_ready()

@@ -17,8 +17,7 @@ from edged.placement.plan import Planner
 from edged.placement.prices import Prices
 from edged.placement.search import QUANTITIES, amount
 from edged.placement.table import Pair
-
-from .tables import form, gateway, limits, point, table, wishes
+from edged.testing.tables import form, gateway, limits, point, table, wishes
 
 NAMES = ("a", "b", "c")
 seconds = st.floats(0.001, 2.0)

@@ -11,8 +11,7 @@ from edged.placement.interference import Interference
 from edged.placement.plan import Planner, label
 from edged.placement.prices import Prices
 from edged.placement.table import Choice, Pair, Plan, Table
-
-from .tables import form, gateway, limits, point, table, wishes
+from edged.testing.tables import form, gateway, limits, point, table, wishes
 
 RETRIEVER_S, RERANKER_S, GENERATOR_S = 0.0022, 0.318, 6.06 / 8
 """CPU seconds of a request on one thread in `gateway()`."""

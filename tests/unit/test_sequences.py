@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from edged.placement import fairness
 from edged.placement.curves import Curve
 from edged.placement.sequences import BUDGETS, Budget, Sequences, Step
-
-from .tables import form, point
+from edged.testing.tables import form, point
 
 prompts = st.lists(st.integers(1, 2000), min_size=1, max_size=16)
 jobs = st.lists(st.tuples(st.floats(0.0, 4.0), st.integers(1, 7)), min_size=1, max_size=6)
@@ -45,6 +44,17 @@ def test_beside_an_answer_prompts_alike_are_read_one_after_the_other():
     assert [step.read for step in steps] == [64] * 20
     assert [step.first for step in steps if step.first] == [(1,), (2,), (3,), (4,)]
     assert [number for number, step in enumerate(steps, 1) if step.first] == [5, 10, 15, 20]
+
+
+def test_a_budget_of_one_block_is_a_step_of_two():
+    """Else the shortest prompt would wait for the oldest: an adapter reads no less either."""
+    for budget in (Budget(32, 32, block=32), Budget(32, 8, block=32)):
+        live = Sequences(budget)
+        live.admit(0, 1, 1000)
+        live.step()
+        live.admit(1, 320, 10)
+        live.admit(2, 30, 10)
+        assert live.step() == Step(read=62, running=1, first=(2,), finished=())
 
 
 def test_what_the_cache_holds_is_not_read():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from edged.dispatch.admission import admit, enqueue
 from edged.dispatch.decide import decide
 from edged.dispatch.events import Command, Deliver, Send, Spoke, Ticked, Waited
-from edged.dispatch.leases import PAUSE_S, TURN_S, Mode
+from edged.dispatch.leases import PAUSE_S, STANDSTILL_S, TURN_S, Mode
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Submission
 from edged.messages import Batch, Cores, Done, Priority, Ready, Tokens, Work
@@ -124,6 +124,20 @@ def test_in_turns_a_batch_waits_for_the_streams_turn_and_then_stops_them_for_a_m
     assert bench.lease == {RANK: 2, SPEAK: 1}
     bench.done(RANK)
     assert bench.lease[SPEAK] == 2
+
+
+@pytest.mark.parametrize("mode", ["turns", "single"])
+def test_a_token_is_enough_for_a_lease_to_end_by_the_clock(mode):
+    """Nothing waits and nothing is done: between two ticks the only thing that comes is a token."""
+    bench = Bench(mode, cores=1)
+    bench.submit((SPEAK,))
+    bench.submit((RANK,))
+    bench.tick(TURN_S + 0.01)
+    bench.tick(TURN_S + 0.01)
+    assert (bench.lease[SPEAK], len(bench.inbox[RANK])) == (0, 1)
+    bench.now += 2 * STANDSTILL_S
+    bench.say(SPEAK)
+    assert bench.lease[SPEAK] == 1
 
 
 def test_stages_on_cores_of_their_own_do_not_meet():

@@ -20,8 +20,7 @@ from edged.placement.sequences import Budget, Sequences
 from edged.placement.silicon import Job, slowdowns
 from edged.placement.simulate import Load, Machine, _setting, simulate
 from edged.placement.table import Pair
-
-from .tables import form, gateway, limits, point, table, wishes
+from edged.testing.tables import form, gateway, limits, point, table, wishes
 
 MODES = ("together", "turns", "single", "split")
 BATCHES = (1, 8)

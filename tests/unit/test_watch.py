@@ -11,8 +11,7 @@ from edged.placement.aim import Aim
 from edged.placement.plan import Planner
 from edged.placement.table import Plan
 from edged.placement.watch import BACK, LEFT, Expected, Reading, Watch, off, pace
-
-from .tables import gateway, limits, wishes
+from edged.testing.tables import gateway, limits, wishes
 
 PATIENCE_S = 60.0
 

@@ -18,6 +18,7 @@ from itertools import groupby
 
 import msgspec
 
+from edged.backend import is_cpu
 from edged.errors import BackendError, ConfigError
 from edged.layers.share import Share
 
@@ -135,11 +136,6 @@ def check_devices(devices: Sequence[str]) -> None:
         raise ConfigError(
             f"devices {', '.join(devices)}: llama.cpp uses a device once; name each once", param="devices"
         )
-
-
-def is_cpu(device: str) -> bool:
-    """Whether a device's name is that of the CPU or of some of its cores."""
-    return device.partition(":")[0] == "cpu"
 
 
 def read_back(lines: Iterable[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
+from typing import Any
 
 from edged.placement.limits import MODES, Limits, Wishes
 from edged.placement.table import Fingerprint, Form, Pair, Point, Table, Weight
@@ -12,20 +13,23 @@ FINGERPRINT = Fingerprint(cpu="test", cores=2, memory_bytes=8 << 30, kernel="6",
 STAGES = ("retriever", "reranker", "generator")
 
 
-def form(stage: str, backend: str = "openvino", threads: int = 1, **other: object) -> Form:
-    fields = {"model": "m", "variant": "int8", "device": "cpu"} | other
+def form(stage: str, backend: str = "openvino", threads: int = 1, **other: Any) -> Form:
+    """A form of a stage: int8 weights on the CPU, where nothing else is said."""
+    fields: dict[str, Any] = {"model": "m", "variant": "int8", "device": "cpu"} | other
     return Form(stage=stage, backend=backend, threads=threads, **fields)
 
 
-def point(of: Form, batch: int, wall_s: float, cpu_s: float = 0.0, **other: object) -> Point:
+def point(of: Form, batch: int, wall_s: float, cpu_s: float = 0.0, **other: Any) -> Point:
+    """What a batch of that form took; every thread was busy all the time, where nothing else is said."""
     busy = cpu_s or wall_s * max(of.threads, 1)
-    fields = {"length": 256, "rounds": 3, "spread": 0.0} | other
+    fields: dict[str, Any] = {"length": 256, "rounds": 3, "spread": 0.0} | other
     return Point(form=of, batch=batch, wall_s=wall_s, cpu_s=busy, **fields)
 
 
 def table(
     points: Iterable[Point], pairs: Iterable[Pair] = (), memory: Mapping[Form, int] | int = 100 << 20
 ) -> Table:
+    """A finished table of these points and pairs; `memory` in bytes, of every form or by form."""
     points = tuple(points)
     forms = dict.fromkeys(each.form for each in points)
     weights = tuple(
@@ -43,12 +47,16 @@ def table(
     )
 
 
-def wishes(stages: Iterable[str] = STAGES, **fields: object) -> dict[str, Wishes]:
-    return {name: Wishes(**({"model": "m", "variants": ("int8",)} | fields)) for name in stages}
+def wishes(stages: Iterable[str] = STAGES, **fields: Any) -> dict[str, Wishes]:
+    """The same wishes for each stage."""
+    given: dict[str, Any] = {"model": "m", "variants": ("int8",)} | fields
+    return {name: Wishes(**given) for name in stages}
 
 
-def limits(**fields: object) -> Limits:
-    return Limits(**({"cores": 2, "memory_bytes": 4 << 30, "modes": MODES} | fields))
+def limits(**fields: Any) -> Limits:
+    """Two cores, 4 GiB and every way to lend cores, where nothing else is said."""
+    given: dict[str, Any] = {"cores": 2, "memory_bytes": 4 << 30, "modes": MODES} | fields
+    return Limits(**given)
 
 
 def gateway() -> Table:

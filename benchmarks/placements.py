@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from edged.placement.forms import Candidate
 from edged.placement.limits import MODES, Wishes
 from edged.placement.limits import Limits as PlanLimits
 from edged.placement.plan import Planner
-from edged.placement.table import Choice, Form, Plan, Table
+from edged.placement.table import Choice, Form, Plan, Point, Table
 from edged.report import Status
 from edged.testing.daemon import RunningDaemon, running
 
@@ -36,6 +37,7 @@ GENERATORS = (("openvino", "q4_1", False), ("openvino", "q4_0", False), ("llama_
 ALL_RUN: tuple[Mode, ...] = ("split", "together", "turns")
 """Ways to share cores with a worker a stage."""
 BUDGET_S = 240.0
+DRIFT_BUDGET_S = 25.0
 MEMORY_BYTES = 1 << 40
 
 
@@ -164,6 +166,30 @@ def real_table() -> Table:
     table = calibrated(configured(base("auto")), _of_space, BUDGET_S)
     say(f"P10: {len(table.points)} points, {len(table.pairs)} pairs in {time.monotonic() - began_s:.0f} s")
     return table
+
+
+def drift(table: Table, plan: Plan) -> float:
+    """How much longer the batches of a plan take now than when its table was measured: median ratio."""
+    forms = {choice.form for name, choice in plan.choices.items() if name != "retriever"}
+    before = {_occasion(point): point.wall_s for point in table.points if point.form in forms}
+    now = calibrated(configured(base("auto")), forms.__contains__, DRIFT_BUDGET_S)
+    ratios = [p.wall_s / before[_occasion(p)] for p in now.points if _occasion(p) in before]
+    return statistics.median(ratios)
+
+
+def _occasion(point: Point) -> tuple[Form, int, str]:
+    return point.form, point.batch, point.work
+
+
+def slowed(table: Table, factor: float) -> Table:
+    """The table of a machine on which everything takes `factor` times as long."""
+    points = tuple(
+        msgspec.structs.replace(
+            each, wall_s=each.wall_s * factor, cpu_s=each.cpu_s * factor, first_s=each.first_s * factor
+        )
+        for each in table.points
+    )
+    return msgspec.structs.replace(table, points=points)
 
 
 @cache

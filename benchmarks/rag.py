@@ -35,8 +35,7 @@ CLIENTS = (1, 4, 16)
 CHOICE = STATE / "bench" / "strongest.json"
 STRONGEST = ("lanes", "litserve-stream")
 """Measured when nothing has chosen yet."""
-ROUNDS = {1: 4, 4: 2, 16: 2}
-"""By clients: one client gets few answers in a window, and questions differ."""
+ROUNDS = 2
 OURS = "edged"
 OUR_BEST = {1: ("turns", 1, 2, 8), 4: ("single", 2, 1, 2), 16: ("single", 2, 1, 8)}
 """How cores are lent, workers of the heavy stages, threads of each and answers side by side, by clients."""
@@ -232,7 +231,7 @@ def contest(kind: Kind, clients: int, *, quick: bool) -> Contest:
     peers = strongest(clients)[: 2 if kind == "same work" else 1]
     names = [OURS, *peers]
     turns: dict[str, list[Turn]] = {name: [] for name in names}
-    for number in range(1 if quick else ROUNDS[clients]):
+    for number in range(1 if quick else ROUNDS):
         asked = load(kind, clients, number + 1, quick=quick)
         for name in names if number % 2 else reversed(names):
             turns[name].append(take_turn(name, asked))

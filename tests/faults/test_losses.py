@@ -80,11 +80,15 @@ def test_answers_go_on_on_the_cpu_and_the_stage_returns(daemon: Start, state: Pa
     calm = [ask(running.client, question, max_tokens=TOKENS) for question in QUESTIONS]
     reference = {outcome.question: outcome.text for outcome in calm}
 
+    begun: list[str] = []
+
     def one(chooser):
-        return ask(running.client, chooser.choice(QUESTIONS), max_tokens=TOKENS)
+        return ask(running.client, chooser.choice(QUESTIONS), begun=begun, max_tokens=TOKENS)
 
     with Crowd([one] * CLIENTS, seed=1) as crowd:
-        running.wait_for(lambda _: running.stage("generator").in_flight == CLIENTS, "everybody in mid-answer")
+        running.wait_for(lambda _: running.stage("generator").in_flight == CLIENTS, "work for everybody")
+        known = len(begun)
+        running.wait_for(lambda _: len(begun) > known, "an answer that has just begun")
         gone(faults)
         moved = on(running, "generator", "cpu")
         assert moved.backend == "llama_cpp"

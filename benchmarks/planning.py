@@ -243,11 +243,7 @@ def _point(what: str, plan: Plan, found: Space, clients: int, cores: tuple[int, 
     predicted, undrifted = (
         simulate(plan, table, machine, load) for table in (slowed(found.table, slower), found.table)
     )
-    compared = _compared(what, predicted, turn.per_s, turn.p50_s, turn.cpu_s)
-    error = round(undrifted.throughput_per_s / turn.per_s - 1, 3)
-    compared = msgspec.structs.replace(compared, drift=round(slower, 3), error_undrifted=error)
-    say(f"P10b {compared}")
-    return compared
+    return _compared(what, predicted, turn.per_s, turn.p50_s, turn.cpu_s, slower, undrifted)
 
 
 def _load(clients: int, result: Result, status: Status) -> Load:
@@ -270,20 +266,30 @@ def _cached_share(status: Status) -> float:
     return prefix.hits / max(1, prefix.hits + prefix.misses) if prefix else 0.0
 
 
-def _compared(what: str, predicted: Prediction, rate: float, p50_s: float, cpu_s: float) -> Compared:
-    return Compared(
+def _compared(
+    what: str,
+    predicted: Prediction,
+    rate: float,
+    p50_s: float,
+    cpu_s: float,
+    slower: float = 1.0,
+    undrifted: Prediction | None = None,
+) -> Compared:
+    compared = Compared(
         what=what,
         predicted_per_s=round(predicted.throughput_per_s, 3),
         measured_per_s=round(rate, 3),
         error=round(predicted.throughput_per_s / rate - 1, 3),
-        drift=1.0,
-        error_undrifted=round(predicted.throughput_per_s / rate - 1, 3),
+        drift=round(slower, 3),
+        error_undrifted=round((undrifted or predicted).throughput_per_s / rate - 1, 3),
         predicted_p50_s=round(predicted.latency.p50 or 0.0, 3),
         measured_p50_s=round(p50_s, 3),
         predicted_cpu_s=round(predicted.busy_cores / predicted.throughput_per_s, 3),
         measured_cpu_s=round(cpu_s, 3),
         batches={name: round(stage.mean_batch, 1) for name, stage in predicted.stages.items()},
     )
+    say(f"P10b {compared}")
+    return compared
 
 
 ROWS = (

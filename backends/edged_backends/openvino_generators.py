@@ -64,7 +64,7 @@ def open_tokens(variant: Variant, device: Device, target: str, chosen: TokenOpti
         exact=chosen.exact,
         prefixes=chosen.prefix_caching and max_sequences > 1,
     )
-    scheduler = _scheduler(chosen, max_sequences)
+    scheduler = _scheduler(chosen, shape)
     properties = _properties(device, chosen)
     load = partial(load_engine, variant, scheduler, target, properties, chosen.cache_dir)
     try:
@@ -73,10 +73,10 @@ def open_tokens(variant: Variant, device: Device, target: str, chosen: TokenOpti
         raise translated(error, f"openvino cannot load {variant.path} on {device.id}") from error
 
 
-def _scheduler(chosen: TokenOptions, max_sequences: int) -> Any:
+def _scheduler(chosen: TokenOptions, shape: Shape) -> Any:
     scheduler = genai.SchedulerConfig()
-    scheduler.max_num_seqs = max_sequences
-    scheduler.max_num_batched_tokens = max(chosen.max_num_batched_tokens, LEAST_TOKENS) + max_sequences
+    scheduler.max_num_seqs = shape.max_sequences
+    scheduler.max_num_batched_tokens = shape.batch_tokens + shape.max_sequences
     scheduler.cache_size = -(-chosen.cache_size_mib // _MIB_PER_GIB)
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = chosen.prefix_caching

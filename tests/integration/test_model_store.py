@@ -172,6 +172,24 @@ def test_what_another_process_recorded_is_not_hashed_again(
     store.resolve("tiny")
 
 
+def test_once_a_record_can_be_written_again_weights_are_hashed_no_more(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = store.pull("tiny").path
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only file system")
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr("edged.models.store._write_record", refuse)
+        os.utime(weights, (7.0, 7.0))
+        store.resolve("tiny")
+    os.utime(weights, (8.0, 8.0))
+    store.resolve("tiny")
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    store.resolve("tiny")
+
+
 def test_weights_laid_there_by_hand_are_checked(store: ModelStore) -> None:
     folder = store.path / "tiny" / "fp32"
     folder.mkdir(parents=True)

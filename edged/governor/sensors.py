@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ import psutil
 from edged.governor.readings import Battery, EnergyCounter, Memory, Readings
 from edged.governor.sysfs import Clocks, Thermometers, contents, pressure
 
+_libc = ctypes.CDLL(None)
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SLOW_S = 10.0
 """Battery and swap are read this often: both cost more than all the rest."""
@@ -180,13 +183,15 @@ def _busy_ticks(ticks: Sequence[str]) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has used, its own only; 0 when it is gone or cannot be looked at.
+    """CPU seconds that a process has used, its own only; 0 when it is gone.
 
-    Read as proc_pid_stat(5) has it: asked for every worker every second, and psutil reads twice as much.
+    Its CPU clock (clock_getcpuclockid(3)) has nanoseconds, where /proc and psutil count ticks of 10 ms: the
+    answer of a small model takes less than one.
     """
+    clock = ctypes.c_int()
+    if _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):
+        return 0.0
     try:
-        # The second field is a name in brackets, which may hold anything; user and system time are 14 and 15.
-        fields = contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    except (OSError, ValueError, IndexError):
+        return time.clock_gettime(clock.value)
+    except OSError:
         return 0.0

@@ -89,6 +89,13 @@ def test_the_real_counters_grow_with_work():
     assert cpu_s(1 << 22) == 0.0
 
 
+def test_work_of_less_than_a_tick_counts():
+    own = [cpu_s(os.getpid())]
+    while own[-1] < own[0] + 1 / TICKS_PER_S:
+        own.append(cpu_s(os.getpid()))
+    assert len(set(own)) > 2
+
+
 STAT = """cpu  350 20 30 4000 500 6 7 8 90 9
 cpu0 100 10 20 3000 400 5 6 7 80 8
 cpu2 200 10 10 1000 100 1 1 1 10 1

@@ -50,10 +50,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     streams: int
     max_tokens: int
     late: str = ""
-    """A prompt that comes on top, for one token, once all streams have `SETTLED` tokens: row G1."""
+    """A prompt that comes on top, for one token, once all streams have settled: row G1."""
 
 
-SETTLED = 30
+SETTLED = 12
+"""Pieces of an answer until it counts as settled: some answers end after 40 tokens, which come in twos and threes."""
 
 
 class Heard(msgspec.Struct, kw_only=True):
@@ -239,7 +240,8 @@ class _Answering:
         while self._waiting and self._live < self._load.streams:
             number, prompt = self._waiting.pop()
             self._add(number, prompt, self._load.max_tokens)
-        if self._late and min(len(heard.marks_s) for heard in self._heard.values()) >= SETTLED:
+        settled = min(len(heard.marks_s) for heard in self._heard.values()) >= SETTLED
+        if self._late and (settled or not self._live):
             self._add(len(self._load.prompts), self._late.pop(), 1)
 
     def _add(self, number: int, prompt: Ids, max_tokens: int) -> None:

@@ -57,7 +57,8 @@ class Stream(asyncio.Protocol):
         self.arrived: list[tuple[float, bytes]] = []
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request = request
-        self._settled = settled
+        self._settle = settled
+        self._settled = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask."""
@@ -68,7 +69,7 @@ class Stream(asyncio.Protocol):
         """Keep what comes, and when."""
         self.arrived.append((time.perf_counter(), data))
         if len(self.arrived) == SETTLED:
-            self._settled()
+            self._settles()
         if data.endswith(LAST_CHUNK):
             self._end()
 
@@ -77,8 +78,15 @@ class Stream(asyncio.Protocol):
         self._end()
 
     def _end(self) -> None:
+        self._settles()
         if not self.over.done():
             self.over.set_result(None)
+
+    def _settles(self) -> None:
+        """Once: an answer that ends early is waited for no longer."""
+        if not self._settled:
+            self._settled = True
+            self._settle()
 
 
 def request(model: str, prompt: str, max_tokens: int) -> bytes:

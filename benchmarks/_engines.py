@@ -54,7 +54,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SETTLED = 12
-"""Pieces of an answer until it counts as settled: some answers end after 40 tokens, which come in twos and threes."""
+"""Pieces of an answer until it counts as settled: some answers end after 40 tokens, which come in twos and
+threes."""
 
 
 class Heard(msgspec.Struct, kw_only=True):

@@ -22,6 +22,7 @@ from edged_backends.openvino_runtime import genai, ov
 from edged_backends.openvino_vocabulary import OpenvinoVocabulary
 
 from edged.backend import Vocabulary
+from edged.layers.planning.llama_split import LlamaSplit
 from edged.messages import ChatTask, Message
 from edged.stages.prompt import PromptBuilder
 
@@ -140,7 +141,7 @@ class BareLlamaCpp:
     """llama.cpp's batch API: all running answers and as much of the prompts as fits, in every step."""
 
     def __init__(self, engine: Engine) -> None:
-        model = load_model(engine.path.encode(), None, -1)
+        model = load_model(engine.path.encode(), (), LlamaSplit(n_gpu_layers=0))
         parameters = runtime.llama_context_default_params()
         parameters.n_ctx = CONTEXT_TOKENS * engine.sequences
         parameters.n_seq_max = engine.sequences

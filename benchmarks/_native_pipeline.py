@@ -13,11 +13,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 PAD = 2
 
@@ -28,11 +29,12 @@ def main() -> None:
     stages = int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=torch.float32,
         distributed_config=DistributedConfig(pp_size=stages) if stages > 1 else None,
-    ).eval()
+    )
+    model.eval()
     batch, mask = padded(prompts)
     single = torch.tensor([prompts[0]])
     alone = generated(model, single, torch.ones_like(single), tokens)

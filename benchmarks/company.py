@@ -23,6 +23,7 @@ from benchmarks.setting import STATE, generators
 from edged import plugins
 from edged.backend import Sampling, TokenSession, Variant
 from edged.catalogue import Catalogue
+from edged.layers.planning.llama_split import LlamaSplit
 from edged.models.store import ModelStore
 from edged.stages.factory import find_device
 
@@ -162,7 +163,7 @@ def _logit_gaps(
     variant: Variant, cases: Sequence[tuple[list[int], list[int], list[int]]], places: Sequence[int]
 ) -> list[float]:
     """Gap between the logits of the two next tokens, in a run of the prompt and what both have in common."""
-    model: Any = load_model(str(variant.path).encode(), None, -1)
+    model: Any = load_model(str(variant.path).encode(), (), LlamaSplit(n_gpu_layers=0))
     parameters = runtime.llama_context_default_params()
     parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = 1024
     context: Any = runtime.llama_init_from_model(model, parameters)

@@ -46,8 +46,9 @@ class Script:
 
     def close(self) -> None:
         """Give the models' memory back."""
-        for stage in (*self._front.values(), self._generator):
+        for stage in self._front.values():
             stage.close()
+        self._generator.close()
 
     def answer(self, question: str, max_tokens: int) -> Answer:
         """One question from its text to the whole answer."""

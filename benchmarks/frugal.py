@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 
 from benchmarks.asking import asking
-from benchmarks.cabinet import DEVICE, OTHERS
+from benchmarks.cabinet import OTHERS
 from benchmarks.measurement import Row, say, spread
 from benchmarks.mixes import distinct
 from benchmarks.setting import STATE, rag_library
 from benchmarks.throughput import daemon_cpu_s
+from edged.governor.plant import DEVICE
 from edged.replies import Final
 from edged.rungs.taking import Taking
 from edged.testing.daemon import RunningDaemon, running

@@ -114,12 +114,15 @@ def through_daemon(daemon: RunningDaemon) -> Ask:
 def bare(backend: str, sequences: int, *, exact: bool, step_tokens: int) -> Iterator[Ask]:
     """The engine's own program, loaded; ended on leaving."""
     engine = _engine(backend, sequences, exact=exact, step_tokens=step_tokens)
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks._engines"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks._engines"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+        ) as process,
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
         stdin, stdout = process.stdin, process.stdout
@@ -128,7 +131,12 @@ def bare(backend: str, sequences: int, *, exact: bool, step_tokens: int) -> Iter
             stdin.write(msgspec.json.encode(message) + b"\n")
             stdin.flush()
             if not (line := stdout.readline()):
-                raise RuntimeError(f"the program on {backend} alone ended with {process.wait()}")
+                ended = process.wait()
+                complaints.seek(0)
+                raise RuntimeError(
+                    f"the program on {backend} alone ended with {ended}: "
+                    f"{complaints.read()[-500:].decode(errors='replace')}"
+                )
             return line
 
         def ask(load: Load) -> Side:

@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import psutil
@@ -58,7 +59,10 @@ def measure(variant: Variant, backend_name: str) -> dict[str, object]:
     device = next(device for device in backend.devices() if device.kind == "cpu" and not device.unusable)
     baseline_bytes = resident_bytes()
     session = backend.open(variant, device, OPTIONS.get(backend_name, {}))
-    (use_generator if variant.task == "generate" else use_encoder)(session)  # type: ignore[operator]
+    if variant.task == "generate":
+        use_generator(cast("TokenSession", session))
+    else:
+        use_encoder(cast("TensorSession", session))
     found = {"resident_bytes": resident_bytes(), "baseline_bytes": baseline_bytes}
     session.close()
     return {"model": variant.model, "variant": variant.name, "backend": backend_name, **found}

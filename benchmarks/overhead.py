@@ -42,10 +42,11 @@ class RawClient:
     """One persistent connection and as little client as possible, so that the daemon is what is measured."""
 
     def __init__(self, address: Path | tuple[str, int]) -> None:
-        unix = isinstance(address, Path)
-        self._socket = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
-        self._socket.connect(str(address) if unix else address)
-        if not unix:
+        if isinstance(address, Path):
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.connect(str(address))
+        else:
+            self._socket = socket.create_connection(address)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._file = self._socket.makefile("rb")
 

@@ -14,14 +14,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from benchmarks.contenders.environments import environment
 from benchmarks.contenders.settings import Settings
 from benchmarks.setting import STATE
+
+if TYPE_CHECKING:
+    from benchmarks.contenders.work import Engine, Front, Reply
+    from edged.messages import Passage
+    from edged.stages.prompt import Prompt
 
 ROWS = (1, 2, 4, 8)
 BATCHES = (1, 4, 8, 16)
@@ -82,7 +88,7 @@ def _measure(library: str, questions: Sequence[str]) -> Costs:
     rerank_s = {}
     for rows, one in fronts.items():
         jobs = list(zip(asked, found, strict=True))
-        _, spent_s = _timed(lambda one=one, jobs=jobs: [one.rerank(*job) for job in jobs])
+        _, spent_s = _timed(partial(_reranked, one, jobs))
         rerank_s[rows] = spent_s / len(asked)
     kept = [(question, front.passages(question)) for question in asked]
     # Each batch size gets prompts of its own, so that none finds its prefixes in the cache.
@@ -91,7 +97,7 @@ def _measure(library: str, questions: Sequence[str]) -> Costs:
     for batch, share in zip(BATCHES, shares, strict=True):
         prompts = [engine.prompt(question, passages, MAX_TOKENS) for question, passages in share]
         cuts = [prompts[first : first + batch] for first in range(0, len(prompts), batch)]
-        replies, spent_s = _timed(lambda cuts=cuts: [r for cut in cuts for r in engine.finish(cut)])
+        replies, spent_s = _timed(partial(_answered, engine, cuts))
         tokens += [reply.completion_tokens for reply in replies]
         generate_s[batch] = spent_s / len(share)
     return Costs(
@@ -101,6 +107,15 @@ def _measure(library: str, questions: Sequence[str]) -> Costs:
         generate_s=generate_s,
         tokens=sum(tokens) / len(tokens),
     )
+
+
+def _reranked(front: Front, jobs: Sequence[tuple[str, list[Passage]]]) -> None:
+    for question, found in jobs:
+        front.rerank(question, found)
+
+
+def _answered(engine: Engine, cuts: Sequence[list[Prompt]]) -> list[Reply]:
+    return [reply for cut in cuts for reply in engine.finish(cut)]
 
 
 def _timed(work: Callable[[], Result]) -> tuple[Result, float]:

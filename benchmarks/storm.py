@@ -41,7 +41,8 @@ class Outcome(msgspec.Struct):
         violations = [f"{missing} kills were not seen by the daemon"] if missing > 0 else []
         if self.refused:
             violations.append(f"refused by status: {self.refused}")
-        return msgspec.to_builtins(self, str_keys=True) | {"violations": violations}
+        told: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
+        return told | {"violations": violations}
 
 
 def storm(folder: Path, config: str, pipeline: str, kills: int, chance: random.Random) -> Outcome:

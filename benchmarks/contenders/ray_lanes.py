@@ -63,7 +63,8 @@ def main() -> None:
     host, _, port = given.address.partition(":")
     ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
     serve.start(http_options={"host": host, "port": int(port)})
-    deployment = Answers.options(
+    answers: Any = Answers
+    deployment = answers.options(
         num_replicas=given.replicas,
         max_ongoing_requests=given.sequences * 2,
         ray_actor_options={"num_cpus": 0},

@@ -108,11 +108,14 @@ def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
     turns = set() if stage.streaming else {turn.worker for turn in ledger.leases.turns.values()}
     single = ledger.leases.mode == "single"
 
+    def paused(worker: Worker) -> bool:
+        return worker.cores == 0 or (single and worker.incarnation in ledger.leases.idle)
+
     def rank(worker: Worker) -> tuple[bool, bool, tuple[int, str]]:
-        return single and worker.cores == 0, worker.incarnation not in turns, by_room(worker)
+        return single and paused(worker), worker.incarnation not in turns, by_room(worker)
 
     chosen = min(free, key=rank, default=None)
-    return None if chosen is None or (chosen.cores == 0 and not stage.streaming) else chosen
+    return None if chosen is None or (not stage.streaming and paused(chosen)) else chosen
 
 
 def _would_blur(ledger: Ledger, worker: Worker, *, suspect: bool) -> bool:

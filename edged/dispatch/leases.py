@@ -6,12 +6,13 @@ A group is the workers whose core sets overlap. Its policy has three modes:
 - `turns`: one at a time, on every free core, the first token before the next one: batches go before running
   streams, so that many answers are decoded together. A batch is not interrupted, so streams that it stops go
   on beside it for `TURN_S` after every `PAUSE_S`; streams that stop others give way after `TURN_S`.
-- `single`: no more workers at once than cores are free, in the same order, and so a core each under load;
-  token workers that must share a core have it for `TURN_S` each. For stages with a worker for every core.
+- `single`: no more workers at once than cores are free, and so a core each under load: batches in hand, then
+  token workers that owe a first token, then new batches; other token workers have what is left for `TURN_S`
+  each. For stages with a worker for every core.
 - `split`: all at once, each on a share of the free cores, at least one; a worker alone gets all.
 
 A batch that takes no longer than `SHORT_S` (a question to embed) is no reason to take cores from anybody:
-it goes first, beside whatever runs.
+it goes first, beside whatever runs, on one core; on all of them where nothing else runs.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ TURN_S = 0.05
 """How long a token worker keeps the cores while others wait."""
 PAUSE_S = 0.2
 """How long a batch may stop running streams: with a tick of the dispatcher and a step, it bounds the gap."""
-STANDSTILL_S = 0.6
+STANDSTILL_S = 0.8
 """The same in `single`, where a batch has one thread and takes the longer: streams beside it would only slow
 it, and with it the first tokens that others wait for. Measured: docs/decisions/0013-core-leases.md."""
-SHORT_S = 0.02
-"""A batch as short as this costs streams less than a step."""
+SHORT_S = 0.05
+"""A batch as short as this costs streams less than a turn. Embedding takes twice as long beside others as
+alone, and a question waits for a core once that counts as long."""
 PATIENCE_S = 2.0
 """Whoever has waited this long goes first, whatever the others do: no class of work starves."""
 
@@ -123,6 +125,8 @@ class Leases:
     """Cores that other processes keep busy."""
     turns: dict[str, Turn] = field(default_factory=dict)
     """By the first worker of a group."""
+    idle: set[str] = field(default_factory=set)
+    """Workers of groups without a claim when cores were shared out last: they have an old lease."""
 
 
 @lru_cache
@@ -167,6 +171,8 @@ def free_cores(group: frozenset[int], leases: Leases) -> int:
 
 def assign(claims: Sequence[Claim], cores: int, mode: Mode, turn: Turn, now: float) -> Grant:
     """Share out `cores` cores among the workers of a group that have work."""
+    if all(claim.short for claim in claims):
+        return Grant({claim.worker: cores for claim in claims})
     match mode:
         case "together":
             return Grant({claim.worker: cores for claim in claims})
@@ -199,21 +205,30 @@ def _turns(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant
 
 
 def _single(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant:
-    """Batches in hand first, then by precedence, then streams by turns on what is left."""
+    """Batches in hand, then first tokens, new batches, and on what is left the other streams by turns."""
     heavy = [claim for claim in claims if not claim.short]
     streams = [claim for claim in heavy if claim.streaming and claim.holding]
-    fixed = [claim for claim in heavy if claim not in streams]
-    fixed.sort(key=lambda claim: (not claim.holding, *_precedence(claim, now)))
-    first = [claim.worker for claim in fixed[:cores]]
-    spells = _spells(streams, cores - len(first), turn, now)
-    running = [spell.worker for spell in spells if spell.state == "runs"]
-    granted = dict.fromkeys((claim.worker for claim in heavy), 0) | _shared(first + running, cores)
+    lined_up = [claim for claim in heavy if claim.awaited or claim not in streams]
+    lined_up.sort(key=lambda claim: _place(claim, now))
+    first = [claim.worker for claim in lined_up[:cores]]
+    spells = _spells(streams, first, cores - len(first), turn, now)
+    chosen = [spell.worker for spell in spells if spell.state == "runs" and spell.worker not in first]
+    granted = dict.fromkeys((claim.worker for claim in heavy), 0) | _shared(first + chosen, cores)
     granted |= {spell.worker: 1 for spell in spells if spell.state == "beside"}
     return Grant(granted | {claim.worker: 1 for claim in claims if claim.short}, Turn(spells=spells))
 
 
-def _spells(streams: Sequence[Claim], room: int, turn: Turn, now: float) -> tuple[Spell, ...]:
-    """Who of the streams runs: for `TURN_S` each; where a first token is due, at once and for longer.
+def _place(claim: Claim, now: float) -> tuple[bool, bool, bool, bool, float]:
+    """A reranked question goes on to its first token: cores divided among all questions serve nobody soon."""
+    in_hand = claim.holding and not claim.streaming
+    patient = claim.awaited or now - claim.waits_since < PATIENCE_S
+    return not in_hand, patient, not claim.urgent, not claim.awaited, claim.waits_since
+
+
+def _spells(
+    streams: Sequence[Claim], first: Sequence[str], room: int, turn: Turn, now: float
+) -> tuple[Spell, ...]:
+    """Who of the streams runs: those in `first`, and on the cores that are left the others for `TURN_S` each.
 
     Whoever has stood still for `STANDSTILL_S` goes on beside the others for `TURN_S`: no stream starves.
     """
@@ -221,16 +236,15 @@ def _spells(streams: Sequence[Claim], room: int, turn: Turn, now: float) -> tupl
     before = {
         c.worker: known.get(c.worker, Spell(worker=c.worker, state="waits", since=now)) for c in streams
     }
-    due = any(claim.awaited and before[claim.worker].state != "runs" for claim in streams)
 
-    def rank(claim: Claim) -> tuple[int, bool, float]:
-        spell = before[claim.worker]
+    def rank(worker: str) -> tuple[int, float]:
+        spell = before[worker]
         if spell.state != "runs":
-            return 1, not claim.awaited, spell.since
-        fresh = now - spell.since < (PAUSE_S if claim.awaited else TURN_S)
-        return (0 if fresh and (claim.awaited or not due) else 2), not claim.awaited, spell.since
+            return 1, spell.since
+        return (0 if now - spell.since < TURN_S else 2), spell.since
 
-    chosen = {claim.worker for claim in sorted(streams, key=rank)[:room]}
+    others = sorted((worker for worker in before if worker not in first), key=rank)
+    chosen = {*first, *others[:room]}
     return tuple(before[claim.worker].next(now, chosen=claim.worker in chosen) for claim in streams)
 
 

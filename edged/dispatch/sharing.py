@@ -27,6 +27,7 @@ def settle(ledger: Ledger, now: float) -> list[Command]:
         return commands
     claims = {claim.worker: claim for stage in ledger.stages.values() for claim in _claims(ledger, stage)}
     turns: dict[str, Turn] = {}
+    leases.idle = {name for name, cores in sets.items() if cores and name not in claims}
     for names, cores in groups(sets):
         present = [claims[name] for name in names if name in claims]
         free = free_cores(cores, leases)
@@ -71,8 +72,8 @@ def _claims(ledger: Ledger, stage: Stage) -> Iterator[Claim]:
     for worker in sorted((ledger.workers[name] for name in stage.workers), key=by_room):
         takes = waiting > 0 and worker.credit > 0 and (stage.streaming or not worker.held)
         if worker.held or takes:
-            waiting -= takes and not worker.held
-            yield _claim(ledger, stage, worker)
+            waiting -= takes
+            yield _claim(ledger, stage, worker, takes=takes)
 
 
 def by_room(worker: Worker) -> tuple[int, str]:
@@ -80,7 +81,7 @@ def by_room(worker: Worker) -> tuple[int, str]:
     return -worker.credit, worker.incarnation
 
 
-def _claim(ledger: Ledger, stage: Stage, worker: Worker) -> Claim:
+def _claim(ledger: Ledger, stage: Stage, worker: Worker, *, takes: bool) -> Claim:
     held = [ledger.requests[number] for number in worker.held]
     size = len(held) or min(len(stage.queue), stage.limit)
     urgent = stage.queue.counts()["interactive"] > 0
@@ -89,7 +90,7 @@ def _claim(ledger: Ledger, stage: Stage, worker: Worker) -> Claim:
         streaming=stage.streaming,
         holding=bool(held),
         urgent=urgent or any(request.priority == "interactive" for request in held),
-        awaited=stage.streaming and any(not request.tokens for request in held),
+        awaited=stage.streaming and (takes or any(not request.tokens for request in held)),
         predicted_s=size * stage.item_s,
         waits_since=min([stage.queue.oldest(), *(request.queued_at for request in held)]),
     )

@@ -40,6 +40,10 @@ def streams(worker: str = "g", *, holding: bool = True, since: float = 0.0) -> C
     return Claim(worker=worker, streaming=True, holding=holding, predicted_s=HEAVY_S, waits_since=since)
 
 
+def owes(worker: str) -> Claim:
+    return msgspec.structs.replace(streams(worker), awaited=True)
+
+
 claims = st.lists(
     st.builds(
         Claim,
@@ -47,6 +51,7 @@ claims = st.lists(
         streaming=st.booleans(),
         holding=st.booleans(),
         urgent=st.booleans(),
+        awaited=st.booleans(),
         predicted_s=st.sampled_from([0.0, SHORT_S / 2, HEAVY_S]),
         waits_since=st.floats(0, 10),
     ),
@@ -114,16 +119,27 @@ def test_in_single_a_batch_goes_before_streams_and_streams_take_turns_on_what_is
     assert seen in (["g", "h"] * 2, ["h", "g"] * 2)
 
 
-def test_in_single_whose_first_token_is_due_goes_before_other_streams_but_not_for_ever():
-    due = msgspec.structs.replace(streams("h"), awaited=True)
-    alone = assign([streams("g"), batch("r")], 2, "single", Turn(), 1.0)
-    assert alone.cores["g"] == 1
-    grant = assign([streams("g"), due, batch("r")], 2, "single", alone.turn, 1.01)
-    assert (grant.cores["g"], grant.cores["h"]) == (0, 1)
-    later = assign([streams("g"), due, batch("r")], 2, "single", grant.turn, 1.01 + PAUSE_S - 0.01)
-    assert (later.cores["g"], later.cores["h"]) == (0, 1)
-    last = assign([streams("g"), due, batch("r")], 2, "single", later.turn, 1.02 + PAUSE_S)
-    assert last.cores["g"] == 1
+def test_in_single_who_owes_a_first_token_runs_until_it_is_there():
+    everybody = [streams("g"), owes("h"), batch("r", holding=True)]
+    turn = assign([streams("g"), batch("r", holding=True)], 2, "single", Turn(), 0.9).turn
+    for part in (0.0, 0.3, 0.6, 0.9):
+        grant = assign(everybody, 2, "single", turn, 1.0 + part * STANDSTILL_S)
+        assert grant.cores == {"g": 0, "h": 1, "r": 1}
+        turn = grant.turn
+    assert assign(everybody, 2, "single", turn, 1.01 + STANDSTILL_S).cores == {"g": 1, "h": 1, "r": 1}
+
+
+def test_in_single_a_question_goes_on_to_its_first_token_before_the_next_is_begun():
+    owing, waiting = [owes("g"), owes("h")], batch("r", since=1.0)
+    assert assign([*owing, waiting], 2, "single", Turn(), 1.1).cores == {"g": 1, "h": 1, "r": 0}
+    one = assign([owes("g"), batch("s", holding=True), waiting], 2, "single", Turn(), 1.1)
+    assert one.cores == {"g": 1, "s": 1, "r": 0}
+    assert assign([*owing, waiting], 2, "single", Turn(), 1.0 + PATIENCE_S).cores["r"] == 1
+
+
+def test_in_single_a_first_token_of_batch_work_does_not_go_before_an_interactive_question():
+    owing = [msgspec.structs.replace(owes(name), urgent=False) for name in "gh"]
+    assert assign([*owing, batch("r", since=1.0)], 2, "single", Turn(), 1.1).cores["r"] == 1
 
 
 def test_in_single_streams_that_batches_stop_go_on_beside_them():
@@ -147,6 +163,8 @@ def test_a_question_to_embed_takes_no_core_from_the_others():
     embed = batch("e", predicted_s=SHORT_S)
     assert assign([streams(), embed], 2, "split", Turn(), 0.0).cores == {"g": 2, "e": 1}
     assert assign([streams(), embed], 2, "turns", Turn("g", 0.0), 0.1).cores == {"g": 2, "e": 1}
+    for mode in get_args(Mode):
+        assert assign([embed], 2, mode, Turn(), 0.0).cores == {"e": 2}
 
 
 def test_a_batch_in_hand_keeps_its_turn_and_stops_streams_only_for_a_while():

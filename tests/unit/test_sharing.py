@@ -97,6 +97,21 @@ def test_split_shares_while_both_have_work_and_gives_back_at_once():
     assert bench.lease == {RANK: 1, SPEAK: 1}
 
 
+def test_in_single_a_reranked_question_goes_on_before_the_next_is_reranked():
+    bench = Bench("single")
+    bench.join("rank2", RANK)
+    bench.join("speak2", SPEAK)
+    for _ in range(3):
+        bench.submit()
+    bench.done(RANK)
+    bench.done("rank2")
+    assert len(bench.inbox[SPEAK]) == len(bench.inbox["speak2"]) == 1
+    assert (bench.inbox[RANK], bench.inbox["rank2"]) == ([], []), "neither on an old lease nor on a new one"
+    assert (bench.lease[SPEAK], bench.lease["speak2"]) == (1, 1)
+    bench.say(SPEAK)
+    assert len(bench.inbox[RANK] + bench.inbox["rank2"]) == 1
+
+
 def test_together_nobody_is_told_anything_until_a_neighbour_takes_a_core():
     bench = Bench("together")
     bench.submit((SPEAK,))
@@ -131,6 +146,7 @@ def test_a_token_is_enough_for_a_lease_to_end_by_the_clock(mode):
     """Nothing waits and nothing is done: between two ticks the only thing that comes is a token."""
     bench = Bench(mode, cores=1)
     bench.submit((SPEAK,))
+    bench.say(SPEAK)
     bench.submit((RANK,))
     bench.tick(TURN_S + 0.01)
     bench.tick(TURN_S + 0.01)

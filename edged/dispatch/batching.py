@@ -53,6 +53,7 @@ def _dispatch_stage(ledger: Ledger, stage: Stage, now: float) -> Iterable[Comman
         batch = _form_batch(ledger, stage, worker, now)
         if not batch:
             return
+        stage.given_at = now
         yield Send(worker.incarnation, Batch(batch))
 
 
@@ -88,7 +89,10 @@ def _due(ledger: Ledger, stage: Stage) -> float:
 
 
 def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
-    """Who takes the next batch: whose turn it is, else `by_room` the first; nobody while it is paused."""
+    """Who takes the next batch: whose turn it is, else `by_room` the first; nobody while it is paused.
+
+    In `single`, and in a rest, that is also who has no claim: its lease is from an earlier sharing-out.
+    """
     free = [
         worker
         for name in stage.workers
@@ -107,9 +111,10 @@ def _next_worker(ledger: Ledger, stage: Stage) -> Worker | None:
         ]
     turns = set() if stage.streaming else {turn.worker for turn in ledger.leases.turns.values()}
     single = ledger.leases.mode == "single"
+    claimed_only = single or ledger.duty.resting
 
     def paused(worker: Worker) -> bool:
-        return worker.cores == 0 or (single and worker.incarnation in ledger.leases.idle)
+        return worker.cores == 0 or (claimed_only and worker.incarnation in ledger.leases.idle)
 
     def rank(worker: Worker) -> tuple[bool, bool, tuple[int, str]]:
         return single and paused(worker), worker.incarnation not in turns, by_room(worker)

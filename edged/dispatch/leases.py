@@ -12,7 +12,7 @@ A group is the workers whose core sets overlap. Its policy has three modes:
 - `split`: all at once, each on a share of the free cores, at least one; a worker alone gets all.
 
 A batch that takes no longer than `SHORT_S` (a question to embed) is no reason to take cores from anybody:
-it goes first, beside whatever runs, on one core; on all of them where nothing else runs.
+it goes first, beside whatever runs, on one core; where nothing else runs, on its share of all.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ SHORT_S = 0.05
 """A batch as short as this costs streams less than a turn. Embedding takes twice as long beside others as
 alone, and a question waits for a core once that counts as long."""
 PATIENCE_S = 2.0
-"""Whoever has waited this long goes first, whatever the others do: no class of work starves."""
+"""Whoever has waited this long goes first, whatever the others do, for one batch or first token: no class of
+work starves."""
 
 _MODES: Mapping[str, Mode] = {mode: mode for mode in get_args(Mode)}
 
@@ -61,12 +62,17 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """A batch is in its hands (which nothing can stop), or it has live streams."""
     urgent: bool = True
     """Interactive work is among what it holds or could take."""
-    awaited: bool = False
-    """An answer among its streams has no token yet."""
+    owes_since: float | None = None
+    """When the oldest question was asked that waits for a first token from this worker; None: none does."""
     predicted_s: float = 0.0
     """Seconds of its next batch, or of a token step; 0 while nothing was measured."""
     waits_since: float = 0.0
-    """Since when its oldest waiting work has waited."""
+    """Since when its oldest waiting work waits; of a batch stage, at most since it was last given any."""
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it owes a first token."""
+        return self.owes_since is not None
 
     @property
     def short(self) -> bool:
@@ -126,7 +132,7 @@ class Leases:
     turns: dict[str, Turn] = field(default_factory=dict)
     """By the first worker of a group."""
     idle: set[str] = field(default_factory=set)
-    """Workers of groups without a claim when cores were shared out last: they have an old lease."""
+    """Workers without a claim when the cores of their group were shared out: their lease is an older one."""
 
 
 @lru_cache
@@ -172,7 +178,8 @@ def free_cores(group: frozenset[int], leases: Leases) -> int:
 def assign(claims: Sequence[Claim], cores: int, mode: Mode, turn: Turn, now: float) -> Grant:
     """Share out `cores` cores among the workers of a group that have work."""
     if all(claim.short for claim in claims):
-        return Grant({claim.worker: cores for claim in claims})
+        shares = _shared([claim.worker for claim in claims], cores)
+        return Grant({worker: max(1, count) for worker, count in shares.items()})
     match mode:
         case "together":
             return Grant({claim.worker: cores for claim in claims})
@@ -219,10 +226,14 @@ def _single(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Gran
 
 
 def _place(claim: Claim, now: float) -> tuple[bool, bool, bool, bool, float]:
-    """A reranked question goes on to its first token: cores divided among all questions serve nobody soon."""
+    """A reranked question goes on to its first token: cores divided among all questions serve nobody soon.
+
+    The impatient come in the order in which they have waited, whatever they are.
+    """
     in_hand = claim.holding and not claim.streaming
-    patient = claim.awaited or now - claim.waits_since < PATIENCE_S
-    return not in_hand, patient, not claim.urgent, not claim.awaited, claim.waits_since
+    since = claim.waits_since if claim.owes_since is None else claim.owes_since
+    patient = now - since < PATIENCE_S
+    return not in_hand, patient, patient and not claim.urgent, patient and not claim.awaited, since
 
 
 def _spells(

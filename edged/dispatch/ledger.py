@@ -214,6 +214,8 @@ class Stage:
     """How long an idle worker may be kept waiting for a fuller batch; 0: not at all."""
     target_s: float = 0.0
     """Bound on the time in the stage that the batch limit is chosen for; 0: none."""
+    given_at: float = 0.0
+    """When a worker of it was given work last."""
     queue: StageQueue = field(default_factory=StageQueue)
     control: Controller = field(default_factory=Controller)
     usage: Utilisation = field(default_factory=Utilisation)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from edged.dispatch.events import Command, Send
 from edged.dispatch.leases import Claim, Turn, assign, core_set, free_cores, groups
-from edged.dispatch.ledger import Ledger, Stage, Worker
+from edged.dispatch.ledger import Ledger, Request, Stage, Worker
 from edged.messages import Cores
 
 
 def settle(ledger: Ledger, now: float) -> list[Command]:
     """Fit the leases to who has work now; a worker without work keeps the lease that it has."""
     leases = ledger.leases
+    leases.idle = set()
     if ledger.duty.resting:
         return list(_rest(ledger))
     commands = list(_wake(ledger))
@@ -27,9 +28,9 @@ def settle(ledger: Ledger, now: float) -> list[Command]:
         return commands
     claims = {claim.worker: claim for stage in ledger.stages.values() for claim in _claims(ledger, stage)}
     turns: dict[str, Turn] = {}
-    leases.idle = {name for name, cores in sets.items() if cores and name not in claims}
     for names, cores in groups(sets):
         present = [claims[name] for name in names if name in claims]
+        leases.idle.update(name for name in names if present and name not in claims)
         free = free_cores(cores, leases)
         grant = assign(present, free, leases.mode, leases.turns.get(names[0], Turn()), now)
         turns[names[0]] = grant.turn
@@ -42,7 +43,9 @@ def settle(ledger: Ledger, now: float) -> list[Command]:
 def _rest(ledger: Ledger) -> Iterator[Command]:
     """Pause whoever works or could: a batch in hand is finished all the same."""
     for stage in ledger.stages.values():
-        for claim in _claims(ledger, stage):
+        claims = list(_claims(ledger, stage))
+        ledger.leases.idle |= stage.workers - {claim.worker for claim in claims}
+        for claim in claims:
             worker = ledger.workers[claim.worker]
             if not core_set(worker.device, ledger.leases.cores):
                 ledger.duty.paused.add(worker.incarnation)
@@ -70,7 +73,8 @@ def _claims(ledger: Ledger, stage: Stage) -> Iterator[Claim]:
     """Workers of a stage that compute, and as many of the others as could take what waits."""
     waiting = len(stage.queue) if stage.turn() is not None else 0
     for worker in sorted((ledger.workers[name] for name in stage.workers), key=by_room):
-        takes = waiting > 0 and worker.credit > 0 and (stage.streaming or not worker.held)
+        room = len(worker.held) < stage.limit if stage.streaming else not worker.held
+        takes = waiting > 0 and worker.credit > 0 and room
         if worker.held or takes:
             waiting -= takes
             yield _claim(ledger, stage, worker, takes=takes)
@@ -84,13 +88,21 @@ def by_room(worker: Worker) -> tuple[int, str]:
 def _claim(ledger: Ledger, stage: Stage, worker: Worker, *, takes: bool) -> Claim:
     held = [ledger.requests[number] for number in worker.held]
     size = len(held) or min(len(stage.queue), stage.limit)
+    since = min([stage.queue.oldest(), *(request.queued_at for request in held)])
     urgent = stage.queue.counts()["interactive"] > 0
     return Claim(
         worker=worker.incarnation,
         streaming=stage.streaming,
         holding=bool(held),
         urgent=urgent or any(request.priority == "interactive" for request in held),
-        awaited=stage.streaming and (takes or any(not request.tokens for request in held)),
+        owes_since=_owes_since(ledger, stage, held, takes=takes) if stage.streaming else None,
         predicted_s=size * stage.item_s,
-        waits_since=min([stage.queue.oldest(), *(request.queued_at for request in held)]),
+        waits_since=since if stage.streaming else max(since, stage.given_at),
     )
+
+
+def _owes_since(ledger: Ledger, stage: Stage, held: Sequence[Request], *, takes: bool) -> float | None:
+    next_one = stage.turn() if takes else None
+    owing = [request for request in held if not request.tokens]
+    owing += [] if next_one is None else [ledger.requests[next_one]]
+    return min((request.accepted_at for request in owing), default=None)

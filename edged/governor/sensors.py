@@ -189,7 +189,7 @@ def cpu_s(pid: int) -> float:
     answer of a small model takes less than one.
     """
     clock = ctypes.c_int()
-    if _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):
+    if pid <= 0 or _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):  # 0 would be this process
         return 0.0
     try:
         return time.clock_gettime(clock.value)

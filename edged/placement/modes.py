@@ -8,15 +8,18 @@ from edged.dispatch.leases import SHORT_S, Mode
 from edged.placement.cores import mask
 from edged.placement.prices import Option
 
+LIGHT_S = 0.02
+"""A stage that takes no longer for a request on one core is nobody's bottleneck beside large models."""
+
 
 def short(option: Option) -> bool:
-    """Whether its batches are over before a lease bothers."""
-    return not option.streaming and option.batch_s <= SHORT_S
+    """Whether its batches are over before a lease bothers: beside others they have one core."""
+    return not option.streaming and option.core_s[0] * option.batch <= SHORT_S
 
 
 def _light(option: Option) -> bool:
-    """Whether one worker is more than enough: a request takes it no longer than a short batch."""
-    return short(option) or option.core_s[0] <= SHORT_S
+    """Whether one worker is more than enough."""
+    return option.core_s[0] <= LIGHT_S
 
 
 def unsuited(option: Option, mode: Mode, cores: int) -> str:

@@ -40,8 +40,8 @@ def streams(worker: str = "g", *, holding: bool = True, since: float = 0.0) -> C
     return Claim(worker=worker, streaming=True, holding=holding, predicted_s=HEAVY_S, waits_since=since)
 
 
-def owes(worker: str) -> Claim:
-    return msgspec.structs.replace(streams(worker), awaited=True)
+def owes(worker: str, since: float = 0.0) -> Claim:
+    return msgspec.structs.replace(streams(worker), owes_since=since)
 
 
 claims = st.lists(
@@ -51,7 +51,7 @@ claims = st.lists(
         streaming=st.booleans(),
         holding=st.booleans(),
         urgent=st.booleans(),
-        awaited=st.booleans(),
+        owes_since=st.none() | st.floats(0, 20),
         predicted_s=st.sampled_from([0.0, SHORT_S / 2, HEAVY_S]),
         waits_since=st.floats(0, 10),
     ),
@@ -100,7 +100,7 @@ def test_in_single_no_stream_stands_still_for_long_whatever_the_others_do(cores,
         present = {"a": streams("a")}
         for name, streaming, awaited in others:
             claim = streams(name) if streaming else batch(name, holding=awaited)
-            present[name] = msgspec.structs.replace(claim, awaited=awaited and streaming)
+            present[name] = msgspec.structs.replace(claim, owes_since=now if awaited and streaming else None)
         grant = assign(list(present.values()), cores, "single", turn, now)
         stood_s = 0.0 if grant.cores["a"] else stood_s + TURN_S / 2
         assert stood_s <= STANDSTILL_S + TURN_S
@@ -130,16 +130,41 @@ def test_in_single_who_owes_a_first_token_runs_until_it_is_there():
 
 
 def test_in_single_a_question_goes_on_to_its_first_token_before_the_next_is_begun():
-    owing, waiting = [owes("g"), owes("h")], batch("r", since=1.0)
+    owing, waiting = [owes("g", 1.0), owes("h", 1.0)], batch("r", since=0.9)
     assert assign([*owing, waiting], 2, "single", Turn(), 1.1).cores == {"g": 1, "h": 1, "r": 0}
-    one = assign([owes("g"), batch("s", holding=True), waiting], 2, "single", Turn(), 1.1)
+    one = assign([owes("g", 1.0), batch("s", holding=True), waiting], 2, "single", Turn(), 1.1)
     assert one.cores == {"g": 1, "s": 1, "r": 0}
     assert assign([*owing, waiting], 2, "single", Turn(), 1.0 + PATIENCE_S).cores["r"] == 1
 
 
-def test_in_single_a_first_token_of_batch_work_does_not_go_before_an_interactive_question():
-    owing = [msgspec.structs.replace(owes(name), urgent=False) for name in "gh"]
-    assert assign([*owing, batch("r", since=1.0)], 2, "single", Turn(), 1.1).cores["r"] == 1
+def test_in_single_first_tokens_come_in_the_order_in_which_they_were_asked_for():
+    assert assign([owes("g", 1.0), owes("h", 0.9)], 1, "single", Turn(), 1.1).cores == {"g": 0, "h": 1}
+
+
+def test_in_single_a_first_token_of_batch_work_goes_before_an_interactive_question_once_it_is_impatient():
+    owing = [msgspec.structs.replace(owes(name, 1.0), urgent=False) for name in "gh"]
+    waiting = batch("r", since=1.1)
+    assert assign([*owing, waiting], 2, "single", Turn(), 1.2).cores["r"] == 1
+    assert assign([*owing, waiting], 2, "single", Turn(), 1.0 + PATIENCE_S).cores["r"] == 0
+
+
+@given(
+    st.integers(1, 3),
+    st.lists(st.lists(st.tuples(st.sampled_from("bcgh"), st.booleans()), max_size=4), max_size=TICKS),
+)
+def test_in_single_no_batch_and_no_first_token_waits_for_ever(cores, company):
+    """`r` and `f` wait from the start; by the tick others come, always later: batches and first tokens."""
+    waiting, turn = {"r": batch("r"), "f": owes("f")}, Turn()
+    for tick, others in enumerate(company):
+        now = tick * TURN_S
+        present = dict(waiting)
+        for name, urgent in others:
+            claim = batch(name, since=now) if name in "bc" else owes(name, now)
+            present[name] = msgspec.structs.replace(claim, urgent=urgent)
+        grant = assign(list(present.values()), cores, "single", turn, now)
+        turn = grant.turn
+        waiting = {name: claim for name, claim in waiting.items() if not grant.cores[name]}
+        assert not waiting or now <= PATIENCE_S + len(waiting) * TURN_S
 
 
 def test_in_single_streams_that_batches_stop_go_on_beside_them():
@@ -165,6 +190,8 @@ def test_a_question_to_embed_takes_no_core_from_the_others():
     assert assign([streams(), embed], 2, "turns", Turn("g", 0.0), 0.1).cores == {"g": 2, "e": 1}
     for mode in get_args(Mode):
         assert assign([embed], 2, mode, Turn(), 0.0).cores == {"e": 2}
+        both = [embed, batch("f", predicted_s=SHORT_S)]
+        assert assign(both, 3, mode, Turn(), 0.0).cores == {"e": 2, "f": 1}
 
 
 def test_a_batch_in_hand_keeps_its_turn_and_stops_streams_only_for_a_while():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from edged.dispatch.admission import admit, enqueue
 from edged.dispatch.decide import decide
 from edged.dispatch.events import Command, Deliver, Send, Spoke, Ticked, Waited
-from edged.dispatch.leases import PAUSE_S, STANDSTILL_S, TURN_S, Mode
+from edged.dispatch.leases import PATIENCE_S, PAUSE_S, STANDSTILL_S, TURN_S, Mode
 from edged.dispatch.ledger import Ledger, Slots, Stage, Worker
 from edged.dispatch.requests import Submission
 from edged.messages import Batch, Cores, Done, Priority, Ready, Tokens, Work
@@ -110,6 +112,40 @@ def test_in_single_a_reranked_question_goes_on_before_the_next_is_reranked():
     assert (bench.lease[SPEAK], bench.lease["speak2"]) == (1, 1)
     bench.say(SPEAK)
     assert len(bench.inbox[RANK] + bench.inbox["rank2"]) == 1
+
+
+def test_in_single_a_backlog_of_batch_work_does_not_hold_up_a_first_token():
+    bench = Bench("single", cores=1)
+    for _ in range(3):
+        bench.submit((RANK,), priority="batch")
+    bench.tick(PATIENCE_S + 1)
+    bench.done(RANK)
+    assert len(bench.inbox[RANK]) == 2, "the next batch"
+    bench.submit((SPEAK,))
+    bench.submit((RANK,), priority="batch")
+    bench.done(RANK)
+    bench.done(RANK)
+    assert (bench.lease[SPEAK], bench.inbox[RANK]) == (1, [])
+
+
+def test_in_single_a_token_worker_that_has_no_room_owes_nothing():
+    bench = Bench("single", cores=1)
+    bench.join("speak2", SPEAK, credit=4)
+    for _ in range(5):
+        bench.submit((SPEAK,))
+    bench.say(SPEAK)
+    bench.say("speak2")
+    bench.submit((RANK,))
+    assert len(bench.inbox[RANK]) == 1
+
+
+def test_an_old_lease_elsewhere_is_no_reason_to_leave_work_lying():
+    """Two workers of a stage on cores of their own: one is named first, and its core is taken."""
+    bench = Bench("single", devices=("cpu:0", "cpu:0"))
+    bench.join("rank2", RANK, device="cpu:1")
+    bench.submit((SPEAK,))
+    bench.submit((RANK,))
+    assert bench.inbox[RANK] or bench.inbox["rank2"]
 
 
 def test_together_nobody_is_told_anything_until_a_neighbour_takes_a_core():
@@ -274,13 +310,11 @@ def test_in_turns_two_token_workers_do_not_keep_the_batch_waiting():
     assert len(bench.inbox[RANK]) == 1
 
 
-steps = st.lists(st.sampled_from(["submit", "speak", "tick", "neighbour", "rank"]), max_size=40)
+steps = st.lists(st.sampled_from(["submit", "batch", "speak", "tick", "neighbour", "rank"]), max_size=40)
 
 
 @settings(max_examples=60)
-@given(
-    steps, st.sampled_from(["together", "turns", "split"]), st.integers(1, 3), st.sets(st.sampled_from(ROUTE))
-)
+@given(steps, st.sampled_from(get_args(Mode)), st.integers(1, 3), st.sets(st.sampled_from(ROUTE)))
 @pytest.mark.parametrize("patience_ticks", [200])
 def test_whatever_happens_everything_is_finished(patience_ticks, history, mode, cores, doubled):
     bench = Bench(mode, cores)
@@ -289,8 +323,8 @@ def test_whatever_happens_everything_is_finished(patience_ticks, history, mode, 
     submitted = 0
     for step in history:
         match step:
-            case "submit" if bench.ledger.entry.used < 8:
-                bench.submit()
+            case "submit" | "batch" if bench.ledger.entry.used < 6:
+                bench.submit(priority="batch" if step == "batch" else "interactive")
                 submitted += 1
             case "neighbour":
                 bench.ledger.leases.taken = 1 - bench.ledger.leases.taken

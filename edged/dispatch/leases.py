@@ -12,7 +12,7 @@ A group is the workers whose core sets overlap. Its policy has three modes:
 - `split`: all at once, each on a share of the free cores, at least one; a worker alone gets all.
 
 A batch that takes no longer than `SHORT_S` (a question to embed) is no reason to take cores from anybody:
-it goes first, beside whatever runs, on one core; where nothing else runs, on its share of all.
+except in `together`, it goes first, beside whatever runs, on one core; where nothing else runs, on its share.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def free_cores(group: frozenset[int], leases: Leases) -> int:
 
 def assign(claims: Sequence[Claim], cores: int, mode: Mode, turn: Turn, now: float) -> Grant:
     """Share out `cores` cores among the workers of a group that have work."""
-    if all(claim.short for claim in claims):
+    if mode != "together" and all(claim.short for claim in claims):
         shares = _shared([claim.worker for claim in claims], cores)
         return Grant({worker: max(1, count) for worker, count in shares.items()})
     match mode:

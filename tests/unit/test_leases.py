@@ -148,6 +148,14 @@ def test_in_single_a_first_token_of_batch_work_goes_before_an_interactive_questi
     assert assign([*owing, waiting], 2, "single", Turn(), 1.0 + PATIENCE_S).cores["r"] == 0
 
 
+def test_in_single_the_impatient_come_in_the_order_in_which_they_waited_whatever_they_are():
+    waiting = [msgspec.structs.replace(batch("b", since=0.0), urgent=False), batch("r", since=1.0)]
+    for claims in (waiting, [waiting[0], owes("g", 1.0)]):
+        now = 1.0 + PATIENCE_S
+        assert assign(claims, 1, "single", Turn(), now - 1.1).cores["b"] == 0
+        assert assign(claims, 1, "single", Turn(), now).cores["b"] == 1
+
+
 @given(
     st.integers(1, 3),
     st.lists(st.lists(st.tuples(st.sampled_from("bcgh"), st.booleans()), max_size=4), max_size=TICKS),

@@ -87,6 +87,7 @@ def test_the_real_counters_grow_with_work():
         sum(range(100_000))
     assert busy_cpu_s(cores) >= busy_before + 0.05
     assert cpu_s(1 << 22) == 0.0
+    assert cpu_s(0) == 0.0, "nobody, not this process"
 
 
 def test_work_of_less_than_a_tick_counts():

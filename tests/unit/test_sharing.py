@@ -24,7 +24,9 @@ TICK_S = 0.1
 class Bench:
     """A batch stage and a token stage on two shared cores."""
 
-    def __init__(self, mode: Mode, cores: int = 2, devices: tuple[str, str] = ("cpu", "cpu")) -> None:
+    def __init__(
+        self, mode: Mode, cores: int = 2, devices: tuple[str, str] = ("cpu", "cpu"), credit: int = 2
+    ) -> None:
         self.now = 0.0
         self.ledger = Ledger(Slots(0, 8))
         self.ledger.leases.mode = mode
@@ -36,7 +38,7 @@ class Bench:
         for number, name in enumerate(ROUTE, start=1):
             stage = Stage(name, Slots(number, 4), 2, streaming=name == SPEAK)
             self.ledger.stages[name] = stage
-            self.join(name, name, device=devices[number - 1])
+            self.join(name, name, credit=credit, device=devices[number - 1])
 
     def join(self, worker: str, stage: str, *, credit: int = 2, device: str = "cpu") -> None:
         """A worker of a stage becomes ready."""
@@ -116,27 +118,50 @@ def test_in_single_a_reranked_question_goes_on_before_the_next_is_reranked():
 
 def test_in_single_a_backlog_of_batch_work_does_not_hold_up_a_first_token():
     bench = Bench("single", cores=1)
-    for _ in range(3):
+    for _ in range(5):
         bench.submit((RANK,), priority="batch")
     bench.tick(PATIENCE_S + 1)
     bench.done(RANK)
     assert len(bench.inbox[RANK]) == 2, "the next batch"
     bench.submit((SPEAK,))
-    bench.submit((RANK,), priority="batch")
     bench.done(RANK)
     bench.done(RANK)
-    assert (bench.lease[SPEAK], bench.inbox[RANK]) == (1, [])
+    assert (bench.lease[SPEAK], bench.inbox[RANK]) == (1, []), "the two that are left have waited as long"
+
+
+def test_in_single_who_asked_first_has_the_first_token_first_however_long_the_stages_before_took():
+    bench = Bench("single", cores=1)
+    bench.join("speak2", SPEAK)
+    bench.submit()
+    bench.now += 0.1
+    bench.submit((SPEAK,))
+    assert len(bench.inbox[SPEAK]) == 1
+    bench.now += 0.1
+    bench.done(RANK)
+    assert len(bench.inbox["speak2"]) == 1
+    bench.tick()
+    assert bench.lease == {RANK: 1, SPEAK: 0, "speak2": 1}
 
 
 def test_in_single_a_token_worker_that_has_no_room_owes_nothing():
-    bench = Bench("single", cores=1)
-    bench.join("speak2", SPEAK, credit=4)
-    for _ in range(5):
+    bench = Bench("single", cores=1, credit=4)
+    for _ in range(3):
         bench.submit((SPEAK,))
+    assert len(bench.inbox[SPEAK]) == 2, "the stage's limit, not the worker's credit"
     bench.say(SPEAK)
-    bench.say("speak2")
     bench.submit((RANK,))
     assert len(bench.inbox[RANK]) == 1
+
+
+@pytest.mark.parametrize("mode", ["turns", "single"])
+def test_in_a_rest_no_batch_goes_to_a_worker_on_an_old_lease(mode):
+    bench = Bench(mode)
+    bench.submit((RANK,))
+    bench.join("rank, roomier", RANK, credit=4)
+    bench.ledger.duty.share, bench.ledger.duty.resting = 0.5, True
+    bench.done(RANK)
+    bench.submit((RANK,))
+    assert (bench.inbox[RANK], bench.inbox["rank, roomier"]) == ([], [])
 
 
 def test_an_old_lease_elsewhere_is_no_reason_to_leave_work_lying():

@@ -46,8 +46,8 @@ class Shape(msgspec.Struct, frozen=True):
 
     generator_threads: int
     reranker_threads: int
-    workers: int
-    """Of each."""
+    generators: int
+    rerankers: int
     mode: Mode
 
 
@@ -153,9 +153,13 @@ def wishes_of(cores: int) -> dict[str, Wishes]:
 
 
 def shapes(cores: int) -> list[Shape]:
-    """A worker a stage, on all cores or on one, shared in three ways; a worker of one thread a core."""
-    common = [Shape(cores, threads, 1, mode) for threads, mode in product((cores, 1), ALL_RUN)]
-    return [*common, Shape(1, cores, 1, "together"), Shape(1, 1, cores, "single")]
+    """A worker a stage, on all cores or on one, shared in three ways; a worker of one thread a core.
+
+    The last again with one reranker that spreads its batches over all cores.
+    """
+    common = [Shape(cores, threads, 1, 1, mode) for threads, mode in product((cores, 1), ALL_RUN)]
+    single = [Shape(1, 1, cores, cores, "single"), Shape(1, cores, cores, 1, "single")]
+    return [*common, Shape(1, cores, 1, 1, "together"), *single]
 
 
 @cache
@@ -200,8 +204,8 @@ def real_space() -> Space:
     plan = plan_of(table, wishes_of(cores), cores)
     plans = {each: _forced(table, cores, *each) for each in product(GENERATORS, shapes(cores))}
     placements = {each.id: each for each in map(_placement, (*plans.values(), plan))}
-    most = plans[GENERATORS[0], Shape(cores, cores, 1, "together")]
-    least = plans[GENERATORS[1], Shape(cores, cores, 1, "split")]
+    most = plans[GENERATORS[0], Shape(cores, cores, 1, 1, "together")]
+    least = plans[GENERATORS[1], Shape(cores, cores, 1, 1, "split")]
     extra = (
         Placement(name="shipped defaults", config=base("auto")),
         Placement(name="one core each", config=base("together") + _one_core_each(cores)),
@@ -227,11 +231,11 @@ def _forced(table: Table, cores: int, generator: tuple[str, str, bool], shape: S
         wishes["generator"],
         backend=backend,
         variants=(variant,),
-        workers=shape.workers,
+        workers=shape.generators,
         options={"threads": shape.generator_threads, "exact": exact},
     )
     wishes["reranker"] = msgspec.structs.replace(
-        wishes["reranker"], workers=shape.workers, options={"threads": shape.reranker_threads}
+        wishes["reranker"], workers=shape.rerankers, options={"threads": shape.reranker_threads}
     )
     limits = PlanLimits(cores=cores, memory_bytes=MEMORY_BYTES, modes=(shape.mode,))
     return Planner(table, wishes, limits).plan(Aim())

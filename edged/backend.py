@@ -8,7 +8,7 @@ discovered by exception.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -120,6 +120,8 @@ class TensorSession(Protocol):
     lone_rows: bool
     """Whether a row costs no more in a run of its own than in a batch, so that nothing is padded and the
     result depends on the row alone: true of CPUs, whose caches a batch outgrows."""
+    lanes: int
+    """Runs of `run_each` that go on side by side at most, each on a core of its own; 1 off the CPU."""
 
     def run(self, feeds: Mapping[str, Array], /) -> dict[str, Array]:
         """Run one batch: the first axis of every array is the batch.
@@ -134,6 +136,10 @@ class TensorSession(Protocol):
 
         Raises what `run` raises, for the first run that fails.
         """
+        ...
+
+    def attend(self, look: Callable[[], None], /) -> None:
+        """Call `look` between the runs of `run_each`, in the caller's thread: it may call `set_threads`."""
         ...
 
     def set_threads(self, count: int, /) -> bool:

@@ -118,6 +118,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="ready")
     load_s: Seconds
     details: dict[str, Any]
     """What `status` shows: context_tokens, fingerprint, ..."""
+    lanes: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Cores that a batch of it spreads over, where it heeds its lease while a batch runs; 1: it does not."""
 
 
 class Judgement(msgspec.Struct, frozen=True, array_like=True, gc=False):

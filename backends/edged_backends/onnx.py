@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from edged.backend import Array, Capabilities, Device, Kind, TensorSession, Variant
 from edged.errors import BackendError, DeviceLost
-from edged_backends.lanes import side_by_side
+from edged_backends.lanes import Lanes
 from edged_backends.onnx_files import check_external_data
 from edged_backends.onnx_runtime import native, ort
 from edged_backends.options import read_options, thread_count
@@ -115,8 +115,8 @@ class OnnxSession:
             raise translated(error, f"onnxruntime cannot load {path}") from error
         self._session: Any = session
         self._path = path
-        self._most_lanes = self._lanes = lanes
-        self.lone_rows = lone_rows
+        self._lanes = Lanes(lanes)
+        self.lanes, self.lone_rows = lanes, lone_rows
         self.symbols = {node.name: _symbols(node.shape) for node in session.get_inputs()}
         """The names of the free axes of each input, in order; None where an axis is fixed."""
         self.output_symbols = {node.name: _symbols(node.shape) for node in session.get_outputs()}
@@ -136,11 +136,15 @@ class OnnxSession:
 
     def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
         """Do independent runs side by side; see `TensorSession.run_each`."""
-        return side_by_side(self.run, runs, self._lanes)
+        return self._lanes.each(self.run, runs)
+
+    def attend(self, look: Callable[[], None], /) -> None:
+        """See `TensorSession.attend`."""
+        self._lanes.attend(look)
 
     def set_threads(self, count: int, /) -> bool:
         """Keep at most `count` cores busy; only an encoder's session can, whose runs have one thread each."""
-        self._lanes = max(1, min(count, self._most_lanes))
+        self._lanes.limit(count)
         return self.lone_rows
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from edged.backend import Array, Device, TensorSession, TokenSession, Variant
 from edged.errors import BackendError
-from edged_backends.lanes import side_by_side
+from edged_backends.lanes import Lanes
 from edged_backends.onnx_files import check_external_data
 from edged_backends.openvino_devices import BACKEND, ERRORS, list_devices, runtime_name, translated
 from edged_backends.openvino_generators import TokenOptions, open_tokens
@@ -79,8 +79,8 @@ class OpenvinoSession:
         self._requests: deque[Any] = deque(compiled.create_infer_request() for _ in range(lanes))
         self._closed = False
         self._path = path
-        self._most_lanes = self._lanes = lanes
-        self.lone_rows = lone_rows
+        self._lanes = Lanes(lanes)
+        self.lanes, self.lone_rows = lanes, lone_rows
         self.inputs = tuple(port.get_any_name() for port in compiled.inputs)
         self.outputs = tuple(port.get_any_name() for port in compiled.outputs)
 
@@ -103,11 +103,15 @@ class OpenvinoSession:
 
     def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
         """Do independent runs side by side; see `TensorSession.run_each`."""
-        return side_by_side(self.run, runs, self._lanes)
+        return self._lanes.each(self.run, runs)
+
+    def attend(self, look: Callable[[], None], /) -> None:
+        """See `TensorSession.attend`."""
+        self._lanes.attend(look)
 
     def set_threads(self, count: int, /) -> bool:
         """Keep at most `count` cores busy; only an encoder's session can, whose runs have one thread each."""
-        self._lanes = max(1, min(count, self._most_lanes))
+        self._lanes.limit(count)
         return self.lone_rows
 
     def close(self) -> None:

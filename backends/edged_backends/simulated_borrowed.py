@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from edged.backend import Array, Sampling, TensorSession, TokenEvent, TokenSession
 from edged_backends.simulated_costs import Costs
@@ -16,7 +16,8 @@ class BorrowedTensors:
         self._session = session
         self._costs = costs
         self._saboteur = saboteur
-        self.inputs, self.outputs, self.lone_rows = session.inputs, session.outputs, session.lone_rows
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.lanes, self.lone_rows = session.lanes, session.lone_rows
 
     def run(self, feeds: Mapping[str, Array], /) -> dict[str, Array]:
         """Run one batch, unless the device is gone; takes its declared cost on top."""
@@ -28,6 +29,10 @@ class BorrowedTensors:
         for feeds in runs:
             self._suffer(feeds)
         return self._session.run_each(runs)
+
+    def attend(self, look: Callable[[], None], /) -> None:
+        """See `TensorSession.attend`."""
+        self._session.attend(look)
 
     def set_threads(self, count: int, /) -> bool:
         """See `TensorSession.set_threads`."""

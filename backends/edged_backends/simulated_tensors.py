@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edged.backend import Array, Variant
 from edged.errors import BackendError
+from edged_backends.lanes import Lanes
 from edged_backends.simulated_costs import Costs
 from edged_backends.simulated_faults import Faults, Saboteur, contains
 
@@ -25,6 +26,7 @@ class _TensorSession(ABC):
 
     inputs: tuple[str, ...] = _ENCODER_INPUTS
     outputs: tuple[str, ...] = ()
+    lanes = 1
     lone_rows = False
 
     def __init__(self, costs: Costs, saboteur: Saboteur, lengths: Sequence[int]) -> None:
@@ -32,6 +34,7 @@ class _TensorSession(ABC):
         self._saboteur = saboteur
         self._lengths = lengths
         self._closed = False
+        self._lanes = Lanes(1)
 
     def run(self, feeds: Mapping[str, Array], /) -> dict[str, Array]:
         """Run one batch; takes `fixed_ms`, `per_item_ms` a row and `per_token_ms` an element of a row."""
@@ -45,7 +48,11 @@ class _TensorSession(ABC):
 
     def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
         """Do independent runs one after the other."""
-        return [self.run(feeds) for feeds in runs]
+        return self._lanes.each(self.run, runs)
+
+    def attend(self, look: Callable[[], None], /) -> None:
+        """See `TensorSession.attend`."""
+        self._lanes.attend(look)
 
     def set_threads(self, _count: int, /) -> bool:
         """See `TensorSession.set_threads`: declared costs hold for any number."""

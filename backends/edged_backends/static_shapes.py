@@ -13,6 +13,7 @@ import numpy as np
 
 from edged.backend import Array, TensorSession
 from edged.errors import BackendError
+from edged_backends.lanes import Lanes
 
 Axes = Mapping[str, bool]
 """For each input or output: whether its second axis is the sequence."""
@@ -57,6 +58,8 @@ def pad(array: Array, batch: int, length: int | None) -> Array:
 class StaticShapeSession:
     """A `TensorSession` made of one compiled model per bucket."""
 
+    lanes = 1
+
     def __init__(
         self, compile_shape: Compile, lengths: Sequence[int], max_batch: int, inputs: Axes, outputs: Axes
     ) -> None:
@@ -64,6 +67,7 @@ class StaticShapeSession:
         self._lengths = tuple(lengths)
         self._max_batch = max_batch
         self.lone_rows = max_batch == 1
+        self._lanes = Lanes(1)
         self._input_axes = inputs
         self._output_axes = outputs
         self.inputs = tuple(inputs)
@@ -83,7 +87,11 @@ class StaticShapeSession:
 
     def run_each(self, runs: Sequence[Mapping[str, Array]], /) -> list[dict[str, Array]]:
         """Do independent runs one after the other; see `TensorSession.run_each`."""
-        return [self.run(feeds) for feeds in runs]
+        return self._lanes.each(self.run, runs)
+
+    def attend(self, look: Callable[[], None], /) -> None:
+        """See `TensorSession.attend`."""
+        self._lanes.attend(look)
 
     def set_threads(self, count: int, /) -> bool:
         """Pass it on to every compiled shape; see `TensorSession.set_threads`."""

@@ -188,7 +188,7 @@ def _ready(ledger: Ledger, worker: Worker, message: Ready, now: float) -> list[C
     if worker.state != "starting":
         return []
     worker.state, worker.loaded, worker.credit = "ready", True, message.credit
-    worker.load_s, worker.details = message.load_s, message.details
+    worker.load_s, worker.details, worker.lanes = message.load_s, message.details, message.lanes
     stage = ledger.stages[worker.stage]
     stage.failed = stage.trouble = stage.loss = ""
     stage.trial = None

@@ -7,8 +7,9 @@ A group is the workers whose core sets overlap. Its policy has three modes:
   streams, so that many answers are decoded together. A batch is not interrupted, so streams that it stops go
   on beside it for `TURN_S` after every `PAUSE_S`; streams that stop others give way after `TURN_S`.
 - `single`: no more workers at once than cores are free, and so a core each under load: batches in hand, then
-  token workers that owe a first token, then new batches; other token workers have what is left for `TURN_S`
-  each. For stages with a worker for every core.
+  token workers that owe a first token, then new batches; what is left goes to a batch that can spread over
+  more cores (and gives them back when somebody comes), else to the other token workers for `TURN_S` each.
+  For token stages with a worker for every core.
 - `split`: all at once, each on a share of the free cores, at least one; a worker alone gets all.
 
 A batch that takes no longer than `SHORT_S` (a question to embed) is no reason to take cores from anybody:
@@ -60,6 +61,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     streaming: bool
     holding: bool
     """A batch is in its hands (which nothing can stop), or it has live streams."""
+    lanes: int = 1
+    """Cores that it can use while it runs, and gives back when told; 1: it keeps those it began on."""
     urgent: bool = True
     """Interactive work is among what it holds or could take."""
     owes_since: float | None = None
@@ -212,16 +215,25 @@ def _turns(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant
 
 
 def _single(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant:
-    """Batches in hand, then first tokens, new batches, and on what is left the other streams by turns."""
+    """Batches in hand, then first tokens, new batches, and on what is left the other streams by turns.
+
+    An interactive batch that can has what is left before the streams: it gives it back as soon as it is told.
+    """
     heavy = [claim for claim in claims if not claim.short]
     streams = [claim for claim in heavy if claim.streaming and claim.holding]
     lined_up = [claim for claim in heavy if claim.awaited or claim not in streams]
     lined_up.sort(key=lambda claim: _place(claim, now))
-    first = [claim.worker for claim in lined_up[:cores]]
-    spells = _spells(streams, first, cores - len(first), turn, now)
-    chosen = [spell.worker for spell in spells if spell.state == "runs" and spell.worker not in first]
-    granted = dict.fromkeys((claim.worker for claim in heavy), 0) | _shared(first + chosen, cores)
-    granted |= {spell.worker: 1 for spell in spells if spell.state == "beside"}
+    first, left = lined_up[:cores], max(0, cores - len(lined_up))
+    wide = next((claim for claim in first if claim.lanes > 1 and claim.urgent), None)
+    more = min(left, wide.lanes - 1) if wide else 0
+    names = [claim.worker for claim in first]
+    spells = _spells(streams, names, left - more, turn, now)
+    names += [spell.worker for spell in spells if spell.state == "runs" and spell.worker not in names]
+    beside = [spell.worker for spell in spells if spell.state == "beside"]
+    granted = dict.fromkeys((claim.worker for claim in heavy), 0) | _shared(names, cores - more)
+    if wide:
+        granted[wide.worker] += max(0, more - len(beside))
+    granted |= dict.fromkeys(beside, 1)
     return Grant(granted | {claim.worker: 1 for claim in claims if claim.short}, Turn(spells=spells))
 
 

@@ -170,6 +170,8 @@ class Worker:
     """Of its layer pipeline, where it has one and has told."""
     cores: int | None = None
     """Its core lease, 0 for a pause; None until it was told one: everything that its device has."""
+    lanes: int = 1
+    """Cores that a batch in its hands can be given, and taken again; 1: it keeps those it began on."""
     remote: Remote | None = None
     """It is a peer: no process of ours, and none of `Stage.workers`."""
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import msgspec
 
-from edged.placement.prices import KEEPS_THREADS, Siblings
+from edged.placement.prices import KEEPS_THREADS, Siblings, spreads
 from edged.placement.sequences import Step, budget_of
 from edged.placement.silicon import Job
 from edged.placement.table import Form, Point
@@ -71,6 +71,11 @@ class Curve:
     def one_by_one(self) -> bool:
         """Whether a batch is answered item by item: stages that read texts do so, tensor stages do not."""
         return not self.streaming and self._alone.length > 0
+
+    @property
+    def lanes(self) -> int:
+        """Cores that a batch goes over, heeding its lease while it runs; 1: it keeps those it began on."""
+        return self.form.threads if spreads(self.form, self._alone) else 1
 
     def batch(self, size: int, threads: int) -> Job:
         """A whole batch of a stage that does not stream."""

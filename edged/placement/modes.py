@@ -25,11 +25,11 @@ def _light(option: Option) -> bool:
 def unsuited(option: Option, mode: Mode, cores: int) -> str:
     """Why a planner does not think of an option in a mode; empty where it does.
 
-    `single` is for stages with a worker of one thread for every core: with fewer workers cores stand idle
-    while work waits, which the model of rates does not see. In the other modes a stage with more workers than
-    half of the cores crowds the others: they take the caches from each other (measured:
-    docs/decisions/0013-core-leases.md). Light stages and accelerators wait for no core, and a number of
-    workers that the operator fixed is his.
+    `single` is for stages that keep every core busy: with a worker of one thread for each, or with one that
+    spreads its batches over all; with less, cores stand idle while work waits, which the model of rates does
+    not see. In the other modes a stage with more workers than half of the cores crowds the others: they take
+    the caches from each other (measured: docs/decisions/0013-core-leases.md). Light stages and accelerators
+    wait for no core, and a number of workers that the operator fixed is his.
     """
     own = mask(option.form.device, cores).bit_count()
     if not own or _light(option):
@@ -41,9 +41,13 @@ def unsuited(option: Option, mode: Mode, cores: int) -> str:
         return (
             f"it crowds the other stages: cores are shared {mode}, at most {most} workers each on {own} cores"
         )
-    if option.form.threads == 1 and (option.fixed or option.workers == own):
+    threads = option.form.threads
+    if threads == 1 and (option.fixed or option.workers == own):
         return ""
-    return f"cores are shared single, which wants a worker of one thread for each of {own} cores"
+    if option.spreads and threads == own and (option.fixed or option.workers == 1):
+        return ""
+    wanted = f"a worker of one thread for each of {own} cores, or one that spreads its batches over them"
+    return f"cores are shared single, which wants {wanted}"
 
 
 def suited(offers: Sequence[Sequence[Option]], mode: Mode, cores: int) -> tuple[tuple[Option, ...], ...]:
@@ -59,7 +63,8 @@ def one_core_s(option: Option) -> float:
 def most_per_s(option: Option, mode: Mode) -> float:
     """Requests per second of a stage that never waits for cores or work."""
     if mode == "single" and option.form.threads:
-        return min(option.rate_per_s, option.workers / option.core_s[0])
+        width = option.workers * (option.form.threads if option.spreads else 1)
+        return min(option.rate_per_s, width / option.core_s[0])
     return option.rate_per_s
 
 

@@ -34,6 +34,8 @@ TICK_S = 0.1
 """The dispatcher's, while it holds requests."""
 LOOKS_EVERY = 10
 """Ticks from one look at the memory, which makes controllers think, to the next."""
+RUNS = 8
+"""Pieces of an item after which a lease counts: coarser than pairs of a question, and fine enough."""
 PLENTY_BYTES = 1 << 40
 """Whether the memory suffices is for the planner to say."""
 PATIENT_S = 1e6
@@ -139,7 +141,7 @@ class Rehearsal:
         self.ledger.stages[stage].workers.add(name)
         acting = (TokenWorker if part.curve.streaming else BatchWorker)(self, name, part.curve)
         self._acting[name] = acting
-        self._on(Spoke(name, Ready(part.batch, 1, 0.0, {})))
+        self._on(Spoke(name, Ready(part.batch, 1, 0.0, {}, max(1, part.curve.lanes))))
 
     def _tick(self) -> Process:
         ticks = 0
@@ -203,17 +205,19 @@ class BatchWorker:
         self._curve = curve
 
     def hear(self, items: tuple[Work, ...]) -> None:
-        """Take a batch; a lease counts from the next one on."""
+        """Take a batch; a lease counts from the next piece on that is run."""
         if items:
             self._rehearsal.environment.process(self._answer(items))
 
     def _answer(self, items: tuple[Work, ...]) -> Process:
-        threads = self._rehearsal.threads(self._name, self._curve)
-        whole = self._curve.batch(len(items), threads)
         parts = len(items) if self._curve.one_by_one else 1
+        pieces = parts * (RUNS if self._curve.lanes > 1 else 1)
         began_s = self._rehearsal.environment.now
         for number in range(parts):
-            yield self._rehearsal.silicon.run(msgspec.structs.replace(whole, seconds=whole.seconds / parts))
+            for _ in range(pieces // parts):
+                whole = self._curve.batch(len(items), self._rehearsal.threads(self._name, self._curve))
+                piece = msgspec.structs.replace(whole, seconds=whole.seconds / pieces)
+                yield self._rehearsal.silicon.run(piece)
             for work in items[number::parts]:
                 elapsed_s = self._rehearsal.environment.now - began_s
                 began_s = self._rehearsal.environment.now

@@ -6,7 +6,7 @@ There are two shapes: a batch stage answers whole batches; a token stage streams
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, cast
 
 import msgspec
@@ -98,6 +98,15 @@ class BatchStage(Housekeeping, Protocol):
 
         A raised `DeviceLost` ends the worker; other errors fail the items that have no result yet.
         """
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """Cores that a micro-batch spreads over, run by run: it heeds `set_cores` at once. 1: it does not."""
+        ...
+
+    def attend(self, look: Callable[[], None], /) -> None:
+        """Call `look` now and then while a micro-batch runs, in the thread of `run`."""
         ...
 
     def close(self) -> None:

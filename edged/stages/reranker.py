@@ -105,6 +105,15 @@ class Reranker:
             alone=self._session.lone_rows,
         )
 
+    @property
+    def lanes(self) -> int:
+        """See `BatchStage.lanes`."""
+        return self._session.lanes
+
+    def attend(self, look: Callable[[], None]) -> None:
+        """See `BatchStage.attend`."""
+        self._session.attend(look)
+
     def set_cores(self, count: int) -> None:
         """See `Housekeeping.set_cores`."""
         self._session.set_threads(count)

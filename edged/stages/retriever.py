@@ -166,6 +166,15 @@ class Retriever:
         dimension = self._encoder.dimension
         return encode(EmbedAnswer(count=len(rows), dimension=dimension, vectors=data, tokens=tokens))
 
+    @property
+    def lanes(self) -> int:
+        """See `BatchStage.lanes`."""
+        return self._session.lanes
+
+    def attend(self, look: Callable[[], None]) -> None:
+        """See `BatchStage.attend`."""
+        self._session.attend(look)
+
     def set_cores(self, count: int) -> None:
         """See `Housekeeping.set_cores`."""
         self._session.set_threads(count)

@@ -7,7 +7,7 @@ little endian, row-major, each beginning at a multiple of 64 bytes so that vecto
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -155,6 +155,14 @@ class TensorStage:
         if len(rows) != 1 or rows <= {(), (0,)}:
             raise BadRequest("all inputs need the same first axis, the batch, of at least 1", param="tensors")
         return feeds
+
+    @property
+    def lanes(self) -> int:
+        """See `BatchStage.lanes`: a group of items is one run."""
+        return 1
+
+    def attend(self, look: Callable[[], None]) -> None:
+        """See `BatchStage.attend`."""
 
     def set_cores(self, count: int) -> None:
         """See `Housekeeping.set_cores`."""

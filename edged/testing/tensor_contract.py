@@ -7,6 +7,7 @@ A new adapter is done when its subclass is green.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,27 @@ class TensorContract:
             for together, alone in zip(session.run_each(runs), singly, strict=True):
                 for name in alone:
                     np.testing.assert_array_equal(together[name], alone[name])
+        session.close()
+
+    def test_a_lease_counts_between_two_runs(
+        self, backend: Backend, variant: Variant, device: Device, options: Mapping[str, Any], feeds: Feeds
+    ) -> None:
+        session: Any = backend.open(variant, device, {**options, "threads": 2})
+        runs = [rows(feeds, [0])] * 4
+        looks: list[int] = []
+
+        def look() -> None:
+            session.set_threads(1 + len(looks) % 2)
+            looks.append(threading.get_ident())
+
+        session.attend(look)
+        alone = session.run(runs[0])
+        for each in session.run_each(runs):
+            for name in alone:
+                np.testing.assert_array_equal(each[name], alone[name])
+        assert len(looks) >= len(runs) / 2
+        assert set(looks) == {threading.get_ident()}
+        assert session.lanes in {1, 2}
         session.close()
 
     def test_a_failing_run_among_several_is_raised(self, session: TensorSession, feeds: Feeds) -> None:

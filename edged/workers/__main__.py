@@ -16,7 +16,7 @@ from edged.stages.contract import BatchStage, as_streaming
 from edged.stages.factory import build
 from edged.transport.links import Dealer
 from edged.transport.slots import Arena
-from edged.workers.loop import TokenLoop, serve_batches
+from edged.workers.loop import BatchLoop, TokenLoop
 from edged.workers.proof import prove
 from edged.workers.spec import WorkerSpec, from_json
 
@@ -54,8 +54,10 @@ def _serve(spec: WorkerSpec, link: Dealer) -> None:
         link.send(Ready(credit, os.getpid(), load_s, dict(stage.details) | shown))
         TokenLoop(streaming, link, arenas, spec.stage.stream_interval_ms / 1000).run()
     else:
-        link.send(Ready(spec.stage.max_batch, os.getpid(), load_s, dict(stage.details) | shown))
-        serve_batches(cast("BatchStage", stage), link, arenas)
+        batches = cast("BatchStage", stage)
+        details = dict(stage.details) | shown
+        link.send(Ready(spec.stage.max_batch, os.getpid(), load_s, details, batches.lanes))
+        BatchLoop(batches, link, arenas).run()
     stage.close()
 
 

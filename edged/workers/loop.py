@@ -7,6 +7,7 @@ knows where else the work could go on.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 
 from edged.errors import DeviceLost, EdgedError
@@ -48,64 +49,83 @@ BEAT_S = 1.0
 """A token loop that turns over but has nothing to tell (a long prefill) says so this often."""
 
 
-def serve_batches(stage: BatchStage, link: Dealer, arenas: Arenas) -> None:
-    """Answer micro-batches until told to stop. A batch stage is paused by giving it no batch."""
-    teller = cache_teller(stage, link)
-    while True:
-        match link.receive(teller.patience_ms()):
+class BatchLoop:
+    """Runs a batch stage. It is paused by giving it no batch."""
+
+    def __init__(self, stage: BatchStage, link: Dealer, arenas: Arenas) -> None:
+        self._stage = stage
+        self._link = link
+        self._arenas = arenas
+        self._later: deque[ToWorker] = deque()
+        """What came while a batch ran and can wait for its end."""
+        self._caches = cache_teller(stage, link)
+        stage.attend(self._look)
+
+    def run(self) -> None:
+        """Answer micro-batches until told to stop."""
+        while not isinstance(message := self._next(), Stop):
+            self._take(message)
+            self._caches.tell(now=isinstance(message, ClearCaches))
+
+    def _next(self) -> ToWorker | None:
+        return self._later.popleft() if self._later else self._link.receive(self._caches.patience_ms())
+
+    def _take(self, message: ToWorker | None) -> None:
+        match message:
             case Batch(items):
-                _run_batch(stage, link, arenas, items)
-                teller.tell()
+                self._answer(items)
             case Ping(nonce):
-                link.send(Pong(nonce))
-                teller.tell()
+                self._link.send(Pong(nonce))
             case Cores(count):
                 if count:
-                    stage.set_cores(count)
+                    self._stage.set_cores(count)
             case ClearCaches(names):
-                stage.clear_caches(names)
-                teller.tell(now=True)
-            case Stop():
-                return
-            case Cancel() | None:  # its batch is done already, and with it the item
-                teller.tell()
+                self._stage.clear_caches(names)
+            case _:  # a batch that is cancelled is done already
+                pass
 
+    def _look(self) -> None:
+        """Between two runs of a batch: its lease counts at once, and a batch that gets on is not silent."""
+        while (message := self._link.receive(0)) is not None:
+            if isinstance(message, Cores | Ping):
+                self._take(message)
+            else:
+                self._later.append(message)
 
-def _run_batch(stage: BatchStage, link: Dealer, arenas: Arenas, works: tuple[Work, ...]) -> None:
-    items: list[tuple[Work, Item]] = []
-    for work in works:
-        try:
-            items.append((work, _item(work, arenas)))
-        except EdgedError as error:
-            link.send(_failed(work, error))
-    if not items:
-        return
-    began = time.perf_counter()
-    told: list[Done | Failed] = []
-    for (work, _), (result, more) in zip(items, _results(stage, [item for _, item in items]), strict=True):
-        told.append(_answer(arenas, work, result, time.perf_counter() - began, len(items)))
-        if not more:
-            link.send(*told)
-            told = []
+    def _answer(self, works: tuple[Work, ...]) -> None:
+        items: list[tuple[Work, Item]] = []
+        for work in works:
+            try:
+                items.append((work, _item(work, self._arenas)))
+            except EdgedError as error:
+                self._link.send(_failed(work, error))
+        if not items:
+            return
         began = time.perf_counter()
-    link.send(*told)
+        told: list[Done | Failed] = []
+        for (work, _), (result, more) in zip(items, self._results([item for _, item in items]), strict=True):
+            told.append(_answer(self._arenas, work, result, time.perf_counter() - began, len(items)))
+            if not more:
+                self._link.send(*told)
+                told = []
+            began = time.perf_counter()
+        self._link.send(*told)
 
+    def _results(self, items: list[Item]) -> Iterator[tuple[Payload | EdgedError, bool]]:
+        """The stage's results, and whether the next is there already.
 
-def _results(stage: BatchStage, items: list[Item]) -> Iterator[tuple[Payload | EdgedError, bool]]:
-    """The stage's results, and whether the next is there already.
-
-    An error of the stage is the result of every item that has none yet.
-    """
-    given = 0
-    try:
-        results = stage.run(items)
-        for result in results:
-            given += 1
-            yield result, isinstance(results, list)
-    except DeviceLost:
-        raise
-    except EdgedError as error:
-        yield from [(error, True)] * (len(items) - given)
+        An error of the stage is the result of every item that has none yet.
+        """
+        given = 0
+        try:
+            results = self._stage.run(items)
+            for result in results:
+                given += 1
+                yield result, isinstance(results, list)
+        except DeviceLost:
+            raise
+        except EdgedError as error:
+            yield from [(error, True)] * (len(items) - given)
 
 
 def _item(work: Work, arenas: Arenas) -> Item:

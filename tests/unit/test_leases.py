@@ -50,6 +50,7 @@ claims = st.lists(
         worker=st.sampled_from("abcdef"),
         streaming=st.booleans(),
         holding=st.booleans(),
+        lanes=st.integers(1, 4),
         urgent=st.booleans(),
         owes_since=st.none() | st.floats(0, 20),
         predicted_s=st.sampled_from([0.0, SHORT_S / 2, HEAVY_S]),
@@ -135,6 +136,31 @@ def test_in_single_a_question_goes_on_to_its_first_token_before_the_next_is_begu
     one = assign([owes("g", 1.0), batch("s", holding=True), waiting], 2, "single", Turn(), 1.1)
     assert one.cores == {"g": 1, "s": 1, "r": 0}
     assert assign([*owing, waiting], 2, "single", Turn(), 1.0 + PATIENCE_S).cores["r"] == 1
+
+
+def wide(worker: str = "r", *, urgent: bool = True) -> Claim:
+    return msgspec.structs.replace(batch(worker, holding=True), lanes=4, urgent=urgent)
+
+
+def test_in_single_a_batch_that_can_spread_has_what_first_tokens_leave():
+    assert assign([streams("g"), wide()], 3, "single", Turn(), 0.0).cores == {"g": 0, "r": 3}
+    due = [streams("g"), owes("h"), wide()]
+    assert assign(due, 3, "single", Turn(), 0.0).cores == {"g": 0, "h": 1, "r": 2}
+    assert assign([streams("g"), wide()], 5, "single", Turn(), 0.0).cores == {"g": 1, "r": 4}
+    narrow = batch("r", holding=True)
+    assert assign([streams("g"), narrow], 2, "single", Turn(), 0.0).cores == {"g": 1, "r": 1}
+
+
+def test_in_single_a_batch_of_batch_work_spreads_over_nothing_that_streams_want():
+    assert assign([streams("g"), wide(urgent=False)], 2, "single", Turn(), 0.0).cores == {"g": 1, "r": 1}
+
+
+def test_in_single_streams_that_go_on_beside_take_the_core_from_the_batch_that_spread():
+    both = [streams("g"), wide()]
+    turn = assign(both, 2, "single", Turn(), 1.0).turn
+    grant = assign(both, 2, "single", turn, 1.0 + STANDSTILL_S)
+    assert grant.cores == {"g": 1, "r": 1}
+    assert assign(both, 2, "single", grant.turn, 1.0 + STANDSTILL_S + TURN_S).cores == {"g": 0, "r": 2}
 
 
 def test_in_single_first_tokens_come_in_the_order_in_which_they_were_asked_for():

@@ -40,10 +40,11 @@ def test_one_thread_a_core_is_bound_by_the_cpu_seconds_of_one_thread():
     plan = planned(gateway())
     assert plan.lease_mode == "single"
     told = {name: (choice.form.threads, choice.workers) for name, choice in plan.choices.items()}
-    assert (told["reranker"], told["generator"]) == ((1, 2), (1, 2))
+    assert told["generator"] == (1, 2)
+    assert told["reranker"] == (2, 1), "it spreads its batches: no second copy of the model is needed"
     assert plan.choices["retriever"].workers == 1, "what is over at once waits for no core"
     assert plan.predicted_rate_per_s == pytest.approx(2 / (RETRIEVER_S + RERANKER_S + GENERATOR_S))
-    assert plan.memory_bytes == sum(choice.memory_bytes for choice in plan.choices.values()) == 500 << 20
+    assert plan.memory_bytes == sum(choice.memory_bytes for choice in plan.choices.values()) == 400 << 20
 
 
 def test_a_core_more_is_a_worker_more():
@@ -64,10 +65,17 @@ def test_a_stage_that_is_confined_has_a_worker_for_each_core_of_its_own():
 
 
 def test_memory_counts_for_each_worker_and_can_forbid_it():
-    assert planned(gateway(), memory_bytes=500 << 20).lease_mode == "single"
-    plan = planned(gateway(), memory_bytes=499 << 20)
+    assert planned(gateway(), memory_bytes=400 << 20).lease_mode == "single"
+    plan = planned(gateway(), memory_bytes=399 << 20)
     assert plan.lease_mode != "single"
-    assert plan.memory_bytes <= 499 << 20
+    assert plan.memory_bytes <= 399 << 20
+
+
+def test_a_backend_that_keeps_its_threads_has_a_worker_for_every_core():
+    """A batch of tensors, or of an engine that heeds no lease, keeps the cores that it began on."""
+    kept = [point(form("a", "simulated", threads=threads), 1, 0.5 / threads) for threads in (1, 2)]
+    choice = planned(table(kept), wishes(["a"]), modes=("single",)).choices["a"]
+    assert (choice.form.threads, choice.workers) == (1, 2)
 
 
 def test_what_single_needs_and_the_operator_does_not_allow_is_not_planned():

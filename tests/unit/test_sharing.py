@@ -40,12 +40,12 @@ class Bench:
             self.ledger.stages[name] = stage
             self.join(name, name, credit=credit, device=devices[number - 1])
 
-    def join(self, worker: str, stage: str, *, credit: int = 2, device: str = "cpu") -> None:
+    def join(self, worker: str, stage: str, *, credit: int = 2, device: str = "cpu", lanes: int = 1) -> None:
         """A worker of a stage becomes ready."""
         self.inbox[worker], self.lease[worker] = [], len(self.ledger.leases.cores)
         self.ledger.stages[stage].workers.add(worker)
         self.ledger.workers[worker] = Worker(worker, stage, 0.0, 0.0, device=device)
-        self.event(Spoke(worker, Ready(credit, 1, 0.0, {})))
+        self.event(Spoke(worker, Ready(credit, 1, 0.0, {}, lanes)))
 
     def event(self, event: Spoke | Ticked) -> None:
         self.do(decide(self.ledger, event, self.now))
@@ -114,6 +114,20 @@ def test_in_single_a_reranked_question_goes_on_before_the_next_is_reranked():
     assert (bench.lease[SPEAK], bench.lease["speak2"]) == (1, 1)
     bench.say(SPEAK)
     assert len(bench.inbox[RANK] + bench.inbox["rank2"]) == 1
+
+
+def test_in_single_a_worker_that_says_so_spreads_a_question_until_a_first_token_is_due():
+    bench = Bench("single")
+    bench.join("rank, roomier", RANK, credit=4, lanes=2)
+    bench.submit((SPEAK,))
+    bench.say(SPEAK)
+    bench.submit((RANK,))
+    assert len(bench.inbox["rank, roomier"]) == 1
+    bench.tick()
+    assert (bench.lease["rank, roomier"], bench.lease[SPEAK]) == (2, 0)
+    bench.submit((SPEAK,))
+    bench.tick()
+    assert (bench.lease["rank, roomier"], bench.lease[SPEAK]) == (1, 1)
 
 
 def test_in_single_a_backlog_of_batch_work_does_not_hold_up_a_first_token():

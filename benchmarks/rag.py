@@ -36,7 +36,7 @@ CHOICE = STATE / "bench" / "strongest.json"
 STRONGEST = ("lanes", "litserve-stream")
 """Measured when nothing has chosen yet."""
 Kind = Literal["same work", "as shipped"]
-ROUNDS: Mapping[Kind, int] = {"same work": 4, "as shipped": 2}
+ROUNDS: dict[Kind, int] = {"same work": 4, "as shipped": 2}
 OURS = "edged"
 OUR_BEST = {1: ("turns", 1, 2, 8), 4: ("single", 2, 1, 2), 16: ("single", 2, 1, 8)}
 """How cores are lent, generators, threads of each and answers side by side, by clients."""

@@ -56,8 +56,9 @@ def suited(offers: Sequence[Sequence[Option]], mode: Mode, cores: int) -> tuple[
 
 
 def one_core_s(option: Option) -> float:
-    """Seconds of a core that a request takes when each worker has one core."""
-    return option.cpu_s if option.form.threads == 1 else option.core_s[0]
+    """Seconds of a core that a request takes when each worker has one core, or spreads over several."""
+    spread = option.spreads and not short(option)
+    return option.cpu_s if option.form.threads == 1 or spread else option.core_s[0]
 
 
 def most_per_s(option: Option, mode: Mode) -> float:

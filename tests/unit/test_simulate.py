@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import msgspec
 import pytest
@@ -229,6 +229,22 @@ def test_a_form_that_was_not_measured_is_named():
     )
     with pytest.raises(KeyError, match="not measured"):
         simulate(plan, other, Machine(cores=2), Load(clients=1))
+
+
+def test_a_batch_that_spreads_heeds_its_lease_while_it_runs():
+    """Halfway through the second question's `a`, the first one's `b` leaves it the other core."""
+    costs = product((("a", 1.0), ("b", 0.5)), (1, 2))
+    forms = [(form(name, "onnx", threads), core_s / threads) for (name, core_s), threads in costs]
+    measured = table(point(of, 1, wall_s) for of, wall_s in forms)
+    wanted = wishes("ab", workers=1, options={"threads": 2})
+    plan = Planner(measured, wanted, limits(modes=("split",))).plan(Aim())
+    environment = Environment()
+    rehearsal = Rehearsal(environment, _setting(plan, measured, Machine(cores=2)), ("a", "b"))
+    asked = [Asked(due_s=0.0, new_tokens=1, unread_tokens=1) for _ in range(2)]
+    for ended in [rehearsal.ask(each) for each in asked]:
+        environment.run(ended)
+    assert asked[0].end_s == pytest.approx(1.0)
+    assert asked[1].end_s == pytest.approx(1.5, abs=0.07), "1.75 on the core that it began on"
 
 
 def test_the_leases_know_which_answers_have_their_first_token():

@@ -39,7 +39,7 @@ Kind = Literal["same work", "as shipped"]
 ROUNDS: dict[Kind, int] = {"same work": 4, "as shipped": 2}
 OURS = "edged"
 OUR_BEST = {1: ("turns", 1, 2, 8), 4: ("single", 2, 1, 2), 16: ("single", 2, 1, 8)}
-"""How cores are lent, generators, threads of each and answers side by side, by clients."""
+"""How cores are lent, workers of the heavy stages, threads of each and answers side by side, by clients."""
 BENEFIT = "bypass = 'benefit'\n"
 """Questions that reranking would change least pass it by, at no measurable loss (B1)."""
 
@@ -210,10 +210,11 @@ def our_config(asked: Asked) -> str:
     if asked.kind == "as shipped" and planned():
         return base + f"[stages.reranker]\n{BENEFIT}[stages.generator]\noptions = {{ {answers} }}\n"
     mode, workers, threads, sequences = OUR_BEST[asked.clients]
+    encoder = "options = { threads = 1 }\n" if threads == 1 else ""
     bypass = BENEFIT if asked.kind == "as shipped" else ""
     return base + (
-        f"[placement]\nleases = '{mode}'\n[stages.reranker]\nmax_batch = 1\nworkers = 1\n"
-        f"{bypass}[stages.generator]\nvariant = 'q4_1'\nbackend = 'openvino'\nworkers = {workers}\n"
+        f"[placement]\nleases = '{mode}'\n[stages.reranker]\nmax_batch = 1\nworkers = {workers}\n"
+        f"{encoder}{bypass}[stages.generator]\nvariant = 'q4_1'\nbackend = 'openvino'\nworkers = {workers}\n"
         f"max_batch = {sequences}\noptions = {{ exact = false, threads = {threads}, "
         f"max_num_batched_tokens = 512, running_batch_tokens = {512 if threads == 1 else 256}, {answers} }}\n"
     )

@@ -37,8 +37,8 @@ TURN_S = 0.05
 PAUSE_S = 0.2
 """How long a batch may stop running streams: with a tick of the dispatcher and a step, it bounds the gap."""
 STANDSTILL_S = 0.8
-"""The same in `single`, where a batch has one thread and takes the longer: streams beside it would only slow
-it, and with it the first tokens that others wait for. Measured: docs/decisions/0013-core-leases.md."""
+"""The same in `single`, where a batch under load has one thread and takes the longer: streams beside it would
+only slow it, and with it first tokens that others wait for. Measured: docs/decisions/0013-core-leases.md."""
 SHORT_S = 0.05
 """A batch as short as this costs streams less than a turn. Embedding takes twice as long beside others as
 alone, and a question waits for a core once that counts as long."""
@@ -217,24 +217,34 @@ def _turns(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant
 def _single(claims: Sequence[Claim], cores: int, turn: Turn, now: float) -> Grant:
     """Batches in hand, then first tokens, new batches, and on what is left the other streams by turns.
 
-    An interactive batch that can has what is left before the streams: it gives it back as soon as it is told.
+    An interactive batch that can has what is left before the streams, for `PATIENCE_S`: it gives it back as
+    soon as it is told.
     """
     heavy = [claim for claim in claims if not claim.short]
     streams = [claim for claim in heavy if claim.streaming and claim.holding]
     lined_up = [claim for claim in heavy if claim.awaited or claim not in streams]
     lined_up.sort(key=lambda claim: _place(claim, now))
     first, left = lined_up[:cores], max(0, cores - len(lined_up))
-    wide = next((claim for claim in first if claim.lanes > 1 and claim.urgent), None)
+    wide = next((claim for claim in first if _spreads(claim, now)), None)
     more = min(left, wide.lanes - 1) if wide else 0
     names = [claim.worker for claim in first]
     spells = _spells(streams, names, left - more, turn, now)
     names += [spell.worker for spell in spells if spell.state == "runs" and spell.worker not in names]
     beside = [spell.worker for spell in spells if spell.state == "beside"]
-    granted = dict.fromkeys((claim.worker for claim in heavy), 0) | _shared(names, cores - more)
-    if wide:
-        granted[wide.worker] += max(0, more - len(beside))
+    granted = dict.fromkeys((claim.worker for claim in heavy), 0)
+    if wide and more:
+        names.remove(wide.worker)
+        most = 1 + more if names else cores
+        granted |= _shared(names, cores - most) | {wide.worker: max(1, most - len(beside))}
+    else:
+        granted |= _shared(names, cores)
     granted |= dict.fromkeys(beside, 1)
     return Grant(granted | {claim.worker: 1 for claim in claims if claim.short}, Turn(spells=spells))
+
+
+def _spreads(claim: Claim, now: float) -> bool:
+    """Whether it may have more than a core: not for long, since streams stand still meanwhile."""
+    return claim.lanes > 1 and claim.urgent and now - claim.waits_since < PATIENCE_S
 
 
 def _place(claim: Claim, now: float) -> tuple[bool, bool, bool, bool, float]:

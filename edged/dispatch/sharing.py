@@ -94,7 +94,7 @@ def _claim(ledger: Ledger, stage: Stage, worker: Worker, *, takes: bool) -> Clai
         worker=worker.incarnation,
         streaming=stage.streaming,
         holding=bool(held),
-        lanes=worker.lanes,
+        lanes=worker.lanes if held or not stage.max_wait_s else 1,  # a batch that is not full may not go yet
         urgent=urgent or any(request.priority == "interactive" for request in held),
         owes_since=_owes_since(ledger, stage, held, takes=takes) if stage.streaming else None,
         predicted_s=size * stage.item_s,

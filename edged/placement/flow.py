@@ -16,9 +16,10 @@ bisection does. With core sets, every union of sets bounds the stages that are c
 theorem these bounds together are exact for work that can be divided.
 
 `single`: as `together`, but each worker has one core and one thread, so that a request costs the CPU seconds
-of one thread, and no more workers run than there are cores. On the k - 1 other cores stage j is met for its
-share of their time, min(1, X c(j) (k - 1) / k), and e(s, j) counts where forms of one thread were measured
-side by side. Planned for stages with a worker for every core (`modes.py`).
+of one thread, and no more workers run than there are cores; an encoder that spreads its batches costs its CPU
+seconds on all its threads. On the k - 1 other cores stage j is met for its share of their time,
+min(1, X c(j) (k - 1) / k), and e(s, j) counts where forms of one thread were measured side by side. Planned
+for stages with a worker for every core, or one that spreads its batches over them (`modes.py`).
 
 `turns`: one worker runs at a time on k cores, the others stand still: X * (sum of w(s)) <= 1, without
 contention. A batch of at most `SHORT_S` runs beside and takes its CPU seconds only.

@@ -17,6 +17,11 @@ def short(option: Option) -> bool:
     return not option.streaming and option.core_s[0] * option.batch <= SHORT_S
 
 
+def _spreads(option: Option) -> bool:
+    """Whether it has more than one core in `single`."""
+    return option.spreads and not short(option)
+
+
 def _light(option: Option) -> bool:
     """Whether one worker is more than enough."""
     return option.core_s[0] <= LIGHT_S
@@ -44,10 +49,10 @@ def unsuited(option: Option, mode: Mode, cores: int) -> str:
     threads = option.form.threads
     if threads == 1 and (option.fixed or option.workers == own):
         return ""
-    if option.spreads and threads == own and (option.fixed or option.workers == 1):
+    if _spreads(option) and threads == own and (option.fixed or option.workers == 1):
         return ""
-    wanted = f"a worker of one thread for each of {own} cores, or one that spreads its batches over them"
-    return f"cores are shared single, which wants {wanted}"
+    spread = ", or one that spreads its batches over them" if option.spreads else ""
+    return f"cores are shared single, which wants a worker of one thread for each of {own} cores{spread}"
 
 
 def suited(offers: Sequence[Sequence[Option]], mode: Mode, cores: int) -> tuple[tuple[Option, ...], ...]:
@@ -57,14 +62,13 @@ def suited(offers: Sequence[Sequence[Option]], mode: Mode, cores: int) -> tuple[
 
 def one_core_s(option: Option) -> float:
     """Seconds of a core that a request takes when each worker has one core, or spreads over several."""
-    spread = option.spreads and not short(option)
-    return option.cpu_s if option.form.threads == 1 or spread else option.core_s[0]
+    return option.cpu_s if option.form.threads == 1 or _spreads(option) else option.core_s[0]
 
 
 def most_per_s(option: Option, mode: Mode) -> float:
     """Requests per second of a stage that never waits for cores or work."""
     if mode == "single" and option.form.threads:
-        width = option.workers * (option.form.threads if option.spreads else 1)
+        width = option.workers * (option.form.threads if _spreads(option) else 1)
         return min(option.rate_per_s, width / option.core_s[0])
     return option.rate_per_s
 

@@ -24,9 +24,10 @@ Siblings = Mapping[int, Mapping[int, Point]]
 def spreads(form: Form, point: Point) -> bool:
     """Whether batches go over the worker's threads run by run, and so heed a lease while they are run.
 
-    So do stages that read texts on CPUs; engines that write keep their threads, and tensors are one run.
+    So do stages that read several texts a request on CPUs, and keep most of their threads busy with that;
+    engines that write keep their threads, and tensors are one run.
     """
-    reads = point.length > 0 and not point.new_tokens
+    reads = point.length > 0 and not point.new_tokens and point.cpu_s > point.wall_s * (1 + form.threads) / 2
     return reads and is_cpu(form.device) and (form.backend, False) not in KEEPS_THREADS
 
 

@@ -106,7 +106,7 @@ class BatchStage(Housekeeping, Protocol):
         ...
 
     def attend(self, look: Callable[[], None], /) -> None:
-        """Call `look` now and then while a micro-batch runs, in the thread of `run`."""
+        """Call `look` between two runs of a micro-batch, in the thread of `run`: nowhere else."""
         ...
 
     def close(self) -> None:

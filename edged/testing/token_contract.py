@@ -251,6 +251,7 @@ class TokenContract:
         session.admit(4, text[:length], GREEDY, 1)
         session.cancel(1)
         session.admit(3, text[1:], GREEDY, 1)
+        heard: set[int] = set()
         for _ in range(STEP_LIMIT):
             if heard := {3, 4} & answers.keys():
                 break

@@ -46,7 +46,7 @@ from edged.workers.telling import cache_teller, layer_teller, soonest
 Arenas = Mapping[int, Arena]
 
 BEAT_S = 1.0
-"""A token loop that turns over but has nothing to tell (a long prefill) says so this often."""
+"""A loop that turns over but has nothing to tell (a long prefill, a long batch) says so this often."""
 
 
 class BatchLoop:
@@ -58,6 +58,9 @@ class BatchLoop:
         self._arenas = arenas
         self._later: deque[ToWorker] = deque()
         """What came while a batch ran and can wait for its end."""
+        self._broken: EdgedError | None = None
+        """What was wrong with the wire while a batch ran."""
+        self._beat_at = 0.0
         self._caches = cache_teller(stage, link)
         stage.attend(self._look)
 
@@ -68,6 +71,8 @@ class BatchLoop:
             self._caches.tell(now=isinstance(message, ClearCaches))
 
     def _next(self) -> ToWorker | None:
+        if self._broken is not None:
+            raise self._broken
         return self._later.popleft() if self._later else self._link.receive(self._caches.patience_ms())
 
     def _take(self, message: ToWorker | None) -> None:
@@ -77,8 +82,7 @@ class BatchLoop:
             case Ping(nonce):
                 self._link.send(Pong(nonce))
             case Cores(count):
-                if count:
-                    self._stage.set_cores(count)
+                self._stage.set_cores(max(1, count))
             case ClearCaches(names):
                 self._stage.clear_caches(names)
             case _:  # a batch that is cancelled is done already
@@ -86,11 +90,17 @@ class BatchLoop:
 
     def _look(self) -> None:
         """Between two runs of a batch: its lease counts at once, and a batch that gets on is not silent."""
-        while (message := self._link.receive(0)) is not None:
-            if isinstance(message, Cores | Ping):
-                self._take(message)
-            else:
-                self._later.append(message)
+        if (now := time.monotonic()) - self._beat_at > BEAT_S:
+            self._beat_at = now
+            self._link.send(Pong(0))
+        try:
+            while (message := self._link.receive(0)) is not None:
+                if isinstance(message, Cores | Ping):
+                    self._take(message)
+                else:
+                    self._later.append(message)
+        except EdgedError as error:  # no fault of the item in hand
+            self._broken = error
 
     def _answer(self, works: tuple[Work, ...]) -> None:
         items: list[tuple[Work, Item]] = []

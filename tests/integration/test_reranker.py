@@ -47,6 +47,24 @@ def test_the_passage_that_answers_comes_first_with_its_score(reranker):
     assert kept[0].scores["dense"] == 0.5
 
 
+def test_it_looks_up_between_two_pairs_and_heeds_its_lease_there(variant):
+    chosen = variant("ms-marco-minilm-l12-v2", "int8")
+    backend = plugins.load("onnx")
+    device = next(device for device in backend.devices() if device.id == "cpu")
+    stage = Reranker(backend.open(chosen, device, {"threads": 2}), chosen, {"keep": 2})
+    looks: list[int] = []
+
+    def look() -> None:
+        looks.append(len(looks))
+        stage.set_cores(1)
+
+    stage.attend(look)
+    assert stage.lanes == 2
+    assert len(passages(next(iter(stage.run([chat(*DECOYS, RIGHT)]))))) == 2
+    assert len(looks) == len(DECOYS) + 1, "one lane: no pair but its own thread's"
+    stage.close()
+
+
 def test_similarity_counts_beside_the_logit(reranker):
     near, far = (
         Passage(id=number, text=text, source="s", scores={"dense": cosine})

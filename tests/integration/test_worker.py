@@ -6,6 +6,7 @@ import select
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edged.messages import (
@@ -20,6 +21,7 @@ from edged.messages import (
     Message,
     Ping,
     Pong,
+    Ready,
     SlotRef,
     Stop,
     Tokens,
@@ -28,6 +30,7 @@ from edged.messages import (
     encode,
 )
 from edged.stages.tensor import decode_tensors
+from edged.workers.process import Process
 
 from .worker_bench import ENTRY, OWN, WAIT_S, Bench, tensors, work
 
@@ -44,6 +47,13 @@ def test_it_says_that_it_is_ready_and_what_it_takes(bench: Bench) -> None:
     assert ready.credit == 3
     assert ready.pid == bench.processes[0].pid
     assert ready.load_s >= 0
+
+
+def test_a_reranker_says_over_how_many_cores_it_spreads_a_batch(bench: Bench, variant: Any) -> None:
+    spec = bench.spec("reranker", "cpu", threads=2)
+    stage = msgspec.structs.replace(spec.stage, variant=variant("ms-marco-minilm-l12-v2", "int8"))
+    bench.processes.append(Process(msgspec.structs.replace(spec, stage=stage)))
+    assert bench.expect(Ready).lanes == 2
 
 
 def test_it_answers_a_batch_in_place(bench: Bench) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+import pytest
+
+from edged.errors import ProtocolError
 from edged.messages import Batch, Cores, Done, Ping, Pong, SlotRef, Stop, Work
 from edged.stages.contract import Item
 from edged.workers.loop import BatchLoop
@@ -17,7 +20,10 @@ class Link:
         self.coming, self.said = deque(messages), []
 
     def receive(self, _timeout_ms: int | None = None) -> object:
-        return self.coming.popleft() if self.coming else None
+        message = self.coming.popleft() if self.coming else None
+        if isinstance(message, ProtocolError):
+            raise message
+        return message
 
     def send(self, *messages: object) -> None:
         self.said += messages
@@ -74,12 +80,20 @@ def test_while_a_batch_runs_its_lease_counts_and_a_ping_is_answered_and_the_rest
     stage = Slow(speak)
     BatchLoop(stage, link, {0: Slot(), 1: Slot()}).run()  # type: ignore[arg-type]
     assert stage.cores == [1, 2, 0, 0], "both leases before the first item went on, in order"
-    kinds = [type(message) for message in link.said if isinstance(message, Pong | Done)]
-    assert kinds == [Pong, Done, Done], "alive between two runs; what came meanwhile was answered later"
+    told = [message for message in link.said if isinstance(message, Pong | Done)]
+    assert told[:2] == [Pong(0), Pong(7)], "alive between two runs, asked or not"
+    assert [type(message) for message in told[2:]] == [Done, Done], "what came meanwhile was answered later"
 
 
-def test_a_pause_is_no_lease_of_a_batch():
+def test_a_pause_leaves_the_batch_in_hand_one_core():
     link = Link(Cores(0), Batch((work(1),)), Stop())
     stage = Slow(lambda: link.coming.appendleft(Cores(0)))
     BatchLoop(stage, link, {0: Slot(), 1: Slot()}).run()  # type: ignore[arg-type]
-    assert stage.cores == [0]
+    assert stage.cores == [1, 1, 0]
+
+
+def test_what_is_wrong_with_the_wire_while_a_batch_runs_is_not_the_fault_of_its_item():
+    link = Link(Batch((work(1),)), ProtocolError("garbage"))
+    with pytest.raises(ProtocolError, match="garbage"):
+        BatchLoop(Slow(lambda: None), link, {0: Slot(), 1: Slot()}).run()  # type: ignore[arg-type]
+    assert [type(message) for message in link.said if not isinstance(message, Pong)] == [Done]

@@ -35,17 +35,33 @@ def test_a_lane_more_is_opened_while_runs_go_on():
 
 
 def test_a_lane_is_closed_while_runs_go_on_and_opened_again():
-    lanes, runs, looks = Lanes(2), Runs(), []
+    lanes, me = Lanes(2), threading.get_ident()
+    both, closed, helped = threading.Barrier(2, timeout=10), threading.Event(), threading.Event()
+    alone, done = range(2, 8), dict[int, int]()
 
     def look() -> None:
-        looks.append(len(runs.others))
-        lanes.limit(1 if len(runs.others) < 6 else 2)
+        if len(done) in {
+            1,
+            2,
+        }:  # the other's first run goes on until it may take no more
+            lanes.limit(1)
+            closed.set()
+        if len(done) >= len(alone) + 2:
+            lanes.limit(2)
+
+    def run(number: int) -> None:
+        mine = threading.get_ident() == me
+        if number < alone.start:
+            both.wait()
+            assert mine or closed.wait(10)
+        elif number >= alone.stop:
+            helped.wait(0.05) if mine else helped.set()
+        done[number] = threading.get_ident()
 
     lanes.attend(look)
-    given = [*[runs.note] * 8, *[runs.meet] * 4]
-    assert lanes.each(lambda number: given[number](number), range(12)) == [*range(12)]
-    assert set(runs.others[:6]) == {threading.get_ident()}
-    assert len(set(runs.others[-4:])) == 2
+    lanes.each(run, range(200))
+    assert {done[number] for number in alone} == {me}
+    assert helped.is_set()
 
 
 def test_no_more_lanes_than_there_are_and_never_none():

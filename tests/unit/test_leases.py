@@ -151,6 +151,17 @@ def test_in_single_a_batch_that_can_spread_has_what_first_tokens_leave():
     assert assign([streams("g"), narrow], 2, "single", Turn(), 0.0).cores == {"g": 1, "r": 1}
 
 
+def test_in_single_a_batch_spreads_for_a_while_only():
+    both = [streams("g"), wide()]
+    assert assign(both, 2, "single", Turn(), PATIENCE_S - 0.1).cores == {"g": 0, "r": 2}
+    assert assign(both, 2, "single", Turn(), PATIENCE_S).cores == {"g": 1, "r": 1}
+
+
+def test_in_single_nobody_has_more_than_it_spreads_over():
+    some = msgspec.structs.replace(wide(), lanes=2)
+    assert assign([streams("g"), some], 4, "single", Turn(), 0.0).cores == {"g": 2, "r": 2}
+
+
 def test_in_single_a_batch_of_batch_work_spreads_over_nothing_that_streams_want():
     assert assign([streams("g"), wide(urgent=False)], 2, "single", Turn(), 0.0).cores == {"g": 1, "r": 1}
 

@@ -130,6 +130,20 @@ def test_in_single_a_worker_that_says_so_spreads_a_question_until_a_first_token_
     assert (bench.lease["rank, roomier"], bench.lease[SPEAK]) == (1, 1)
 
 
+def test_in_single_a_batch_that_waits_to_be_full_stops_no_streams():
+    bench = Bench("single")
+    bench.join("rank, roomier", RANK, credit=4, lanes=2)
+    bench.ledger.stages[RANK].max_wait_s = 0.5
+    bench.submit((SPEAK,))
+    bench.say(SPEAK)
+    bench.submit((RANK,))
+    assert bench.inbox["rank, roomier"] == []
+    assert bench.lease[SPEAK] == 1
+    bench.tick(0.6)
+    bench.tick()
+    assert (bench.lease["rank, roomier"], bench.lease[SPEAK]) == (2, 0)
+
+
 def test_in_single_a_backlog_of_batch_work_does_not_hold_up_a_first_token():
     bench = Bench("single", cores=1)
     for _ in range(5):
@@ -353,12 +367,18 @@ steps = st.lists(st.sampled_from(["submit", "batch", "speak", "tick", "neighbour
 
 
 @settings(max_examples=60)
-@given(steps, st.sampled_from(get_args(Mode)), st.integers(1, 3), st.sets(st.sampled_from(ROUTE)))
+@given(
+    steps,
+    st.sampled_from(get_args(Mode)),
+    st.integers(1, 3),
+    st.sets(st.sampled_from(ROUTE)),
+    st.integers(1, 3),
+)
 @pytest.mark.parametrize("patience_ticks", [200])
-def test_whatever_happens_everything_is_finished(patience_ticks, history, mode, cores, doubled):
+def test_whatever_happens_everything_is_finished(patience_ticks, history, mode, cores, doubled, lanes):
     bench = Bench(mode, cores)
     for stage in sorted(doubled):
-        bench.join(f"{stage} 2", stage, credit=3)
+        bench.join(f"{stage} 2", stage, credit=3, lanes=lanes)
     submitted = 0
     for step in history:
         match step:

@@ -159,6 +159,7 @@ def test_in_single_a_batch_spreads_for_a_while_only():
 
 def test_in_single_nobody_has_more_than_it_spreads_over():
     some = msgspec.structs.replace(wide(), lanes=2)
+    assert assign([some], 4, "single", Turn(), 0.0).cores == {"r": 4}, "nobody else wants them"
     assert assign([streams("g"), some], 4, "single", Turn(), 0.0).cores == {"g": 2, "r": 2}
 
 

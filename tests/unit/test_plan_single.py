@@ -86,6 +86,13 @@ def test_where_two_lanes_cost_more_than_two_workers_memory_decides(memory_mib, e
     assert (plan.lease_mode, choice.form.threads, choice.workers) == ("single", *expected)
 
 
+def test_one_worker_that_spreads_answers_as_many_as_one_a_core():
+    points = [point(form("a", "onnx", threads=threads), 1, 0.5 / threads) for threads in (1, 2)]
+    plan = planned(table(points), wishes(["a"], options={"threads": 2}), modes=("single",))
+    assert plan.choices["a"].workers == 1
+    assert plan.predicted_rate_per_s == pytest.approx(2 / 0.5)
+
+
 def test_a_backend_that_keeps_its_threads_has_a_worker_for_every_core():
     """A batch of tensors, or of an engine that heeds no lease, keeps the cores that it began on."""
     kept = [point(form("a", "simulated", threads=threads), 1, 0.5 / threads) for threads in (1, 2)]

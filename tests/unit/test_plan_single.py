@@ -9,7 +9,7 @@ from edged.errors import NotFound
 from edged.placement.aim import Aim
 from edged.placement.interference import Interference
 from edged.placement.plan import Planner, label
-from edged.placement.prices import Prices
+from edged.placement.prices import Prices, spreads
 from edged.placement.table import Choice, Pair, Plan, Table
 from edged.testing.tables import form, gateway, limits, point, table, wishes
 
@@ -96,8 +96,11 @@ def test_one_worker_that_spreads_answers_as_many_as_one_a_core():
 def test_a_backend_that_keeps_its_threads_has_a_worker_for_every_core():
     """A batch of tensors, or of an engine that heeds no lease, keeps the cores that it began on."""
     kept = [point(form("a", "simulated", threads=threads), 1, 0.5 / threads) for threads in (1, 2)]
-    choice = planned(table(kept), wishes(["a"]), modes=("single",)).choices["a"]
-    assert (choice.form.threads, choice.workers) == (1, 2)
+    one_text = [point(form("a", "onnx", threads=threads), 1, 0.5, 0.5) for threads in (1, 2)]
+    assert not spreads(one_text[1].form, one_text[1]), "one text is one run, whatever threads there are"
+    for points in (kept, one_text):
+        choice = planned(table(points), wishes(["a"]), modes=("single",)).choices["a"]
+        assert (choice.form.threads, choice.workers) == (1, 2)
 
 
 def test_what_single_needs_and_the_operator_does_not_allow_is_not_planned():

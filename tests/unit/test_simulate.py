@@ -240,6 +240,7 @@ def test_a_batch_that_spreads_heeds_its_lease_while_it_runs():
     plan = Planner(measured, wanted, limits(modes=("split",))).plan(Aim())
     environment = Environment()
     rehearsal = Rehearsal(environment, _setting(plan, measured, Machine(cores=2)), ("a", "b"))
+    assert {worker.lanes for worker in rehearsal.ledger.workers.values()} == {2}
     asked = [Asked(due_s=0.0, new_tokens=1, unread_tokens=1) for _ in range(2)]
     for ended in [rehearsal.ask(each) for each in asked]:
         environment.run(ended)

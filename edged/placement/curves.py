@@ -75,7 +75,7 @@ class Curve:
     @property
     def lanes(self) -> int:
         """Cores that a batch goes over, heeding its lease while it runs; 1: it keeps those it began on."""
-        return self.form.threads if spreads(self.form, self._alone) else 1
+        return max(1, self.form.threads) if spreads(self.form, self._alone) else 1
 
     def batch(self, size: int, threads: int) -> Job:
         """A whole batch of a stage that does not stream."""

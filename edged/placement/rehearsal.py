@@ -141,7 +141,7 @@ class Rehearsal:
         self.ledger.stages[stage].workers.add(name)
         acting = (TokenWorker if part.curve.streaming else BatchWorker)(self, name, part.curve)
         self._acting[name] = acting
-        self._on(Spoke(name, Ready(part.batch, 1, 0.0, {}, max(1, part.curve.lanes))))
+        self._on(Spoke(name, Ready(part.batch, 1, 0.0, {}, part.curve.lanes)))
 
     def _tick(self) -> Process:
         ticks = 0

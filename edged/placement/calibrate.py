@@ -248,6 +248,7 @@ def point_of(form: Form, cell: Cell, rounds: Sequence[Round]) -> Point:
         length=round(median(each.length for each in rounds)),
         cached_tokens=round(median(each.cached_tokens for each in rounds)),
         new_tokens=round(median(each.new_tokens for each in rounds)),
+        lanes=rounds[0].lanes,
         wall_s=round(wall_s, 6),
         cpu_s=round(median(each.cpu_s for each in rounds), 6),
         first_s=round(median(each.first_s for each in rounds), 6),

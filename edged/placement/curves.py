@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import msgspec
 
-from edged.placement.prices import KEEPS_THREADS, Siblings, spreads
+from edged.placement.prices import KEEPS_THREADS, Siblings
 from edged.placement.sequences import Step, budget_of
 from edged.placement.silicon import Job
 from edged.placement.table import Form, Point
@@ -75,7 +75,7 @@ class Curve:
     @property
     def lanes(self) -> int:
         """Cores that a batch goes over, heeding its lease while it runs; 1: it keeps those it began on."""
-        return max(1, self.form.threads) if spreads(self.form, self._alone) else 1
+        return self._alone.lanes
 
     def batch(self, size: int, threads: int) -> Job:
         """A whole batch of a stage that does not stream."""

@@ -19,7 +19,7 @@ def short(option: Option) -> bool:
 
 def _spreads(option: Option) -> bool:
     """Whether it has more than one core in `single`."""
-    return option.spreads and not short(option)
+    return option.lanes > 1 and not short(option)
 
 
 def _light(option: Option) -> bool:
@@ -49,9 +49,9 @@ def unsuited(option: Option, mode: Mode, cores: int) -> str:
     threads = option.form.threads
     if threads == 1 and (option.fixed or option.workers == own):
         return ""
-    if _spreads(option) and threads == own and (option.fixed or option.workers == 1):
+    if _spreads(option) and option.lanes == own and (option.fixed or option.workers == 1):
         return ""
-    spread = ", or one that spreads its batches over them" if option.spreads else ""
+    spread = ", or one that spreads its batches over them" if option.lanes > 1 else ""
     return f"cores are shared single, which wants a worker of one thread for each of {own} cores{spread}"
 
 
@@ -68,7 +68,7 @@ def one_core_s(option: Option) -> float:
 def most_per_s(option: Option, mode: Mode) -> float:
     """Requests per second of a stage that never waits for cores or work."""
     if mode == "single" and option.form.threads:
-        width = option.workers * (option.form.threads if _spreads(option) else 1)
+        width = option.workers * (option.lanes if _spreads(option) else 1)
         return min(option.rate_per_s, width / option.core_s[0])
     return option.rate_per_s
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from edged.backend import is_cpu
 from edged.placement.cores import mask
 from edged.placement.limits import Limits, Wishes
 from edged.placement.table import Form, Point, Table
@@ -19,16 +18,6 @@ KEEPS_THREADS = frozenset({("openvino", True), ("simulated", True), ("simulated"
 """Backend and whether it streams: what does not change its threads while it runs."""
 Siblings = Mapping[int, Mapping[int, Point]]
 """Points of a form and of its siblings with other threads: by threads, by batch."""
-
-
-def spreads(form: Form, point: Point) -> bool:
-    """Whether batches go over the worker's threads run by run, and so heed a lease while they are run.
-
-    So do stages that read several texts a request on CPUs, and keep most of their threads busy with that;
-    engines that write keep their threads, and tensors are one run.
-    """
-    reads = point.length > 0 and not point.new_tokens and point.cpu_s > point.wall_s * (1 + form.threads) / 2
-    return reads and is_cpu(form.device) and (form.backend, False) not in KEEPS_THREADS
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +42,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     joules: float | None
     memory_bytes: int
     streaming: bool
-    spreads: bool = False
-    """See `spreads`."""
+    lanes: int = 1
+    """See `Point.lanes`."""
     fixed: bool = False
     """The operator says how many workers."""
 
@@ -164,7 +153,7 @@ class Prices:
             joules=None if point.joules is None else point.joules / point.batch,
             memory_bytes=workers * self._weights.get(form, 0),
             streaming=point.new_tokens > 0,
-            spreads=spreads(form, point),
+            lanes=point.lanes,
         )
 
     def seconds(self, form: Form, batch: int, workers: int, cores: int) -> float:

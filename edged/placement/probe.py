@@ -76,6 +76,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, tag="round"):
     length: int
     cached_tokens: int
     new_tokens: int
+    lanes: int
     memory_bytes: int
     others: float
 
@@ -97,12 +98,13 @@ Reply = Loaded | Round | Laps | Refused
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a batch gave: seconds until all had their first token, and tokens by request."""
+    """What a batch gave: seconds until all had their first token, tokens by request, cores it went over."""
 
     first_s: float = 0.0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     new_tokens: int = 0
+    lanes: int = 1
 
 
 def main() -> int:
@@ -167,6 +169,7 @@ class Bench:
             length=outcome.prompt_tokens or length,
             cached_tokens=outcome.cached_tokens,
             new_tokens=outcome.new_tokens,
+            lanes=outcome.lanes,
             memory_bytes=family_bytes(os.getpid()),
             others=max(busy_s() - everybody_s - cpu_s, 0.0) / wall_s,
         )
@@ -185,10 +188,11 @@ class Bench:
         streaming = as_streaming(self._stage)
         if streaming is not None:
             return _generate(streaming, items)
-        for result in cast("BatchStage", self._stage).run(items):
+        stage = cast("BatchStage", self._stage)
+        for result in stage.run(items):
             if isinstance(result, EdgedError):
                 raise result
-        return Outcome()
+        return Outcome(lanes=stage.lanes)
 
     def close(self) -> None:
         """Give the memory back."""

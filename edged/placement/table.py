@@ -67,6 +67,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """For the whole batch."""
     cpu_s: float
     """CPU seconds of the process for the whole batch."""
+    lanes: int = 1
+    """Cores that the batch went over, heeding its lease while it ran, as the stage says; 1: it does not."""
     first_s: float = 0.0
     """Until the first token of the last sequence of the batch; for an encoder `wall_s`."""
     joules: float | None = None

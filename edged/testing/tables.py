@@ -60,12 +60,16 @@ def limits(**fields: Any) -> Limits:
 
 
 def gateway() -> Table:
-    """Two cores: prices of the default pipeline (seconds), generator with batches up to eight."""
+    """Two cores: prices of the default pipeline (seconds), generator with batches up to eight.
+
+    Rerankers spread their batches over their threads.
+    """
     points = []
     for threads, embed, rerank in ((1, 0.0022, 0.318), (2, 0.0018, 0.169)):
         points.append(point(form("retriever", threads=threads), 1, embed))
-        points += [point(form("reranker", threads=threads), batch, batch * rerank) for batch in (1, 8)]
-        points += [point(form("reranker", "onnx", threads), batch, batch * rerank * 2.5) for batch in (1, 8)]
+        for backend, factor in (("openvino", 1.0), ("onnx", 2.5)):
+            of = form("reranker", backend, threads)
+            points += [point(of, batch, batch * rerank * factor, lanes=threads) for batch in (1, 8)]
     for backend, threads, seconds in (
         ("openvino", 1, (1.16, 3.30, 6.06)),
         ("openvino", 2, (0.97, 2.15, 3.74)),

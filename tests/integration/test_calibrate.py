@@ -343,29 +343,36 @@ def test_a_daemon_at_work_is_left_in_peace(daemon):
     assert calibrated(running, "--budget", "1s", "--while-serving").returncode == 0
 
 
-def test_a_real_encoder_on_the_sample_documents(tmp_path, variant):
-    weights = variant("bge-small-en-v1.5", "int8")
+@pytest.mark.parametrize(
+    ("stage", "model", "threads", "lanes"),
+    [("retriever", "bge-small-en-v1.5", 1, 1), ("reranker", "ms-marco-minilm-l12-v2", 2, 2)],
+    ids=["retriever", "reranker"],
+)
+def test_a_real_encoder_on_the_sample_documents(tmp_path, variant, stage, model, threads, lanes):
+    weights = variant(model, "int8")
     state = tmp_path / "state"
     state.mkdir()
     (state / "models").symlink_to(weights.path.parents[2])
-    config = '[stages.retriever]\nbackend = "onnx"\nmax_batch = 1\noptions = { threads = 1 }\n'
+    config = (
+        f'[stages.{stage}]\nvariant = "int8"\nbackend = "onnx"\nmax_batch = 1\n'
+        f"options = {{ threads = {threads} }}\n"
+    )
     (tmp_path / "edged.toml").write_text(
         f"[daemon]\nstate_dir = '{state}'\nruntime_dir = '{tmp_path}'\n{config}"
     )
     command = [sys.executable, "-m", "edged.cli", "--config", str(tmp_path / "edged.toml"), "calibrate"]
     done = subprocess.run(
-        [*command, "--stage", "retriever", "--json"], capture_output=True, text=True, check=False, timeout=240
+        [*command, "--stage", stage, "--json"], capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
     table = msgspec.json.decode(done.stdout, type=Table)
-    assert table.finished == ("retriever",)
+    assert table.finished == (stage,)
     assert table.workload["passages"] == "samples"
-    assert table.fingerprint.models == {"bge-small-en-v1.5/int8": weights.digest}
+    assert table.fingerprint.models == {f"{model}/int8": weights.digest}
     by_work = {point.work: point for point in table.points}
     assert by_work["short"].length < by_work["typical"].length < by_work["long"].length
-    assert {(point.form.backend, point.form.threads, point.batch) for point in table.points} == {
-        ("onnx", 1, 1)
-    }
+    found = {(point.form.backend, point.form.threads, point.batch, point.lanes) for point in table.points}
+    assert found == {("onnx", threads, 1, lanes)}
     assert by_work["typical"].rounds >= 3
     (weight,) = table.weights
     assert weight.memory_bytes > weights.path.stat().st_size

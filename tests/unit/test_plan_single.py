@@ -9,7 +9,7 @@ from edged.errors import NotFound
 from edged.placement.aim import Aim
 from edged.placement.interference import Interference
 from edged.placement.plan import Planner, label
-from edged.placement.prices import Prices, spreads
+from edged.placement.prices import Prices
 from edged.placement.table import Choice, Pair, Plan, Table
 from edged.testing.tables import form, gateway, limits, point, table, wishes
 
@@ -87,20 +87,16 @@ def test_where_two_lanes_cost_more_than_two_workers_memory_decides(memory_mib, e
 
 
 def test_one_worker_that_spreads_answers_as_many_as_one_a_core():
-    points = [point(form("a", "onnx", threads=threads), 1, 0.5 / threads) for threads in (1, 2)]
+    points = [point(form("a", threads=threads), 1, 0.5 / threads, lanes=threads) for threads in (1, 2)]
     plan = planned(table(points), wishes(["a"], options={"threads": 2}), modes=("single",))
     assert plan.choices["a"].workers == 1
     assert plan.predicted_rate_per_s == pytest.approx(2 / 0.5)
 
 
-def test_a_backend_that_keeps_its_threads_has_a_worker_for_every_core():
-    """A batch of tensors, or of an engine that heeds no lease, keeps the cores that it began on."""
-    kept = [point(form("a", "simulated", threads=threads), 1, 0.5 / threads) for threads in (1, 2)]
-    one_text = [point(form("a", "onnx", threads=threads), 1, 0.5, 0.5) for threads in (1, 2)]
-    assert not spreads(one_text[1].form, one_text[1]), "one text is one run, whatever threads there are"
-    for points in (kept, one_text):
-        choice = planned(table(points), wishes(["a"]), modes=("single",)).choices["a"]
-        assert (choice.form.threads, choice.workers) == (1, 2)
+def test_a_stage_whose_batches_keep_the_cores_that_they_began_on_has_a_worker_for_every_core():
+    points = [point(form("a", threads=threads), 1, 0.5 / threads) for threads in (1, 2)]
+    choice = planned(table(points), wishes(["a"]), modes=("single",)).choices["a"]
+    assert (choice.form.threads, choice.workers) == (1, 2)
 
 
 def test_what_single_needs_and_the_operator_does_not_allow_is_not_planned():

@@ -234,8 +234,10 @@ def test_a_form_that_was_not_measured_is_named():
 def test_a_batch_that_spreads_heeds_its_lease_while_it_runs():
     """Halfway through the second question's `a`, the first one's `b` leaves it the other core."""
     costs = product((("a", 1.0), ("b", 0.5)), (1, 2))
-    forms = [(form(name, "onnx", threads), core_s / threads) for (name, core_s), threads in costs]
-    measured = table(point(of, 1, wall_s) for of, wall_s in forms)
+    measured = table(
+        point(form(name, threads=threads), 1, core_s / threads, lanes=threads)
+        for (name, core_s), threads in costs
+    )
     wanted = wishes("ab", workers=1, options={"threads": 2})
     plan = Planner(measured, wanted, limits(modes=("split",))).plan(Aim())
     environment = Environment()

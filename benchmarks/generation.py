@@ -31,6 +31,7 @@ from benchmarks.throughput import daemon_cpu_s
 from edged.catalogue import Catalogue
 from edged.governor.sensors import cpu_s
 from edged.models.store import ModelStore
+from edged.placement.sequences import BUDGETS
 from edged.testing.daemon import RunningDaemon, running
 
 MODEL = "smollm2-135m-instruct"
@@ -321,9 +322,7 @@ def gaps(backend: str, quick: bool) -> tuple[float, dict[str, Any]]:
         "p95_ratio": spread(beside[0]),
         "engine_alone_p95_ratio": spread(beside[1]),
         "rounds": details,
-        "prompt_tokens_a_step": {"openvino": 64, "llama_cpp": "48, the running answers' tokens included"}[
-            backend
-        ],
+        "prompt_tokens_a_step": BUDGETS[backend].beside,
         "engine_alone_prompt_tokens_a_step": STEP_TOKENS[backend],
     }
 

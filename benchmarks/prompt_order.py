@@ -101,7 +101,7 @@ def _points(beside: int) -> Iterator[Point]:
     for threads, factor in ((1, 1.0), (2, SECOND_THREAD)):
         yield point(form("retriever", threads=threads), 1, EMBED_S)
         for batch in (1, 8):
-            yield point(form("reranker", threads=threads), batch, batch * RERANK_S * factor)
+            yield point(form("reranker", threads=threads), batch, batch * RERANK_S * factor, lanes=threads)
         for batch in (1, 4, 8):
             first_s = batch * READ_S * factor
             steps_s = (NEW_TOKENS - 1) * (STEP_S + ANSWER_S * batch)

@@ -159,7 +159,7 @@ def load(kind: Kind, clients: int, number: int, *, quick: bool) -> Asked:
         gold={place: answers[original] for place, (_, original) in enumerate(chosen)},
         clients=clients,
         settle_s=(16.0 if kind == "as shipped" and not quick else 2.0) + clients * (0.25 if quick else 0.75),
-        window_s=8.0 if quick else 30.0 if kind == "same work" else 12.0,
+        window_s=8.0 if quick else 30.0,
         kind=kind,
     )
 

@@ -34,7 +34,7 @@ class TokenOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_sequences: int = 8
     max_num_batched_tokens: int = 256
     """Most tokens of one step while no answer runs: larger reads prompts faster."""
-    running_batch_tokens: int = 64
+    running_batch_tokens: int = 128
     """Prompt tokens of one step while answers run: smaller keeps them smoother. Of no effect without
     `prefix_caching`, through which prompts are read in parts."""
     cache_size_mib: int = 1024

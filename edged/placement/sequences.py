@@ -29,7 +29,7 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 BUDGETS = {
-    "openvino": Budget(256, 64, one_pass=True, block=32),
+    "openvino": Budget(256, 128, one_pass=True, block=32),
     "llama_cpp": Budget(256, 48, counts_running=True),
 }
 """What adapters do unless `options` say otherwise.

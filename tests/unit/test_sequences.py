@@ -39,9 +39,9 @@ def test_beside_an_answer_prompts_alike_are_read_one_after_the_other():
     live.admit(0, 1, 1000)
     live.step()
     for number in range(1, 5):
-        live.admit(number, 320, 10)
+        live.admit(number, 640, 10)
     steps = [live.step() for _ in range(20)]
-    assert [step.read for step in steps] == [64] * 20
+    assert [step.read for step in steps] == [128] * 20
     assert [step.first for step in steps if step.first] == [(1,), (2,), (3,), (4,)]
     assert [number for number, step in enumerate(steps, 1) if step.first] == [5, 10, 15, 20]
 

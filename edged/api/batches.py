@@ -12,7 +12,7 @@ from edged.api.endpoint import Request
 from edged.api.gateway import Gateway, Terms
 from edged.api.names import Operation, Route
 from edged.dispatch.requests import Completed, Ticket
-from edged.errors import DeadlineExceeded, EdgedError, Overloaded
+from edged.errors import DeadlineExceeded, Overloaded
 from edged.messages import encode
 
 MOST_TEXTS = 64
@@ -67,8 +67,8 @@ class Batches:
         try:
             async with asyncio.TaskGroup() as group:
                 running = [group.create_task(guarded(task)) for task in tasks]
-        except* EdgedError as errors:
-            raise _first(errors) from errors
+        except ExceptionGroup as errors:  # `except*` would raise a group here on Python 3.11.2
+            raise errors.exceptions[0] from errors
         return [task.result() for task in running]
 
     async def _one(self, operation: Operation, task: msgspec.Struct, *, patient: bool) -> Completed:
@@ -102,8 +102,3 @@ def merged(parts: Sequence[Completed]) -> Completed:
     """Add up the timings of all parts; there is no payload of the whole."""
     timings = tuple(timing for part in parts for timing in part.timings)
     return Completed(b"", timings, sum(part.resumed for part in parts))
-
-
-def _first(errors: BaseExceptionGroup[EdgedError]) -> EdgedError:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

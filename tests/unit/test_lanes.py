@@ -40,10 +40,7 @@ def test_a_lane_is_closed_while_runs_go_on_and_opened_again():
     alone, done = range(2, 8), dict[int, int]()
 
     def look() -> None:
-        if len(done) in {
-            1,
-            2,
-        }:  # the other's first run goes on until it may take no more
+        if len(done) in {1, 2}:  # the other's first run goes on until it may take no more
             lanes.limit(1)
             closed.set()
         if len(done) >= len(alone) + 2:
